@@ -1,0 +1,68 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSL-1.0
+#
+# Installs what building sluice and its tests needs and the system lacks: a C++20 compiler, CMake >= 3.25, Ninja,
+# Boost >= 1.83 and Catch2 >= 3.4. Knows Debian 12, Debian 13 and Ubuntu 24.04 and does nothing on a machine that has
+# it all. Run it again at will.
+set -eu
+
+need_version() {  # need_version FOUND WANTED: is FOUND at least WANTED?
+    [ -n "$1" ] && dpkg --compare-versions "$1" ge "$2"
+}
+
+# The version that apt would install (or has installed) of a package, without epoch; empty when it knows none.
+candidate() {
+    apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: \(.*:\)\{0,1\}\([0-9].*\)$/\2/p'
+}
+
+installed() {
+    dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed
+}
+
+fail() {
+    echo "bootstrap: $1" >&2
+    exit 1
+}
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    fail "this script knows Debian and Ubuntu only; install a C++20 compiler, CMake 3.25, Ninja, Boost 1.83 and Catch2 3.4, or newer, by hand"
+fi
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Debian 12 has Boost 1.83 and Catch2 3.7 in its backports alone; elsewhere the release itself is recent enough.
+. /etc/os-release
+case "${ID:-}-${VERSION_ID:-}" in
+    debian-12) boost=libboost1.83-dev catch2=libcatch2-dev backports=yes ;;
+    *)         boost=libboost-dev     catch2=catch2        backports=no ;;
+esac
+
+missing=
+for package in g++ cmake ninja-build "$boost" "$catch2"; do
+    installed "$package" || missing="$missing $package"
+done
+if [ -z "$missing" ]; then
+    echo "bootstrap: everything is installed"
+    exit 0
+fi
+
+as_root apt-get update -q
+if [ "$backports" = yes ] && [ -z "$(candidate "$catch2")" ]; then
+    # The mirror is the one that apt already uses for the release itself.
+    list=/etc/apt/sources.list.d/sluice-backports.list
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
+        sed -n "s/ ${VERSION_CODENAME}\$//p" | grep -v security | head -n 1)
+    key=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -n "$mirror" ] || fail "apt has no source for ${VERSION_CODENAME}, so its backports cannot be found"
+    echo "deb [signed-by=$key] $mirror ${VERSION_CODENAME}-backports main" | as_root tee "$list" >/dev/null
+    as_root apt-get update -q
+fi
+
+need_version "$(candidate "$boost")" 1.83 || fail "apt offers $boost '$(candidate "$boost")', but Boost 1.83 or newer is needed"
+need_version "$(candidate "$catch2")" 3.4 || fail "apt offers $catch2 '$(candidate "$catch2")', but Catch2 3.4 or newer is needed"
+need_version "$(candidate cmake)" 3.25 || fail "apt offers cmake '$(candidate cmake)', but CMake 3.25 or newer is needed"
+
+# shellcheck disable=SC2086  # a list of package names
+as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/detail/wait_queue.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sluice {
+
+/// What the parties of a Barrier get when it breaks, or when they arrive at a broken one.
+class BrokenBarrier : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+namespace detail {
+
+struct Arrival : Waiter {
+    std::size_t index = 0;  // set when the phase completes
+};
+
+class BarrierState : public WaitQueue {
+public:
+    BarrierState(std::ptrdiff_t parties, std::function<void()> completion)
+        : parties_(checked(parties)), missing_(parties_), completion_(std::move(completion)) {}
+
+    // Counts one arrival; whether it was the last of its phase.
+    bool arrive() {
+        if (closed_) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait");
+        }
+        if (broken_) {
+            throw BrokenBarrier("Barrier: broken, and not reset since");
+        }
+        if (missing_ == 0) {
+            throw BrokenBarrier("Barrier: every party has dropped out");
+        }
+        return --missing_ == 0;
+    }
+
+    // Ends the phase that everyone has arrived at, and gives the last arrival's index.
+    std::size_t complete_phase() {
+        Batch released;
+        std::size_t index = 0;
+        take_waiting(released, Outcome::granted).waiters.for_each([&](Waiter& waiter) {
+            static_cast<Arrival&>(waiter).index = index++;
+        });
+        missing_ = parties_;  // who arrives from now on belongs to the next phase
+        if (completion_) {
+            const boost::intrusive_ptr<BarrierState> alive(this);  // the completion may destroy the barrier
+            try {
+                completion_();
+            } catch (...) {
+                released.waiters.for_each([](Waiter& waiter) { waiter.outcome = Outcome::broken; });
+                make_ready(released);
+                abort();
+                throw;
+            }
+        }
+        ++phase_;
+        make_ready(released);
+        return index;
+    }
+
+    void drop() {
+        const bool last = arrive();
+        --parties_;
+        if (last) {
+            complete_phase();
+        }
+    }
+
+    void abort() noexcept {
+        broken_ = true;
+        begin_phase_anew();
+    }
+
+    void reset() noexcept {
+        broken_ = false;
+        begin_phase_anew();
+    }
+
+    void close() noexcept {
+        closed_ = true;
+        wake_all(Outcome::aborted);
+    }
+
+    std::ptrdiff_t parties() const noexcept { return parties_; }
+    std::uint64_t phase() const noexcept { return phase_; }
+    bool broken() const noexcept { return broken_; }
+
+private:
+    static std::ptrdiff_t checked(std::ptrdiff_t parties) {
+        if (parties < 1) {
+            throw std::invalid_argument("Barrier: parties must be at least 1, got " + std::to_string(parties));
+        }
+        return parties;
+    }
+
+    void begin_phase_anew() noexcept {
+        missing_ = parties_;
+        wake_all(Outcome::broken);
+    }
+
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == Outcome::waiting) {
+            ++missing_;
+            wake(waiter, Outcome::aborted);
+        }
+    }
+
+    std::ptrdiff_t parties_;  // of the next phase
+    std::ptrdiff_t missing_;  // arrivals that the current phase still needs
+    std::uint64_t phase_ = 0;
+    bool broken_ = false;
+    bool closed_ = false;
+    std::function<void()> completion_;
+};
+
+}  // namespace detail
+
+/// A reusable meeting point: nobody leaves a phase until every party has arrived at it.
+///
+/// When the last party arrives, the completion function runs, the phase is complete, and the barrier is at once ready
+/// for the next phase: a fast party may arrive again before slow ones have resumed. The last arrival goes on without
+/// suspending, the others are resumed through the executor in the order of their arrival.
+///
+/// @par Thread safety
+/// Distinct objects: safe. Shared objects: unsafe. The barrier and its parties belong to one thread or strand, that of
+/// the executor; waiters are resumed there.
+///
+/// @par Lifetime
+/// Waiters of a destroyed barrier end with `operation_aborted`. The execution context may be destroyed before or after
+/// the barrier: its waiters are then destroyed with it and not resumed.
+class Barrier {
+public:
+    using executor_type = boost::asio::any_io_executor;
+
+    /// `completion`, if not empty, runs once per phase, on the stack of the last arrival and before anyone resumes.
+    /// Arrivals, abort() and reset() from inside it concern the next phase. If it throws, the barrier is broken: the
+    /// exception goes to the last arrival, BrokenBarrier to the others.
+    /// @throws std::invalid_argument if `parties` is less than 1.
+    template <class Executor>
+    Barrier(Executor executor, std::ptrdiff_t parties, std::function<void()> completion = {})
+        : state_(detail::make_queue<detail::BarrierState>(std::move(executor), parties, std::move(completion))) {}
+
+    ~Barrier() { state_->close(); }
+
+    Barrier(const Barrier&) = delete;
+    Barrier& operator=(const Barrier&) = delete;
+
+    /// Arrives, then waits until the phase is complete. Gives the index of this arrival among those that waited in this
+    /// phase, from 0: each phase in which anyone waits has exactly one index 0. A party that dropped out takes no
+    /// index.
+    ///
+    /// `Executor` is that of the awaiting coroutine, if it is not `any_io_executor`.
+    ///
+    /// @throws BrokenBarrier if the barrier is broken, or breaks or is reset during the wait, or if every party has
+    /// dropped out.
+    /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled or the barrier destroyed.
+    /// @throws what the completion function threw, at the last arrival.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial, total. A cancelled waiter is withdrawn in O(1), as if it had never arrived: the phase needs
+    /// another arrival in its place. A phase that is complete stays complete: cancellation is then too late for this
+    /// wait.
+    ///
+    /// @par Complexity
+    /// O(1), and O(parties) for the last arrival. No allocation beside the coroutine's frame and its cancellation
+    /// slot's entry.
+    template <class Executor = executor_type>
+    [[nodiscard]] boost::asio::awaitable<std::size_t, Executor> arrive_and_wait() {
+        return arrive_and_wait<Executor>(state_);
+    }
+
+    /// Arrives at the current phase without waiting, and leaves: later phases need one party fewer. With no party left,
+    /// later arrivals throw BrokenBarrier.
+    /// @throws BrokenBarrier if the barrier is broken or without parties; what the completion function threw, if this
+    /// was the last arrival. The party has dropped out in the second case only.
+    void arrive_and_drop() {
+        const auto state = state_;
+        state->drop();
+    }
+
+    /// Breaks the barrier: every waiter ends with BrokenBarrier, and so does every arrival until reset().
+    void abort() noexcept { state_->abort(); }
+
+    /// Begins the current phase anew, mending a broken barrier: every waiter ends with BrokenBarrier. Parties that
+    /// dropped out stay out.
+    void reset() noexcept { state_->reset(); }
+
+    /// Parties that the next phase needs.
+    std::ptrdiff_t parties() const noexcept { return state_->parties(); }
+
+    /// Parties that wait in the current phase.
+    std::size_t waiting() const noexcept { return state_->waiting(); }
+
+    /// How many phases are complete; inside the completion function, not counting the one it completes.
+    std::uint64_t phase() const noexcept { return state_->phase(); }
+
+    bool broken() const noexcept { return state_->broken(); }
+
+    /// Empty once the execution context has been destroyed.
+    executor_type get_executor() const { return state_->get_executor(); }
+
+private:
+    template <class Executor>
+    static boost::asio::awaitable<std::size_t, Executor> arrive_and_wait(
+        boost::intrusive_ptr<detail::BarrierState> state) {
+        if (state->arrive()) {
+            co_return state->complete_phase();
+        }
+        detail::Arrival arrival;
+        co_await state->wait(arrival);
+        if (arrival.outcome == detail::Outcome::broken) {
+            throw BrokenBarrier("Barrier: broke or was reset during the wait");
+        }
+        if (arrival.outcome == detail::Outcome::aborted) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait");
+        }
+        co_return arrival.index;
+    }
+
+    boost::intrusive_ptr<detail::BarrierState> state_;
+};
+
+}  // namespace sluice

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/query.hpp>
+
+#include <cstddef>
+#include <iterator>
+#include <optional>
+#include <ranges>
+#include <type_traits>
+#include <utility>
+
+namespace sluice::detail {
+
+template <class Range>
+concept QueryRange = std::ranges::input_range<Range> && std::ranges::viewable_range<Range> &&
+                     std::convertible_to<std::ranges::range_reference_t<Range>, Query>;
+
+// Takes queries out of a range one at a time. Never looks further ahead than it is asked to: an iterator is advanced
+// only when the next query is wanted, since for a lazy range that is work, or a wait.
+//
+// The queries of a container that was handed over are moved out, others are copied.
+template <QueryRange Range>
+class Input {
+public:
+    explicit Input(Range&& range) : view_(std::views::all(std::forward<Range>(range))) {}
+
+    // The next query; nothing for ever once the range has ended or thrown. Throws what the range throws.
+    std::optional<Query> pull() {
+        if (ended_) {
+            return std::nullopt;
+        }
+        ended_ = true;  // unless all of this goes well
+        if (at_) {
+            ++*at_;
+        } else {
+            at_.emplace(std::ranges::begin(view_));
+        }
+        if (*at_ == std::ranges::end(view_)) {
+            return std::nullopt;
+        }
+        std::optional<Query> query;
+        if constexpr (owned) {
+            query.emplace(std::ranges::iter_move(*at_));
+        } else {
+            query.emplace(**at_);
+        }
+        ended_ = false;
+        return query;
+    }
+
+    // How many queries there are, or 0 if only time will tell.
+    std::size_t size_hint() {
+        if constexpr (std::ranges::sized_range<View>) {
+            return static_cast<std::size_t>(std::ranges::size(view_));
+        } else {
+            return 0;
+        }
+    }
+
+private:
+    using View = std::views::all_t<Range>;
+    static constexpr bool owned = !std::is_lvalue_reference_v<Range> && !std::ranges::view<std::remove_cvref_t<Range>>;
+
+    View view_;
+    std::optional<std::ranges::iterator_t<View>> at_;  // the query that was taken last
+    bool ended_ = false;
+};
+
+}  // namespace sluice::detail

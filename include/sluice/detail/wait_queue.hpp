@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/detail/intrusive_list.hpp>
+#include <sluice/detail/waiter.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/query.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
+#include <cstddef>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+namespace sluice::detail {
+
+class WaitQueue;
+
+// Tells every wait queue of an execution context that the context is going, so that neither has to outlive the other.
+class WaitService final : public boost::asio::execution_context::service {
+public:
+    static inline boost::asio::execution_context::id id;
+
+    explicit WaitService(boost::asio::execution_context& context) : service(context) {}
+
+    void add(WaitQueue& queue);
+    void remove(WaitQueue& queue) noexcept;
+
+private:
+    void shutdown() noexcept override;
+
+    std::mutex mutex_;  // queues of several strands of one context come and go at the same time
+    IntrusiveList<WaitQueue> queues_;
+};
+
+// The shared state under every primitive: coroutines that wait, and coroutines that are to be resumed.
+//
+// A waiter is never resumed by the call that decides its fate: that call moves it to the ready list, and one posted
+// drain resumes all that were ready when it began, in order. So nothing that wakes a coroutine is re-entered by it, and
+// neither a cascade nor a burst grows the stack.
+//
+// Reference counted without atomics: all of it is touched on one thread or strand, that of the executor. Only coming
+// into being and going are safe beside other queues of the same context.
+class WaitQueue : public ListHook {
+public:
+    WaitQueue(const WaitQueue&) = delete;
+    WaitQueue& operator=(const WaitQueue&) = delete;
+
+    // An asynchronous operation with the signature void(): suspends the coroutine until `waiter` is made ready.
+    auto wait(Waiter& waiter) noexcept { return Wait{this, &waiter}; }
+
+    // The same for a coroutine that is to go on at the next drain, without anything to wait for.
+    auto yield(Waiter& waiter) noexcept {
+        waiter.outcome = Outcome::granted;
+        return Wait{this, &waiter};
+    }
+
+    std::size_t waiting() const noexcept { return waiting_count_; }
+
+    // The executor of the drain; an empty one once its context has been destroyed.
+    virtual boost::asio::any_io_executor get_executor() const = 0;
+
+protected:
+    WaitQueue() noexcept = default;
+    virtual ~WaitQueue() {
+        if (service_) {
+            service_->remove(*this);
+        }
+    }
+
+    // `waiter` was cancelled. Called until it resumes, so perhaps after its outcome was decided.
+    virtual void on_cancel(Waiter& waiter) noexcept = 0;
+
+    // `waiter` will never resume, because the context is going.
+    virtual void on_drop(Waiter&) noexcept {}
+
+    virtual void post_drain() = 0;
+    virtual void drop_executor() noexcept = 0;
+
+    Waiter& longest_waiting() noexcept { return waiting_.front(); }
+
+    // Decides the fate of one waiter.
+    void wake(Waiter& waiter, Outcome outcome) noexcept {
+        if (waiter.outcome == Outcome::waiting) {
+            --waiting_count_;
+        }
+        waiter.outcome = outcome;
+        ready_.push_back(waiter);
+        ++ready_count_;
+        schedule();
+    }
+
+    // Waiters whose fate is decided and who are yet to be made ready, in the order of their arrival.
+    struct Batch {
+        IntrusiveList<Waiter> waiters;
+        std::size_t count = 0;
+    };
+
+    // Decides the fate of everyone who waits now.
+    Batch& take_waiting(Batch& batch, Outcome outcome) noexcept {
+        waiting_.for_each([&](Waiter& waiter) { waiter.outcome = outcome; });
+        batch.waiters.splice_back(waiting_);
+        batch.count += std::exchange(waiting_count_, 0);
+        return batch;
+    }
+
+    void make_ready(Batch& batch) noexcept {
+        ready_.splice_back(batch.waiters);
+        ready_count_ += std::exchange(batch.count, 0);
+        schedule();
+    }
+
+    void wake_all(Outcome outcome) noexcept {
+        Batch batch;
+        make_ready(take_waiting(batch, outcome));
+    }
+
+private:
+    friend class WaitService;
+    template <class, class>
+    friend class OnExecutor;
+
+    struct OnCancel {
+        WaitQueue* queue;
+        Waiter* waiter;
+
+        void operator()(boost::asio::cancellation_type type) const {
+            using boost::asio::cancellation_type;
+            if ((type & (cancellation_type::terminal | cancellation_type::partial | cancellation_type::total)) !=
+                cancellation_type::none) {
+                queue->on_cancel(*waiter);
+            }
+        }
+    };
+
+    struct Wait {
+        WaitQueue* queue;
+        Waiter* waiter;
+
+        // Constrained, since co_await asks of every operand whether it can be called with a coroutine frame.
+        template <boost::asio::completion_token_for<void()> Token>
+        auto operator()(Token&& token) const {
+            return boost::asio::async_initiate<Token, void()>(
+                [wait = *this](auto&& handler) { wait.start(std::forward<decltype(handler)>(handler)); }, token);
+        }
+
+        template <class Handler>
+        void start(Handler&& handler) const {
+            if (auto slot = boost::asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
+                slot.template emplace<OnCancel>(OnCancel{queue, waiter});
+            }
+            waiter->store(std::forward<Handler>(handler));
+            if (waiter->outcome == Outcome::waiting) {
+                queue->waiting_.push_back(*waiter);
+                ++queue->waiting_count_;
+            } else {
+                queue->wake(*waiter, waiter->outcome);
+            }
+        }
+    };
+
+    // Resumes those that are ready now; whoever becomes ready meanwhile has the next drain, so that the handlers which
+    // others have posted get their turn.
+    void drain() {
+        struct Rest {  // also when a resumed coroutine lets an exception out into the loop
+            WaitQueue& queue;
+            ~Rest() {
+                queue.scheduled_ = false;
+                if (queue.ready_count_ != 0) {
+                    queue.schedule();
+                }
+            }
+        } rest{*this};
+        for (std::size_t n = ready_count_; n != 0; --n) {
+            Waiter& waiter = ready_.front();
+            waiter.unlink();
+            --ready_count_;
+            waiter.resume();
+        }
+    }
+
+    void schedule() noexcept {
+        if (!scheduled_ && ready_count_ != 0) {
+            scheduled_ = true;
+            post_drain();
+        }
+    }
+
+    void shut_down() noexcept {
+        service_ = nullptr;
+        scheduled_ = true;  // no drain is posted again
+        ready_count_ = waiting_count_ = 0;
+        for (IntrusiveList<Waiter>* list : {&waiting_, &ready_}) {
+            while (!list->empty()) {
+                Waiter& waiter = list->front();
+                waiter.unlink();
+                on_drop(waiter);
+                waiter.drop();
+            }
+        }
+        drop_executor();
+    }
+
+    friend void intrusive_ptr_add_ref(WaitQueue* queue) noexcept { ++queue->references_; }
+    friend void intrusive_ptr_release(WaitQueue* queue) noexcept {
+        if (--queue->references_ == 0) {
+            delete queue;
+        }
+    }
+
+    WaitService* service_ = nullptr;  // null once the context is going
+    IntrusiveList<Waiter> waiting_;   // first come, first served; their outcome is `waiting`
+    IntrusiveList<Waiter> ready_;     // in the order in which they resume; their outcome is decided
+    std::size_t waiting_count_ = 0;
+    std::size_t ready_count_ = 0;
+    std::size_t references_ = 0;
+    bool scheduled_ = false;  // a drain is posted or runs
+};
+
+inline void WaitService::add(WaitQueue& queue) {
+    const std::lock_guard lock(mutex_);
+    queues_.push_back(queue);
+    queue.service_ = this;
+}
+
+inline void WaitService::remove(WaitQueue& queue) noexcept {
+    const std::lock_guard lock(mutex_);
+    queue.unlink();
+}
+
+inline void WaitService::shutdown() noexcept {
+    while (!queues_.empty()) {  // nobody else is here any more: the context is being destroyed
+        const boost::intrusive_ptr<WaitQueue> queue(&queues_.front());
+        queue->unlink();
+        queue->shut_down();
+    }
+}
+
+// A concrete queue: `Queue` with its drain posted through an executor of a known type.
+template <class Queue, class Executor>
+class OnExecutor final : public Queue {
+public:
+    template <class... Args>
+    explicit OnExecutor(Executor executor, Args&&... args)
+        : Queue(std::forward<Args>(args)...), executor_(std::move(executor)) {
+        auto& context = boost::asio::query(*executor_, boost::asio::execution::context);
+        boost::asio::use_service<WaitService>(static_cast<boost::asio::execution_context&>(context)).add(*this);
+    }
+
+    boost::asio::any_io_executor get_executor() const override {
+        return executor_ ? boost::asio::any_io_executor(*executor_) : boost::asio::any_io_executor();
+    }
+
+private:
+    void post_drain() override {
+        boost::asio::post(*executor_, [self = boost::intrusive_ptr<OnExecutor>(this)] { self->drain(); });
+    }
+
+    void drop_executor() noexcept override { executor_.reset(); }
+
+    std::optional<Executor> executor_;  // given up with the context: a strand must not outlive it
+};
+
+template <class Queue, class Executor, class... Args>
+boost::intrusive_ptr<Queue> make_queue(Executor executor, Args&&... args) {
+    return boost::intrusive_ptr<Queue>(
+        new OnExecutor<Queue, Executor>(std::move(executor), std::forward<Args>(args)...));
+}
+
+}  // namespace sluice::detail

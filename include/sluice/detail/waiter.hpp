@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/detail/intrusive_list.hpp>
+
+#include <boost/asio/associated_cancellation_slot.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+namespace sluice::detail {
+
+// How a wait stands or ended.
+enum class Outcome : std::uint8_t {
+    waiting,  // not decided
+    granted,  // got what it waited for
+    aborted,  // cancelled, closed, or the primitive was destroyed
+    broken,   // the barrier broke
+};
+
+// One suspended coroutine. Lives in that coroutine's own frame, so waiting allocates nothing; the frame is owned by the
+// completion handler kept here, which is why the handler is always moved out before it runs or dies.
+class Waiter : public ListHook {
+public:
+    Outcome outcome = Outcome::waiting;
+
+    template <class Handler>
+    void store(Handler&& handler) {
+        using Stored = std::decay_t<Handler>;
+        static_assert(sizeof(Stored) <= sizeof(storage_) && alignof(Stored) <= alignof(void*));
+        static_assert(std::is_nothrow_move_constructible_v<Stored>);
+        ::new (static_cast<void*>(storage_)) Stored(std::forward<Handler>(handler));
+        finish_ = [](std::byte* storage, bool resume) {
+            Stored& stored = *std::launder(reinterpret_cast<Stored*>(storage));
+            Stored moved(std::move(stored));
+            stored.~Stored();
+            if (resume) {
+                std::move(moved)();
+            } else if (auto slot = boost::asio::get_associated_cancellation_slot(moved); slot.is_connected()) {
+                slot.clear();
+            }
+        };
+    }
+
+    // Runs the coroutine on from where it waits. Nothing may touch this object afterwards.
+    void resume() { finish_(storage_, true); }
+
+    // Lets go of the coroutine without running it: Asio destroys its frame through its executor.
+    void drop() { finish_(storage_, false); }
+
+private:
+    alignas(void*) std::byte storage_[4 * sizeof(void*)];
+    void (*finish_)(std::byte*, bool) = nullptr;
+};
+
+}  // namespace sluice::detail

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/dead_letter.hpp>
+#include <sluice/detail/input.hpp>
+#include <sluice/query.hpp>
+#include <sluice/result_stream.hpp>
+#include <sluice/stage.hpp>
+#include <sluice/task_group.hpp>
+#include <sluice/timer.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace sluice {
+
+/// How many queries may be in each stage at once; each at least 1.
+struct StageLimits {
+    std::ptrdiff_t classify;
+    std::ptrdiff_t extract;
+    std::ptrdiff_t generate;
+};
+
+/// What an InferencePipeline may be told beside its limits. `TimerType` is what it waits with and measures time by.
+template <Timer TimerType = boost::asio::steady_timer>
+struct BasicPipelineOptions {
+    BasicStageOptions<TimerType> classify;
+    BasicStageOptions<TimerType> extract;
+    BasicStageOptions<TimerType> generate;
+
+    /// How many queries process_batch() and process_stream() run at once; at least 1. Default: the sum of the limits,
+    /// which keeps every stage busy. A query in backoff keeps its place in the window.
+    std::optional<std::ptrdiff_t> window;
+
+    BasicPipelineOptions() = default;
+
+    /// The same options for all three stages.
+    explicit BasicPipelineOptions(const BasicStageOptions<TimerType>& every_stage)
+        : classify(every_stage), extract(every_stage), generate(every_stage) {}
+};
+
+using PipelineOptions = BasicPipelineOptions<>;
+
+/// Runs queries through three models, classify, extract and generate, each behind its own limit.
+///
+/// The model functions are callables that give an `asio::awaitable`; the types of intent, entities and response, and
+/// the executor, are deduced from them:
+///
+///     classify(text) -> awaitable<Intent>
+///     extract(text) -> awaitable<Entities>
+///     generate(intent, entities, text) -> awaitable<Response>
+///
+/// Each query ends in exactly one way: it is completed, it is put into the dead letters by the stage that gave it up,
+/// or it is cancelled by whoever cancelled the call that it belongs to.
+///
+/// All of process_one(), process_batch() and process_stream() share the limits, and may run at the same time.
+///
+/// @par Thread safety
+/// Distinct objects: safe. Shared objects: unsafe. The pipeline and all that uses it belong to one thread or strand,
+/// that of the executor. Model functions may do their work elsewhere.
+///
+/// @par Lifetime
+/// The pipeline must outlive the coroutines of its operations, streams excepted; the sink and ranges given by reference
+/// must outlive all of them. The execution context may be destroyed before or after the pipeline.
+template <class Classify, class Extract, class Generate, DeadLetterSink Sink,
+          Timer TimerType = boost::asio::steady_timer>
+class InferencePipeline {
+public:
+    using Executor = detail::awaiting_executor_t<Classify&, std::string&>;
+    using Intent = detail::awaited_t<Classify&, std::string&>;
+    using Entities = detail::awaited_t<Extract&, std::string&>;
+    using Response = detail::awaited_t<Generate&, Intent&, Entities&, std::string&>;
+    using Result = PipelineResult<Intent, Entities, Response>;
+    using Stream = ResultStream<Result, Executor>;
+
+    /// @throws std::invalid_argument naming the stage or option and the value, if a limit, the window or a timeout is
+    /// out of range or a function is empty.
+    InferencePipeline(Executor executor, Classify classify, Extract extract, Generate generate, StageLimits limits,
+                      Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
+        : state_(std::make_shared<State>(std::move(executor), std::move(classify), std::move(extract),
+                                         std::move(generate), limits, dead_letters, std::move(options))) {}
+
+    /// Runs one query through one of this pipeline's stages and does nothing else with the outcome: Stage::run().
+    template <class StageType, class... Args>
+    [[nodiscard]] auto run_stage(StageType& stage, const Query& query, Args&&... args) {
+        return stage.run(query.id, std::forward<Args>(args)...);
+    }
+
+    /// Runs one query through all three stages in order. If one fails, no later one runs, the query is put into the
+    /// dead letters, and what there is of the result comes back.
+    ///
+    /// @par Cancellation
+    /// As the model functions provide. The slot comes back, `operation_aborted` comes out, and there is no dead letter;
+    /// one that is being put already is finished, and the result comes back.
+    [[nodiscard]] boost::asio::awaitable<Result, Executor> process_one(Query query) {
+        return process_one(state_, std::move(query));
+    }
+
+    /// Runs all queries of a range, at most `window` at once, and gives their results in the order of the input. A
+    /// query that fails touches no other.
+    ///
+    /// A range given as an lvalue is referred to and its queries are copied; one that is handed over is kept and its
+    /// queries are moved. Queries are taken from it as they are started. Memory beside the results is bounded by the
+    /// window.
+    ///
+    /// @throws what the range throws; the queries that run are then cancelled.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial, total. Nothing new starts, what runs is cancelled, every slot comes back, and then
+    /// `operation_aborted` comes out. Queries that failed before are in the dead letters, cancelled ones are not.
+    template <detail::QueryRange Range>
+    [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
+        return process_batch(state_, detail::Input<Range>(std::forward<Range>(queries)));
+    }
+
+    /// Runs the queries of a range, which may be lazy or endless, and gives their results as they complete. See
+    /// ResultStream. The range is kept or referred to as by process_batch().
+    template <detail::QueryRange Range>
+    Stream process_stream(Range&& queries) {
+        return Stream(std::make_shared<Streaming<Range>>(state_, detail::Input<Range>(std::forward<Range>(queries))));
+    }
+
+    /// The stages, to look at or to change their limits.
+    auto& classify() noexcept { return state_->classify; }
+    auto& extract() noexcept { return state_->extract; }
+    auto& generate() noexcept { return state_->generate; }
+
+    /// How many queries a batch or a stream runs at once.
+    std::ptrdiff_t window() const noexcept { return state_->window; }
+
+private:
+    // Shared with streams, which may have work to cancel when the pipeline has gone.
+    struct State {
+        State(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn, StageLimits limits,
+              Sink& sink, BasicPipelineOptions<TimerType> options)
+            : classify(executor, "classify", limits.classify, std::move(classify_fn), std::move(options.classify)),
+              extract(executor, "extract", limits.extract, std::move(extract_fn), std::move(options.extract)),
+              generate(executor, "generate", limits.generate, std::move(generate_fn), std::move(options.generate)),
+              dead_letters(&sink),
+              window(options.window.value_or(sum(limits))) {
+            if (window < 1) {
+                throw std::invalid_argument("InferencePipeline: window must be at least 1, got " +
+                                            std::to_string(window));
+            }
+        }
+
+        // Cut off at the largest number there is.
+        static std::ptrdiff_t sum(StageLimits limits) noexcept {
+            constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max();
+            const auto add = [](std::ptrdiff_t a, std::ptrdiff_t b) { return a > most - b ? most : a + b; };
+            return add(add(limits.classify, limits.extract), limits.generate);
+        }
+
+        Stage<Classify, TimerType> classify;
+        Stage<Extract, TimerType> extract;
+        Stage<Generate, TimerType> generate;
+        Sink* dead_letters;
+        std::ptrdiff_t window;
+    };
+
+    static boost::asio::awaitable<Result, Executor> process_one(std::shared_ptr<State> state, Query query) {
+        Result result(std::move(query));
+        co_await process(*state, result);
+        co_return result;
+    }
+
+    // Runs result.query and fills in the rest.
+    static boost::asio::awaitable<void, Executor> process(State& state, Result& result) {
+        const Query& query = result.query;
+        result.stage_results.reserve(3);
+        auto classified = co_await state.classify.run(query.id, query.text);
+        if (keep(result, classified, result.intent)) {
+            auto extracted = co_await state.extract.run(query.id, query.text);
+            if (keep(result, extracted, result.entities)) {
+                auto generated = co_await state.generate.run(query.id, *result.intent, *result.entities, query.text);
+                result.completed = keep(result, generated, result.response);
+            }
+        }
+        if (!result.completed) {
+            co_await bury(*state.dead_letters, result);
+        }
+    }
+
+    // Files what a stage gave; whether it succeeded.
+    template <class T>
+    static bool keep(Result& result, StageResult<T>& stage_result, std::optional<T>& data) {
+        data = std::move(stage_result.data);
+        result.stage_results.push_back(std::move(static_cast<StageResult<>&>(stage_result)));
+        return result.stage_results.back().success;
+    }
+
+    static boost::asio::awaitable<void, Executor> bury(Sink& sink, Result& result) {
+        const StageResult<>& reason = result.stage_results.back();
+        try {
+            if constexpr (detail::Awaitable<decltype(sink.put(result.query, reason))>) {
+                // As a coroutine of its own, which no cancellation reaches: a dead letter is put whole or not at all.
+                co_await boost::asio::co_spawn(
+                    co_await boost::asio::this_coro::executor, [&] { return sink.put(result.query, reason); },
+                    boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
+            } else {
+                sink.put(result.query, reason);
+            }
+        } catch (...) {
+            result.dead_letter_error = std::current_exception();
+        }
+    }
+
+    // What the workers of one batch share. Each takes the next query when it is done with its last.
+    template <class Range>
+    struct Batch {
+        State& state;
+        detail::Input<Range> queries;
+        std::vector<Result> results;
+        std::ptrdiff_t workers = 0;
+
+        void add_worker(TaskGroup& group) {
+            ++workers;
+            group.spawn([this, &group] { return work(group); });
+        }
+
+        boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
+            while (!group.cancelled()) {
+                std::optional<Query> query = queries.pull();
+                if (!query) {
+                    co_return;
+                }
+                const std::size_t index = results.size();
+                results.emplace_back();
+                if (workers < state.window) {
+                    add_worker(group);
+                }
+                Result result(std::move(*query));
+                co_await process(state, result);
+                results[index] = std::move(result);
+            }
+        }
+    };
+
+    template <class Range>
+    static boost::asio::awaitable<std::vector<Result>, Executor> process_batch(std::shared_ptr<State> state,
+                                                                               detail::Input<Range> queries) {
+        Batch<Range> batch{*state, std::move(queries), {}};
+        batch.results.reserve(batch.queries.size_hint());
+        co_await with_task_group<Executor>([&](TaskGroup& group) -> boost::asio::awaitable<void, Executor> {
+            batch.add_worker(group);
+            co_return;
+        });
+        co_return std::move(batch.results);
+    }
+
+    template <class Range>
+    class Streaming final : public detail::StreamState<Result, Executor> {
+    public:
+        Streaming(std::shared_ptr<State> state, detail::Input<Range> queries)
+            : detail::StreamState<Result, Executor>(state->window),
+              state_(std::move(state)),
+              queries_(std::move(queries)) {}
+
+    private:
+        std::optional<Query> pull() override { return queries_.pull(); }
+
+        boost::asio::awaitable<void, Executor> process(Result& result) override {
+            return InferencePipeline::process(*state_, result);
+        }
+
+        std::shared_ptr<State> state_;
+        detail::Input<Range> queries_;
+    };
+
+    std::shared_ptr<State> state_;
+};
+
+template <class Executor, class Classify, class Extract, class Generate, class Sink>
+InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&)
+    -> InferencePipeline<Classify, Extract, Generate, Sink>;
+
+template <class Executor, class Classify, class Extract, class Generate, class Sink, class TimerType>
+InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&, BasicPipelineOptions<TimerType>)
+    -> InferencePipeline<Classify, Extract, Generate, Sink, TimerType>;
+
+}  // namespace sluice

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sluice {
+
+/// How long to wait before a retry: `initial * multiplier^(retry - 1)`, at most `cap`, less a random part of up to
+/// `jitter` of it.
+struct Backoff {
+    std::chrono::nanoseconds initial = std::chrono::milliseconds(100);  ///< Before the first retry; not negative.
+    double multiplier = 2;                                              ///< At least 1.
+    std::chrono::nanoseconds cap = std::chrono::seconds(30);            ///< At least `initial`.
+    double jitter = 0.5;     ///< From 0, none, to 1: anything down to no wait at all.
+    std::uint64_t seed = 0;  ///< The same seed gives the same delays.
+};
+
+/// Decides whether and when a failed attempt is made again. A value: asking it changes nothing.
+///
+/// @par Thread safety
+/// Const operations are safe to call at the same time, if the predicate is.
+class RetryPolicy {
+public:
+    /// Whether an attempt that ended with this exception, never null, is worth another one. If it throws, its exception
+    /// becomes the stage's error, and there is no retry.
+    using Predicate = std::function<bool(const std::exception_ptr&)>;
+
+    /// No retries.
+    RetryPolicy() noexcept {}
+
+    /// `max_retries` retries are `max_retries + 1` attempts. An empty `retry_if` retries every exception.
+    /// @throws std::invalid_argument naming the setting that is out of range and its value.
+    explicit RetryPolicy(int max_retries, Backoff backoff = {}, Predicate retry_if = {})
+        : max_retries_(max_retries), backoff_(backoff), retry_if_(std::move(retry_if)) {
+        require(max_retries >= 0, "max_retries must not be negative", max_retries);
+        require(backoff.initial.count() >= 0, "initial must not be negative (ns)", backoff.initial.count());
+        require(std::isfinite(backoff.multiplier) && backoff.multiplier >= 1,
+                "multiplier must be finite and at least 1", backoff.multiplier);
+        require(backoff.cap >= backoff.initial, "cap must be at least initial (ns)", backoff.cap.count());
+        require(backoff.jitter >= 0 && backoff.jitter <= 1, "jitter must be from 0 to 1", backoff.jitter);
+    }
+
+    /// Whether to make another attempt after `attempts` of them, the last of which ended with `error`.
+    bool should_retry(int attempts, const std::exception_ptr& error) const {
+        return attempts <= max_retries_ && (!retry_if_ || retry_if_(error));
+    }
+
+    /// The wait before retry number `retry`, which counts from 1. `stream` tells apart those that share a policy and
+    /// should not retry in step. A pure function of its arguments and the settings; never negative, never above the
+    /// cap.
+    ///
+    /// Capped exponential backoff with jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
+    /// 2015.
+    std::chrono::nanoseconds delay(int retry, std::uint64_t stream = 0) const noexcept {
+        const auto initial = static_cast<double>(backoff_.initial.count());
+        const auto cap = static_cast<double>(backoff_.cap.count());
+        if (backoff_.initial.count() == 0) {
+            return std::chrono::nanoseconds(0);
+        }
+        const double full = initial * std::pow(backoff_.multiplier, retry - 1);  // infinite, perhaps, but not NaN
+        if (backoff_.jitter == 0) {
+            return full < cap ? std::chrono::nanoseconds(static_cast<std::int64_t>(full)) : backoff_.cap;
+        }
+        const double wait = std::fmin(full, cap) * (1 - backoff_.jitter * random(retry, stream));
+        return wait < cap ? std::chrono::nanoseconds(static_cast<std::int64_t>(wait)) : backoff_.cap;
+    }
+
+    int max_retries() const noexcept { return max_retries_; }
+    const Backoff& backoff() const noexcept { return backoff_; }
+
+private:
+    template <class Value>
+    static void require(bool holds, const char* rule, Value value) {
+        if (!holds) {
+            throw std::invalid_argument("RetryPolicy: " + std::string(rule) + ", got " + std::to_string(value));
+        }
+    }
+
+    // The finaliser of SplitMix64: G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", 2014.
+    static std::uint64_t mix(std::uint64_t x) noexcept {
+        x += 0x9e3779b97f4a7c15;
+        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+        x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+        return x ^ (x >> 31);
+    }
+
+    // Uniform in [0, 1).
+    double random(int retry, std::uint64_t stream) const noexcept {
+        const std::uint64_t bits = mix(mix(mix(backoff_.seed) ^ stream) ^ static_cast<std::uint64_t>(retry));
+        return static_cast<double>(bits >> 11) * 0x1p-53;
+    }
+
+    int max_retries_ = 0;
+    Backoff backoff_;
+    Predicate retry_if_;
+};
+
+/// A RetryPolicy::Predicate that retries exceptions of the given types, and of types derived from them, alone.
+template <class... Exceptions>
+RetryPolicy::Predicate retry_on() {
+    return [](const std::exception_ptr& error) {
+        const auto is = [&]<class Exception>() {
+            try {
+                std::rethrow_exception(error);
+            } catch (const Exception&) {
+                return true;
+            } catch (...) {
+                return false;
+            }
+        };
+        return (is.template operator()<Exceptions>() || ...);
+    };
+}
+
+}  // namespace sluice

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <compare>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace sluice {
+
+/// An immutable string that is shared and not copied: what names queries and stages in every result that speaks of
+/// them.
+///
+/// Converts from and to what a `std::string` does. Copying is O(1) and allocates nothing.
+///
+/// @par Thread safety
+/// As `std::shared_ptr<const std::string>`: distinct objects may be used at the same time, also when they share.
+class SharedString {
+public:
+    /// The empty string.
+    SharedString() noexcept = default;
+
+    SharedString(std::string text) : text_(std::make_shared<const std::string>(std::move(text))) {}
+    SharedString(std::string_view text) : SharedString(std::string(text)) {}
+    SharedString(const char* text) : SharedString(std::string(text)) {}
+
+    const std::string& str() const noexcept {
+        static const std::string empty;
+        return text_ ? *text_ : empty;
+    }
+
+    operator const std::string&() const noexcept { return str(); }
+    operator std::string_view() const noexcept { return str(); }
+
+    bool empty() const noexcept { return str().empty(); }
+
+    friend bool operator==(const SharedString& a, const SharedString& b) noexcept { return a.str() == b.str(); }
+    friend bool operator==(const SharedString& a, std::string_view b) noexcept { return a.str() == b; }
+    friend bool operator==(const SharedString& a, const std::string& b) noexcept { return a.str() == b; }
+    friend bool operator==(const SharedString& a, const char* b) noexcept { return a.str() == b; }
+    friend std::strong_ordering operator<=>(const SharedString& a, const SharedString& b) noexcept {
+        return a.str() <=> b.str();
+    }
+
+    friend std::ostream& operator<<(std::ostream& out, const SharedString& text) { return out << text.str(); }
+
+private:
+    std::shared_ptr<const std::string> text_;  // null for the empty string
+};
+
+}  // namespace sluice

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/query.hpp>
+#include <sluice/retry.hpp>
+#include <sluice/stage_semaphore.hpp>
+#include <sluice/task_group.hpp>
+#include <sluice/timeout.hpp>
+#include <sluice/timer.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+namespace sluice {
+
+/// What a Stage may be told beside its limit. `TimerType` is what it waits with and measures time by.
+template <Timer TimerType = boost::asio::steady_timer>
+struct BasicStageOptions {
+    RetryPolicy retry;                                ///< Default: no retries.
+    std::optional<std::chrono::nanoseconds> timeout;  ///< Of each attempt, in its slot; positive. Default: none.
+
+    BasicStageOptions() = default;
+    BasicStageOptions(RetryPolicy retry_policy, std::optional<std::chrono::nanoseconds> attempt_timeout = {})
+        : retry(std::move(retry_policy)), timeout(attempt_timeout) {}
+};
+
+using StageOptions = BasicStageOptions<>;
+
+/// One model function behind a limit, a retry policy and a timeout.
+///
+/// The model function is any callable that gives an `asio::awaitable<T>`; the arguments it takes are those of run(), as
+/// lvalues, since an attempt may have to be repeated. It may do its work elsewhere, on a thread pool say, as long as
+/// its coroutine comes back to its executor. It must not call `this_coro::reset_cancellation_state` or
+/// `this_coro::throw_if_cancelled` and leave them changed: they belong to the coroutine that runs the query.
+///
+/// @par Thread safety
+/// Distinct objects: safe. Shared objects: unsafe. A stage and the coroutines that run it belong to one thread or
+/// strand, that of the executor.
+///
+/// @par Lifetime
+/// A stage must outlive the coroutines that run it. The execution context may be destroyed before or after it.
+template <class Function, Timer TimerType = boost::asio::steady_timer>
+class Stage {
+public:
+    /// @throws std::invalid_argument naming the stage and the value, if `name` or `function` is empty, `limit` is less
+    /// than 1, or the timeout is not positive.
+    template <class Executor>
+    Stage(Executor executor, SharedString name, std::ptrdiff_t limit, Function function,
+          BasicStageOptions<TimerType> options = {})
+        : name_(std::move(name)),
+          semaphore_(std::move(executor), checked(limit)),
+          function_(std::move(function)),
+          options_(std::move(options)) {
+        if (name_.empty()) {
+            throw std::invalid_argument("Stage: the name must not be empty");
+        }
+        if (is_empty(function_)) {
+            throw std::invalid_argument(describe() + "the model function must not be empty");
+        }
+        if (options_.timeout && options_.timeout->count() <= 0) {
+            throw std::invalid_argument(describe() + "timeout must be positive, got " +
+                                        std::to_string(options_.timeout->count()) + " ns");
+        }
+    }
+
+    Stage(const Stage&) = delete;  // running queries hold its address
+    Stage& operator=(const Stage&) = delete;
+
+    /// Runs one query through the stage: waits for a slot, calls `function(args...)` and awaits what it gives, within
+    /// the timeout; on failure gives the slot back, waits out the backoff, queues again, and makes another attempt, for
+    /// as long as the retry policy has it. A slot is held only while an attempt runs.
+    ///
+    /// Arguments given as lvalues are referred to and must live until the end; rvalues are kept.
+    ///
+    /// Gives a `StageResult<T>`. Whatever the model function throws, of any type and also before it returns an
+    /// awaitable, ends in its `error`; so does a semaphore that was closed.
+    ///
+    /// @par Cancellation
+    /// As the model function, the semaphore and the timer provide. A cancelled run gives its slot back and throws
+    /// `boost::system::system_error` with `operation_aborted`, whatever its attempt threw. `operation_aborted` thrown
+    /// by a model function that was not cancelled is a failure like any other.
+    template <class... Args>
+        requires std::invocable<Function&, std::remove_reference_t<Args>&...>
+    [[nodiscard]] auto run(SharedString query_id, Args&&... args) {
+        return attempt<Args...>(std::move(query_id), std::forward<Args>(args)...);
+    }
+
+    const SharedString& name() const noexcept { return name_; }
+
+    /// The stage's limit, to look at or to change.
+    StageSemaphore& semaphore() noexcept { return semaphore_; }
+    const StageSemaphore& semaphore() const noexcept { return semaphore_; }
+
+private:
+    template <class... Args>
+    using Value = detail::awaited_t<Function&, std::remove_reference_t<Args>&...>;
+    template <class... Args>
+    using Executor = detail::awaiting_executor_t<Function&, std::remove_reference_t<Args>&...>;
+
+    static bool is_empty(const Function& function) {
+        if constexpr (std::is_pointer_v<Function> || std::is_member_pointer_v<Function>) {
+            return function == nullptr;
+        } else if constexpr (requires { function.operator bool(); }) {
+            return !function;
+        } else {
+            return false;
+        }
+    }
+
+    std::string describe() const { return "Stage '" + name_.str() + "': "; }
+
+    std::ptrdiff_t checked(std::ptrdiff_t limit) const {
+        if (limit < 1) {
+            throw std::invalid_argument(describe() + "limit must be at least 1, got " + std::to_string(limit));
+        }
+        return limit;
+    }
+
+    // An `Args` that is a reference is one in the coroutine's frame as well; the others live there.
+    template <class... Args>
+    boost::asio::awaitable<StageResult<Value<Args...>>, Executor<Args...>> attempt(SharedString query_id,
+                                                                                   Args... args) {
+        using Ex = Executor<Args...>;
+        const Ex executor = co_await boost::asio::this_coro::executor;
+        const std::uint64_t stream = runs_++;
+        StageResult<Value<Args...>> result(std::move(query_id), name_);
+        for (;;) {
+            std::exception_ptr error;
+            Slot slot = semaphore_.try_acquire();
+            auto started = detail::now<TimerType>(executor);
+            if (!slot) {
+                const auto queued = started;
+                try {
+                    slot = co_await semaphore_.acquire<Ex>();
+                } catch (...) {
+                    error = std::current_exception();
+                }
+                started = detail::now<TimerType>(executor);
+                result.queue_time += started - queued;
+            }
+            const bool attempted = static_cast<bool>(slot);
+            if (attempted) {
+                ++result.attempts;
+                try {
+                    if (options_.timeout) {
+                        result.data.emplace(co_await with_timeout<TimerType>(
+                            *options_.timeout, [&] { return std::invoke(function_, args...); }));
+                    } else {
+                        result.data.emplace(co_await std::invoke(function_, args...));
+                    }
+                } catch (...) {
+                    error = std::current_exception();
+                }
+                result.latency += detail::now<TimerType>(executor) - started;
+                slot.release();
+            }
+            if (!error) {
+                result.success = true;
+                co_return result;
+            }
+            const boost::asio::cancellation_state cancellation = co_await boost::asio::this_coro::cancellation_state;
+            if (cancellation.cancelled() != boost::asio::cancellation_type::none) {
+                throw boost::system::system_error(boost::asio::error::operation_aborted, "Stage::run");
+            }
+            if (!attempted || !wants_retry(result.attempts, error)) {
+                result.error = std::move(error);
+                co_return result;
+            }
+            if (const auto delay = options_.retry.delay(result.attempts, stream); delay.count() > 0) {
+                TimerType backoff(executor);
+                backoff.expires_after(std::chrono::duration_cast<typename TimerType::duration>(delay));
+                co_await backoff.async_wait(boost::asio::deferred);
+            }
+        }
+    }
+
+    // Asks the policy; if that throws, what it threw is the error now.
+    bool wants_retry(int attempts, std::exception_ptr& error) const {
+        try {
+            return options_.retry.should_retry(attempts, error);
+        } catch (...) {
+            error = std::current_exception();
+            return false;
+        }
+    }
+
+    SharedString name_;
+    StageSemaphore semaphore_;
+    Function function_;
+    BasicStageOptions<TimerType> options_;
+    std::uint64_t runs_ = 0;  // tells the queries' jitter apart
+};
+
+}  // namespace sluice

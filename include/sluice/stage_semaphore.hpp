@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/detail/wait_queue.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/assert.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sluice {
+
+namespace detail {
+
+class SemaphoreState : public WaitQueue {
+public:
+    explicit SemaphoreState(std::ptrdiff_t limit) : limit_(checked(limit)) {}
+
+    bool try_take() noexcept {
+        // While anyone waits every slot is out, so there is nobody to overtake.
+        BOOST_ASSERT(active_ >= limit_ || waiting() == 0);
+        if (closed_ || active_ >= limit_) {
+            return false;
+        }
+        ++active_;
+        return true;
+    }
+
+    void give_back() noexcept {
+        --active_;
+        hand_over();
+    }
+
+    void set_limit(std::ptrdiff_t limit) {
+        limit_ = checked(limit);
+        hand_over();
+    }
+
+    void close() noexcept {
+        closed_ = true;
+        wake_all(Outcome::aborted);
+    }
+
+    bool closed() const noexcept { return closed_; }
+    std::ptrdiff_t limit() const noexcept { return limit_; }
+    std::ptrdiff_t active() const noexcept { return active_; }
+
+private:
+    static std::ptrdiff_t checked(std::ptrdiff_t limit) {
+        if (limit < 0) {
+            throw std::invalid_argument("StageSemaphore: limit must not be negative, got " + std::to_string(limit));
+        }
+        return limit;
+    }
+
+    // Gives what is free to those who have waited longest.
+    void hand_over() noexcept {
+        for (; active_ < limit_ && waiting() != 0; ++active_) {
+            wake(longest_waiting(), Outcome::granted);
+        }
+    }
+
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == Outcome::waiting) {
+            wake(waiter, Outcome::aborted);
+        } else if (waiter.outcome == Outcome::granted) {
+            waiter.outcome = Outcome::aborted;  // stays in the ready list; the slot goes to the next one
+            give_back();
+        }
+    }
+
+    void on_drop(Waiter& waiter) noexcept override {
+        if (waiter.outcome == Outcome::granted) {
+            --active_;
+        }
+    }
+
+    std::ptrdiff_t limit_;
+    std::ptrdiff_t active_ = 0;  // slots out, those granted to a waiter that has yet to resume included
+    bool closed_ = false;
+};
+
+}  // namespace detail
+
+/// The right to run in a stage: one of a StageSemaphore's slots, or empty.
+///
+/// Goes back when it is released, assigned to, or destroyed, on the semaphore's executor. It may outlive the semaphore
+/// and the execution context. Giving a slot back posts at most one handler; if memory for that is exhausted, the
+/// program terminates, as from any destructor that throws.
+class [[nodiscard]] Slot {
+public:
+    /// An empty slot.
+    Slot() noexcept = default;
+
+    Slot(Slot&&) noexcept = default;
+    Slot& operator=(Slot&& other) noexcept {
+        Slot moved(std::move(other));
+        moved.semaphore_.swap(semaphore_);
+        return *this;
+    }
+    ~Slot() { release(); }
+
+    /// Gives the slot back early: the longest waiting coroutine gets it. An empty slot stays empty. O(1).
+    void release() noexcept {
+        if (const auto semaphore = std::exchange(semaphore_, nullptr)) {
+            semaphore->give_back();
+        }
+    }
+
+    /// Whether this holds a slot.
+    explicit operator bool() const noexcept { return semaphore_ != nullptr; }
+
+private:
+    friend class StageSemaphore;
+
+    // Adopts a slot that was counted already.
+    explicit Slot(boost::intrusive_ptr<detail::SemaphoreState> semaphore) noexcept : semaphore_(std::move(semaphore)) {}
+
+    boost::intrusive_ptr<detail::SemaphoreState> semaphore_;
+};
+
+/// Limits how many coroutines are in a stage at once, strictly first come, first served.
+///
+/// A slot that comes back is handed to the coroutine that has waited longest, which is resumed through the executor,
+/// never from within release(). Nobody overtakes: not a newcomer, not a holder that releases and acquires again at
+/// once.
+///
+/// @par Thread safety
+/// Distinct objects: safe. Shared objects: unsafe. The semaphore, its slots and the coroutines that use them belong to
+/// one thread or strand, that of the executor; waiters are resumed there.
+///
+/// @par Lifetime
+/// Waiters of a destroyed semaphore end with `operation_aborted`; its slots stay valid. The execution context may be
+/// destroyed before or after the semaphore: its waiters are then destroyed with it and not resumed.
+class StageSemaphore {
+public:
+    using executor_type = boost::asio::any_io_executor;
+
+    /// `limit` slots; 0 means paused.
+    /// @throws std::invalid_argument if `limit` is negative.
+    template <class Executor>
+    StageSemaphore(Executor executor, std::ptrdiff_t limit)
+        : state_(detail::make_queue<detail::SemaphoreState>(std::move(executor), limit)) {}
+
+    ~StageSemaphore() { state_->close(); }
+
+    StageSemaphore(const StageSemaphore&) = delete;
+    StageSemaphore& operator=(const StageSemaphore&) = delete;
+
+    /// Waits for a slot. Completes without suspending when one is free, else through the executor.
+    ///
+    /// `Executor` is that of the awaiting coroutine, if it is not `any_io_executor`.
+    ///
+    /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled, or the semaphore was
+    /// closed or destroyed before it was granted a slot.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial, total. The waiter leaves the queue in O(1) and loses its place. One that is cancelled after
+    /// it was granted a slot and before it resumes is cancelled too, and the slot goes to the next: until the coroutine
+    /// runs again, cancellation wins. No cancellation loses or creates a slot.
+    ///
+    /// @par Complexity
+    /// O(1), no allocation beside the coroutine's frame and its cancellation slot's entry.
+    template <class Executor = executor_type>
+    [[nodiscard]] boost::asio::awaitable<Slot, Executor> acquire() {
+        return acquire<Executor>(state_);
+    }
+
+    /// Takes a slot if one is free and nobody waits; else, and when closed, gives an empty Slot. O(1).
+    Slot try_acquire() noexcept { return state_->try_take() ? Slot(state_) : Slot(); }
+
+    /// Changes the limit. Raising it resumes exactly as many waiters as there are new slots; lowering it takes no slot
+    /// away: while `active() > limit()` slots that come back are not handed on.
+    /// @throws std::invalid_argument if `limit` is negative; nothing has changed then.
+    void set_limit(std::ptrdiff_t limit) { state_->set_limit(limit); }
+
+    /// Ends every wait, and every later acquire(), with `operation_aborted`. Slots that are out, or granted, still come
+    /// back. Closing again does nothing.
+    void close() noexcept { state_->close(); }
+
+    std::ptrdiff_t limit() const noexcept { return state_->limit(); }
+
+    /// Slots that are out; those granted to a coroutine that has yet to resume count.
+    std::ptrdiff_t active() const noexcept { return state_->active(); }
+
+    /// Coroutines that wait and have not been granted a slot.
+    std::size_t waiting() const noexcept { return state_->waiting(); }
+
+    /// Empty once the execution context has been destroyed.
+    executor_type get_executor() const { return state_->get_executor(); }
+
+private:
+    template <class Executor>
+    static boost::asio::awaitable<Slot, Executor> acquire(boost::intrusive_ptr<detail::SemaphoreState> state) {
+        if (!state->try_take()) {
+            detail::Waiter waiter;
+            if (!state->closed()) {
+                co_await state->wait(waiter);
+            }
+            if (waiter.outcome != detail::Outcome::granted) {
+                throw boost::system::system_error(boost::asio::error::operation_aborted, "StageSemaphore::acquire");
+            }
+        }
+        co_return Slot(std::move(state));
+    }
+
+    boost::intrusive_ptr<detail::SemaphoreState> state_;
+};
+
+}  // namespace sluice

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/detail/wait_queue.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/execution/bad_executor.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <concepts>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+namespace sluice {
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_awaitable = false;
+template <class T, class Executor>
+inline constexpr bool is_awaitable<boost::asio::awaitable<T, Executor>> = true;
+
+template <class T>
+concept Awaitable = is_awaitable<T>;
+
+// What came out of a callable's awaitable: its value and the executor of its coroutine.
+template <class Function, class... Args>
+using awaited_t = typename std::invoke_result_t<Function, Args...>::value_type;
+template <class Function, class... Args>
+using awaiting_executor_t = typename std::invoke_result_t<Function, Args...>::executor_type;
+
+inline bool is_operation_aborted(const std::exception_ptr& error) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const boost::system::system_error& e) {
+        return e.code() == boost::asio::error::operation_aborted;
+    } catch (...) {
+        return false;
+    }
+}
+
+// A child between spawn() and its end; owned by the completion handler of its coroutine.
+struct Child : ListHook {
+    boost::asio::cancellation_signal signal;
+    bool started = false;  // before that, Boost 1.83 lets a cancellation escape into the event loop
+};
+
+class TaskGroupState : public WaitQueue {
+public:
+    // Starts `function` as a child, on `executor`.
+    template <class Executor, class Function>
+    void spawn(const Executor& executor, Function function) {
+        auto child = std::make_unique<Child>();
+        children_.push_back(*child);
+        Child& started = *child;
+        boost::asio::co_spawn(executor, run<Executor>(*this, started, std::move(function)),
+                              OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
+    }
+
+    // Each child is told once: what it does to clean up is not disturbed by what happens to its siblings meanwhile.
+    void cancel() {
+        if (std::exchange(cancelled_, true)) {
+            return;
+        }
+        // Cancelling a child may end it or others here and now, so none is visited but through the list.
+        IntrusiveList<Child> untold;
+        untold.splice_back(children_);
+        while (!untold.empty()) {
+            Child& child = untold.front();
+            children_.push_back(child);
+            if (child.started) {
+                child.signal.emit(boost::asio::cancellation_type::all);
+            }
+        }
+    }
+
+    bool running() const noexcept { return !children_.empty(); }
+    bool cancelled() const noexcept { return cancelled_; }
+    bool cancelled_from_outside() const noexcept { return cancelled_from_outside_; }
+    const std::exception_ptr& failure() const noexcept { return failure_; }
+
+private:
+    struct OnEnd {
+        using cancellation_slot_type = boost::asio::cancellation_slot;
+
+        boost::intrusive_ptr<TaskGroupState> group;
+        std::unique_ptr<Child> child;
+
+        cancellation_slot_type get_cancellation_slot() const noexcept { return child->signal.slot(); }
+
+        void operator()(const std::exception_ptr& error) {
+            child.reset();
+            group->on_end(error);
+        }
+    };
+
+    template <class Executor, class Function>
+    static boost::asio::awaitable<void, Executor> run(TaskGroupState& group, Child& child, Function function) {
+        child.started = true;
+        Waiter start;
+        co_await group.yield(start);
+        if (!group.cancelled_) {
+            co_await function();
+        }
+    }
+
+    void on_end(const std::exception_ptr& error) {
+        if (error && !failure_ && !(cancelled_ && is_operation_aborted(error))) {
+            failure_ = error;
+            cancel();
+        }
+        if (!running() && waiting() != 0) {
+            wake(longest_waiting(), Outcome::granted);
+        }
+    }
+
+    // The one that waits is the coroutine around the group.
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == Outcome::waiting) {
+            cancelled_from_outside_ = true;
+            cancel();
+        }
+    }
+
+    IntrusiveList<Child> children_;  // those that have not ended, the body among them
+    std::exception_ptr failure_;     // the first
+    bool cancelled_ = false;
+    bool cancelled_from_outside_ = false;
+};
+
+}  // namespace detail
+
+class TaskGroup;
+
+/// Runs `body(group)`, an awaitable, and every child that it spawns into the group, and ends when all of them have
+/// ended: nothing outlives it. Gives what the body gave.
+///
+/// `Executor` is that of the awaiting coroutine, if it is not `any_io_executor`. The body is started like a child,
+/// after this coroutine has suspended.
+///
+/// @par Failure
+/// The first exception that leaves the body or a child cancels the others, waits for their clean-up, and is the
+/// exception that comes out. `operation_aborted` from a child that the group has cancelled is not a failure; the same
+/// from one that nobody cancelled is. What fails after the first failure is discarded.
+///
+/// @par Cancellation
+/// Whatever type reaches the awaiting coroutine cancels the body and every child, with every type. When all have ended,
+/// `operation_aborted` comes out, or the first failure, if there was one. After TaskGroup::cancel() the group ends
+/// normally; a body that then has no value to give ends with `operation_aborted`.
+///
+/// @par Lifetime
+/// If the execution context is destroyed meanwhile, the coroutines are destroyed with it in no particular order: their
+/// destructors must not reach into each other's frames.
+template <class Executor = boost::asio::any_io_executor, class Body>
+[[nodiscard]] auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_t<Body&, TaskGroup&>, Executor>;
+
+/// The scope in which with_task_group() runs its children.
+///
+/// @par Thread safety
+/// Unsafe: a group belongs to one thread or strand, that of the coroutine that awaits with_task_group().
+class TaskGroup {
+public:
+    TaskGroup(const TaskGroup&) = delete;
+    TaskGroup& operator=(const TaskGroup&) = delete;
+
+    /// Starts a child: an awaitable, or a callable that gives one. The callable lives as long as its coroutine, so a
+    /// lambda that captures is safe here. A value that the child gives is discarded.
+    ///
+    /// The child begins on the group's executor after this call, in the order of spawning, never inside it. Children
+    /// may spawn. A child spawned into a cancelled group, or cancelled before it began, never begins: its callable is
+    /// destroyed uncalled.
+    ///
+    /// @throws boost::asio::execution::bad_executor if the child's coroutine is bound to another type of executor than
+    /// the group's.
+    /// @pre The group has not ended.
+    template <detail::Awaitable Coroutine>
+    void spawn(Coroutine coroutine) {
+        spawn([coroutine = std::move(coroutine)]() mutable { return std::move(coroutine); });
+    }
+
+    /// @copydoc spawn
+    template <std::invocable Function>
+        requires detail::Awaitable<std::invoke_result_t<Function&>>
+    void spawn(Function function) {
+        state_->spawn(executor<detail::awaiting_executor_t<Function&>>(), std::move(function));
+    }
+
+    /// Cancels the body and every child, each once. A group that was cancelled in this way ends normally when they have
+    /// ended, whatever was left undone.
+    void cancel() { state_->cancel(); }
+
+    /// Whether the group was cancelled: by cancel(), by a failure, or from outside.
+    bool cancelled() const noexcept { return state_->cancelled(); }
+
+private:
+    template <class Executor, class Body>
+    friend auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_t<Body&, TaskGroup&>, Executor>;
+
+    explicit TaskGroup(boost::intrusive_ptr<detail::TaskGroupState> state) noexcept : state_(std::move(state)) {}
+
+    template <class Executor>
+    Executor executor() const {
+        const boost::asio::any_io_executor any = state_->get_executor();
+        if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
+            return any;
+        } else if (const auto* typed = any.template target<Executor>()) {
+            return *typed;
+        } else {
+            throw boost::asio::execution::bad_executor();
+        }
+    }
+
+    boost::intrusive_ptr<detail::TaskGroupState> state_;
+};
+
+template <class Executor, class Body>
+auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_t<Body&, TaskGroup&>, Executor> {
+    namespace this_coro = boost::asio::this_coro;
+    using T = detail::awaited_t<Body&, TaskGroup&>;
+    using Result = std::conditional_t<std::is_void_v<T>, bool, T>;
+
+    const Executor executor = co_await this_coro::executor;
+    TaskGroup group(detail::make_queue<detail::TaskGroupState>(executor));
+    std::optional<Result> result;
+    group.state_->spawn(executor, [&]() -> boost::asio::awaitable<void, Executor> {
+        if constexpr (std::is_void_v<T>) {
+            co_await body(group);
+            result.emplace(true);
+        } else {
+            result.emplace(co_await body(group));
+        }
+    });
+
+    const bool throws = co_await this_coro::throw_if_cancelled();
+    co_await this_coro::throw_if_cancelled(false);  // nothing may keep this coroutine from waiting for its children
+    detail::Waiter children_ended;
+    co_await group.state_->wait(children_ended);
+    co_await this_coro::throw_if_cancelled(throws);
+
+    if (group.state_->failure()) {
+        std::rethrow_exception(group.state_->failure());
+    }
+    if (group.state_->cancelled_from_outside() || (!result && !std::is_void_v<T>)) {
+        throw boost::system::system_error(boost::asio::error::operation_aborted, "with_task_group");
+    }
+    if constexpr (!std::is_void_v<T>) {
+        co_return std::move(*result);
+    }
+}
+
+}  // namespace sluice

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/append.hpp>
+#include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution_context.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/query.hpp>
+#include <boost/system/error_code.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <utility>
+
+namespace sluice::testing {
+
+class VirtualTimer;
+
+/// The clock of virtual time: it stands still but when a runner moves it. Each execution context has its own.
+struct VirtualClock {
+    using duration = std::chrono::nanoseconds;
+    using rep = duration::rep;
+    using period = duration::period;
+    using time_point = std::chrono::time_point<VirtualClock, duration>;
+    static constexpr bool is_steady = true;
+};
+
+/// The virtual time of one execution context, and who waits for it.
+///
+/// Deterministic: waits end in the order of their expiry, those of the same expiry in the order in which they began.
+class VirtualTime final : public boost::asio::execution_context::service {
+public:
+    using time_point = VirtualClock::time_point;
+
+    static inline boost::asio::execution_context::id id;
+
+    explicit VirtualTime(boost::asio::execution_context& context) : service(context) {}
+
+    static VirtualTime& of(boost::asio::execution_context& context) {
+        return boost::asio::use_service<VirtualTime>(context);
+    }
+
+    /// The time; it begins at the clock's epoch.
+    time_point now() const noexcept { return now_; }
+
+    /// How many waits are pending.
+    std::size_t pending() const noexcept { return waits_.size(); }
+
+    /// Moves on to the next expiry and completes the first wait that is due then; false if nobody waits.
+    bool advance() {
+        if (waits_.empty()) {
+            return false;
+        }
+        const auto first = waits_.begin();
+        now_ = std::max(now_, first->first.first);
+        complete(first, {});
+        return true;
+    }
+
+    /// Moves the time on by `by`, without regard to who waits.
+    void advance_by(VirtualClock::duration by) noexcept { now_ += by; }
+
+private:
+    friend class VirtualTimer;
+
+    using Handler = boost::asio::any_completion_handler<void(boost::system::error_code)>;
+    using Position = std::pair<time_point, std::uint64_t>;
+    struct Wait {
+        Handler handler;
+        VirtualTimer* timer;
+    };
+    using Waits = std::map<Position, Wait>;
+
+    Position add(time_point expiry, Wait wait) {
+        const Position position(expiry, sequence_++);
+        waits_.emplace(position, std::move(wait));
+        return position;
+    }
+
+    // Takes a wait out and posts its handler.
+    Waits::iterator complete(Waits::iterator at, boost::system::error_code error);
+
+    void cancel(Position position) {
+        if (const auto at = waits_.find(position); at != waits_.end()) {
+            complete(at, boost::asio::error::operation_aborted);
+        }
+    }
+
+    void cancel_all(const VirtualTimer& timer) {
+        for (auto at = waits_.begin(); at != waits_.end();) {
+            at = at->second.timer == &timer ? complete(at, boost::asio::error::operation_aborted) : std::next(at);
+        }
+    }
+
+    void shutdown() noexcept override;
+
+    time_point now_{};
+    std::uint64_t sequence_ = 0;
+    Waits waits_;
+};
+
+/// Stands in for `asio::steady_timer` on virtual time.
+///
+/// @par Thread safety
+/// Unsafe, also between distinct timers of one execution context: virtual time is for one thread.
+class VirtualTimer {
+public:
+    using executor_type = boost::asio::any_io_executor;
+    using clock_type = VirtualClock;
+    using duration = clock_type::duration;
+    using time_point = clock_type::time_point;
+
+    template <class Executor>
+    explicit VirtualTimer(Executor executor) : time_(&time_of(executor)), executor_(std::move(executor)) {
+        expiry_ = time_->now();
+    }
+
+    template <class Executor>
+    VirtualTimer(Executor executor, duration after) : VirtualTimer(std::move(executor)) {
+        expires_after(after);
+    }
+
+    ~VirtualTimer() { cancel(); }
+
+    VirtualTimer(const VirtualTimer&) = delete;
+    VirtualTimer& operator=(const VirtualTimer&) = delete;
+
+    /// The virtual time of the executor's context.
+    template <class Executor>
+    static time_point now(const Executor& executor) {
+        return time_of(executor).now();
+    }
+
+    /// Completes when the time of expiry is reached, never inside this call.
+    ///
+    /// @par Completion signature
+    /// `void(boost::system::error_code)`
+    /// @li success: the timer expired.
+    /// @li `asio::error::operation_aborted`: the wait was cancelled, the expiry changed, or the timer destroyed.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial, total.
+    template <boost::asio::completion_token_for<void(boost::system::error_code)> Token>
+    auto async_wait(Token&& token) {
+        return boost::asio::async_initiate<Token, void(boost::system::error_code)>(
+            [](auto handler, VirtualTimer* timer) { timer->start(std::move(handler)); }, token, this);
+    }
+
+    /// Sets the expiry and cancels the waits for the old one; gives their number.
+    std::size_t expires_after(duration after) { return expires_at(time_->now() + after); }
+    std::size_t expires_at(time_point at) {
+        const std::size_t cancelled = cancel();
+        expiry_ = at;
+        return cancelled;
+    }
+
+    time_point expiry() const noexcept { return expiry_; }
+
+    /// Cancels all waits on this timer; gives their number.
+    std::size_t cancel() {
+        const std::size_t cancelled = pending_;
+        if (cancelled != 0) {
+            time_->cancel_all(*this);
+        }
+        return cancelled;
+    }
+
+    executor_type get_executor() const { return executor_; }
+
+private:
+    template <class Executor>
+    static VirtualTime& time_of(const Executor& executor) {
+        return VirtualTime::of(boost::asio::query(executor, boost::asio::execution::context));
+    }
+
+    void start(VirtualTime::Handler handler) {
+        auto slot = boost::asio::get_associated_cancellation_slot(handler);
+        VirtualTime& time = *time_;
+        const auto position = time.add(expiry_, {std::move(handler), this});
+        ++pending_;
+        if (slot.is_connected()) {
+            slot.assign([&time, position](boost::asio::cancellation_type type) {
+                if (type != boost::asio::cancellation_type::none) {
+                    time.cancel(position);
+                }
+            });
+        }
+    }
+
+    friend class VirtualTime;
+
+    VirtualTime* time_;
+    executor_type executor_;
+    time_point expiry_;
+    std::size_t pending_ = 0;  // waits
+};
+
+inline VirtualTime::Waits::iterator VirtualTime::complete(Waits::iterator at, boost::system::error_code error) {
+    Wait wait = std::move(at->second);
+    const auto next = waits_.erase(at);
+    --wait.timer->pending_;
+    if (auto slot = boost::asio::get_associated_cancellation_slot(wait.handler); slot.is_connected()) {
+        slot.clear();
+    }
+    boost::asio::post(wait.timer->executor_, boost::asio::append(std::move(wait.handler), error));
+    return next;
+}
+
+inline void VirtualTime::shutdown() noexcept {
+    Waits dropped;
+    dropped.swap(waits_);
+    for (auto& [position, wait] : dropped) {
+        if (auto slot = boost::asio::get_associated_cancellation_slot(wait.handler); slot.is_connected()) {
+            slot.clear();
+        }
+        wait.timer->pending_ = 0;
+    }
+}
+
+/// Runs everything there is to run: what is ready, then, whenever nothing is, what waits for the next point in virtual
+/// time. Returns when nothing is left that could run, and gives how much virtual time went by. Does not block.
+inline VirtualClock::duration run(boost::asio::io_context& context) {
+    VirtualTime& time = VirtualTime::of(context);
+    const auto begin = time.now();
+    do {
+        context.restart();
+        context.poll();
+    } while (time.advance());
+    return time.now() - begin;
+}
+
+}  // namespace sluice::testing
