@@ -4,6 +4,9 @@
 # Installs what building sluice and its tests needs and the system lacks: a C++20 compiler, CMake >= 3.25, Ninja,
 # Boost >= 1.83 and Catch2 >= 3.4. Knows Debian 12, Debian 13 and Ubuntu 24.04 and does nothing on a machine that has
 # it all. Run it again at will.
+#
+#   cmake/bootstrap.sh        what `cmake --workflow --preset test` needs
+#   cmake/bootstrap.sh --all  also clang 19, which some workflows and the format check need
 set -eu
 
 need_version() {  # need_version FOUND WANTED: is FOUND at least WANTED?
@@ -39,8 +42,14 @@ case "${ID:-}-${VERSION_ID:-}" in
     *)         boost=libboost-dev     catch2=catch2        backports=no ;;
 esac
 
+case "${1:-}" in
+    "")    extra= ;;
+    --all) extra="clang-19 clang-format-19 libclang-rt-19-dev" ;;
+    *)     fail "unknown option '$1'; there is only --all" ;;
+esac
+
 missing=
-for package in g++ cmake ninja-build "$boost" "$catch2"; do
+for package in g++ cmake ninja-build "$boost" "$catch2" $extra; do
     installed "$package" || missing="$missing $package"
 done
 if [ -z "$missing" ]; then

@@ -93,10 +93,10 @@ public:
 
     /// @throws std::invalid_argument naming the stage or option and the value, if a limit, the window or a timeout is
     /// out of range or a function is empty.
-    InferencePipeline(Executor executor, Classify classify, Extract extract, Generate generate, StageLimits limits,
-                      Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
-        : state_(std::make_shared<State>(std::move(executor), std::move(classify), std::move(extract),
-                                         std::move(generate), limits, dead_letters, std::move(options))) {}
+    InferencePipeline(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+                      StageLimits limits, Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
+        : state_(std::make_shared<State>(std::move(executor), std::move(classify_fn), std::move(extract_fn),
+                                         std::move(generate_fn), limits, dead_letters, std::move(options))) {}
 
     /// Runs one query through one of this pipeline's stages and does nothing else with the outcome: Stage::run().
     template <class StageType, class... Args>
@@ -207,13 +207,22 @@ private:
         return result.stage_results.back().success;
     }
 
+    struct Put {
+        Sink& sink;
+        const Query& query;
+        const StageResult<>& reason;
+
+        auto operator()() const { return sink.put(query, reason); }
+    };
+
     static boost::asio::awaitable<void, Executor> bury(Sink& sink, Result& result) {
         const StageResult<>& reason = result.stage_results.back();
         try {
             if constexpr (detail::Awaitable<decltype(sink.put(result.query, reason))>) {
                 // As a coroutine of its own, which no cancellation reaches: a dead letter is put whole or not at all.
+                Put put{sink, result.query, reason};
                 co_await boost::asio::co_spawn(
-                    co_await boost::asio::this_coro::executor, [&] { return sink.put(result.query, reason); },
+                    co_await boost::asio::this_coro::executor, std::move(put),
                     boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
             } else {
                 sink.put(result.query, reason);
@@ -233,7 +242,13 @@ private:
 
         void add_worker(TaskGroup& group) {
             ++workers;
-            group.spawn([this, &group] { return work(group); });
+            group.spawn(detail::Work<Batch>{*this, group});
+        }
+
+        // What the group runs first.
+        boost::asio::awaitable<void, Executor> begin(TaskGroup& group) {
+            add_worker(group);
+            co_return;
         }
 
         boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
@@ -259,10 +274,7 @@ private:
                                                                                detail::Input<Range> queries) {
         Batch<Range> batch{*state, std::move(queries), {}};
         batch.results.reserve(batch.queries.size_hint());
-        co_await with_task_group<Executor>([&](TaskGroup& group) -> boost::asio::awaitable<void, Executor> {
-            batch.add_worker(group);
-            co_return;
-        });
+        co_await with_task_group<Executor>(detail::Begin<Batch<Range>>{batch});
         co_return std::move(batch.results);
     }
 

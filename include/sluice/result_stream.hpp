@@ -55,6 +55,22 @@ private:
     }
 };
 
+// The body of the group that a batch or a stream runs in, and its children.
+template <class Crew>
+struct Begin {
+    Crew& crew;
+
+    auto operator()(TaskGroup& group) const { return crew.begin(group); }
+};
+
+template <class Crew>
+struct Work {
+    Crew& crew;
+    TaskGroup& group;
+
+    auto operator()() const { return crew.work(group); }
+};
+
 // What a ResultStream shares with the coroutines that work for it; whoever makes a stream derives from it.
 //
 // The window is a semaphore of places: a query takes one before it is pulled, and gives it back when the consumer has
@@ -121,6 +137,9 @@ public:
     }
 
 private:
+    friend struct Begin<StreamState>;
+    friend struct Work<StreamState>;
+
     struct Started {
         Started(const Executor& executor, std::ptrdiff_t window)
             : places(executor, window), changed(make_queue<Condition>(executor)) {}
@@ -143,19 +162,22 @@ private:
             TaskGroup*& group;
             ~Reset() { group = nullptr; }
         } reset{group_};
-        co_await with_task_group<Executor>([this](TaskGroup& group) -> boost::asio::awaitable<void, Executor> {
-            group_ = &group;
-            if (stopped_) {
-                group.cancel();
-            }
-            add_worker(group);
-            co_return;
-        });
+        co_await with_task_group<Executor>(Begin<StreamState>{*this});
+    }
+
+    // What the group runs first.
+    boost::asio::awaitable<void, Executor> begin(TaskGroup& group) {
+        group_ = &group;
+        if (stopped_) {
+            group.cancel();
+        }
+        add_worker(group);
+        co_return;
     }
 
     void add_worker(TaskGroup& group) {
         ++workers_;
-        group.spawn([this, &group] { return work(group); });
+        group.spawn(Work<StreamState>{*this, group});
     }
 
     boost::asio::awaitable<void, Executor> work(TaskGroup& group) {

@@ -25,6 +25,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -114,6 +115,18 @@ private:
     template <class... Args>
     using Executor = detail::awaiting_executor_t<Function&, std::remove_reference_t<Args>&...>;
 
+    // The call of one attempt.
+    template <class... Args>
+    struct Call {
+        explicit Call(Function& model, std::remove_reference_t<Args>&... arguments)
+            : function(model), args(arguments...) {}
+
+        auto operator()() { return std::apply(function, args); }
+
+        Function& function;
+        std::tuple<std::remove_reference_t<Args>&...> args;
+    };
+
     static bool is_empty(const Function& function) {
         if constexpr (std::is_pointer_v<Function> || std::is_member_pointer_v<Function>) {
             return function == nullptr;
@@ -160,8 +173,8 @@ private:
                 ++result.attempts;
                 try {
                     if (options_.timeout) {
-                        result.data.emplace(co_await with_timeout<TimerType>(
-                            *options_.timeout, [&] { return std::invoke(function_, args...); }));
+                        Call<Args...> call(function_, args...);
+                        result.data.emplace(co_await with_timeout<TimerType>(*options_.timeout, std::move(call)));
                     } else {
                         result.data.emplace(co_await std::invoke(function_, args...));
                     }

@@ -19,6 +19,7 @@
 #include <optional>
 #include <type_traits>
 #include <utility>
+#include <variant>
 
 namespace sluice {
 
@@ -37,6 +38,32 @@ template <class Function, class... Args>
 using awaited_t = typename std::invoke_result_t<Function, Args...>::value_type;
 template <class Function, class... Args>
 using awaiting_executor_t = typename std::invoke_result_t<Function, Args...>::executor_type;
+
+// What holds a T that may have yet to come, if T is not void.
+template <class T>
+using Awaited = std::optional<std::conditional_t<std::is_void_v<T>, std::monostate, T>>;
+
+// Coroutines over types of the user's are static members of class templates and no free functions: g++ 12 warns of the
+// linkage of those, when the types have none.
+template <class T, class Executor>
+struct Store {
+    static boost::asio::awaitable<void, Executor> run(boost::asio::awaitable<T, Executor> source, Awaited<T>& target) {
+        if constexpr (std::is_void_v<T>) {
+            co_await std::move(source);
+            target.emplace();
+        } else {
+            target.emplace(co_await std::move(source));
+        }
+    }
+};
+
+// A callable that gives the awaitable it was given.
+template <Awaitable Coroutine>
+struct Given {
+    Coroutine coroutine;
+
+    Coroutine operator()() { return std::move(coroutine); }
+};
 
 inline bool is_operation_aborted(const std::exception_ptr& error) {
     try {
@@ -62,7 +89,7 @@ public:
         auto child = std::make_unique<Child>();
         children_.push_back(*child);
         Child& started = *child;
-        boost::asio::co_spawn(executor, run<Executor>(*this, started, std::move(function)),
+        boost::asio::co_spawn(executor, Run<Executor, Function>::run(*this, started, std::move(function)),
                               OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
     }
 
@@ -104,14 +131,16 @@ private:
     };
 
     template <class Executor, class Function>
-    static boost::asio::awaitable<void, Executor> run(TaskGroupState& group, Child& child, Function function) {
-        child.started = true;
-        Waiter start;
-        co_await group.yield(start);
-        if (!group.cancelled_) {
-            co_await function();
+    struct Run {
+        static boost::asio::awaitable<void, Executor> run(TaskGroupState& group, Child& child, Function function) {
+            child.started = true;
+            Waiter start;
+            co_await group.yield(start);
+            if (!group.cancelled_) {
+                co_await function();
+            }
         }
-    }
+    };
 
     void on_end(const std::exception_ptr& error) {
         if (error && !failure_ && !(cancelled_ && is_operation_aborted(error))) {
@@ -140,6 +169,11 @@ private:
 }  // namespace detail
 
 class TaskGroup;
+
+namespace detail {
+template <class Executor, class Body>
+struct GroupRun;
+}
 
 /// Runs `body(group)`, an awaitable, and every child that it spawns into the group, and ends when all of them have
 /// ended: nothing outlives it. Gives what the body gave.
@@ -184,7 +218,7 @@ public:
     /// @pre The group has not ended.
     template <detail::Awaitable Coroutine>
     void spawn(Coroutine coroutine) {
-        spawn([coroutine = std::move(coroutine)]() mutable { return std::move(coroutine); });
+        spawn(detail::Given<Coroutine>{std::move(coroutine)});
     }
 
     /// @copydoc spawn
@@ -203,7 +237,7 @@ public:
 
 private:
     template <class Executor, class Body>
-    friend auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_t<Body&, TaskGroup&>, Executor>;
+    friend struct detail::GroupRun;
 
     explicit TaskGroup(boost::intrusive_ptr<detail::TaskGroupState> state) noexcept : state_(std::move(state)) {}
 
@@ -222,39 +256,51 @@ private:
     boost::intrusive_ptr<detail::TaskGroupState> state_;
 };
 
+namespace detail {
+
+template <class Executor, class Body>
+struct GroupRun {
+    using T = awaited_t<Body&, TaskGroup&>;
+
+    struct RunBody {
+        Body& body;
+        TaskGroup& group;
+        Awaited<T>& result;
+
+        auto operator()() const { return Store<T, Executor>::run(body(group), result); }
+    };
+
+    static boost::asio::awaitable<T, Executor> run(Body body) {
+        namespace this_coro = boost::asio::this_coro;
+        const Executor executor = co_await this_coro::executor;
+        const auto state = make_queue<TaskGroupState>(executor);
+        TaskGroup group(state);
+        Awaited<T> result;
+        state->spawn(executor, RunBody{body, group, result});
+
+        const bool throws = co_await this_coro::throw_if_cancelled();
+        co_await this_coro::throw_if_cancelled(false);  // nothing may keep this coroutine from waiting for its children
+        Waiter children_ended;
+        co_await state->wait(children_ended);
+        co_await this_coro::throw_if_cancelled(throws);
+
+        if (state->failure()) {
+            std::rethrow_exception(state->failure());
+        }
+        if (state->cancelled_from_outside() || (!result && !std::is_void_v<T>)) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "with_task_group");
+        }
+        if constexpr (!std::is_void_v<T>) {
+            co_return std::move(*result);
+        }
+    }
+};
+
+}  // namespace detail
+
 template <class Executor, class Body>
 auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_t<Body&, TaskGroup&>, Executor> {
-    namespace this_coro = boost::asio::this_coro;
-    using T = detail::awaited_t<Body&, TaskGroup&>;
-    using Result = std::conditional_t<std::is_void_v<T>, bool, T>;
-
-    const Executor executor = co_await this_coro::executor;
-    TaskGroup group(detail::make_queue<detail::TaskGroupState>(executor));
-    std::optional<Result> result;
-    group.state_->spawn(executor, [&]() -> boost::asio::awaitable<void, Executor> {
-        if constexpr (std::is_void_v<T>) {
-            co_await body(group);
-            result.emplace(true);
-        } else {
-            result.emplace(co_await body(group));
-        }
-    });
-
-    const bool throws = co_await this_coro::throw_if_cancelled();
-    co_await this_coro::throw_if_cancelled(false);  // nothing may keep this coroutine from waiting for its children
-    detail::Waiter children_ended;
-    co_await group.state_->wait(children_ended);
-    co_await this_coro::throw_if_cancelled(throws);
-
-    if (group.state_->failure()) {
-        std::rethrow_exception(group.state_->failure());
-    }
-    if (group.state_->cancelled_from_outside() || (!result && !std::is_void_v<T>)) {
-        throw boost::system::system_error(boost::asio::error::operation_aborted, "with_task_group");
-    }
-    if constexpr (!std::is_void_v<T>) {
-        co_return std::move(*result);
-    }
+    return detail::GroupRun<Executor, Body>::run(std::move(body));
 }
 
 }  // namespace sluice

@@ -10,7 +10,6 @@
 #include <boost/asio/this_coro.hpp>
 
 #include <chrono>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -32,6 +31,50 @@ private:
     }
 };
 
+namespace detail {
+
+// A coroutine beside a timer; the first to end cancels the other.
+template <class T, class Function>
+struct TimedRun {
+    using Value = awaited_t<Function&>;
+    using Executor = awaiting_executor_t<Function&>;
+
+    T& timer;
+    Function& function;
+    Awaited<Value>& result;
+
+    struct CancelOnExpiry {
+        T& timer;
+        TaskGroup& group;
+
+        boost::asio::awaitable<void, Executor> operator()() const {
+            co_await timer.async_wait(boost::asio::deferred);
+            group.cancel();
+        }
+    };
+
+    boost::asio::awaitable<void, Executor> operator()(TaskGroup& group) const {
+        group.spawn(CancelOnExpiry{timer, group});
+        co_await Store<Value, Executor>::run(function(), result);
+        group.cancel();
+    }
+
+    static boost::asio::awaitable<Value, Executor> run(std::chrono::nanoseconds timeout, Function function) {
+        T timer(co_await boost::asio::this_coro::executor);
+        timer.expires_after(std::chrono::duration_cast<typename T::duration>(timeout));
+        Awaited<Value> result;
+        co_await with_task_group<Executor>(TimedRun{timer, function, result});
+        if (!result) {
+            throw TimeoutError(timeout);
+        }
+        if constexpr (!std::is_void_v<Value>) {
+            co_return std::move(*result);
+        }
+    }
+};
+
+}  // namespace detail
+
 /// Awaits `function()`, a callable that gives an awaitable, for at most `timeout`. Gives what it gave.
 ///
 /// When time is up, the coroutine is cancelled, with every type, and *waited for*: nothing of it runs on when
@@ -42,34 +85,8 @@ private:
 /// @par Cancellation
 /// As with_task_group(): the coroutine is cancelled and waited for, and `operation_aborted` comes out.
 template <Timer T = boost::asio::steady_timer, class Function>
-[[nodiscard]] auto with_timeout(std::chrono::nanoseconds timeout, Function function)
-    -> boost::asio::awaitable<detail::awaited_t<Function&>, detail::awaiting_executor_t<Function&>> {
-    using Executor = detail::awaiting_executor_t<Function&>;
-    using Value = detail::awaited_t<Function&>;
-    using Result = std::conditional_t<std::is_void_v<Value>, bool, Value>;
-
-    T timer(co_await boost::asio::this_coro::executor);
-    timer.expires_after(std::chrono::duration_cast<typename T::duration>(timeout));
-    std::optional<Result> result;
-    co_await with_task_group<Executor>([&](TaskGroup& group) -> boost::asio::awaitable<void, Executor> {
-        group.spawn([&]() -> boost::asio::awaitable<void, Executor> {
-            co_await timer.async_wait(boost::asio::deferred);
-            group.cancel();
-        });
-        if constexpr (std::is_void_v<Value>) {
-            co_await function();
-            result.emplace(true);
-        } else {
-            result.emplace(co_await function());
-        }
-        group.cancel();
-    });
-    if (!result) {
-        throw TimeoutError(timeout);
-    }
-    if constexpr (!std::is_void_v<Value>) {
-        co_return std::move(*result);
-    }
+[[nodiscard]] auto with_timeout(std::chrono::nanoseconds timeout, Function function) {
+    return detail::TimedRun<T, Function>::run(timeout, std::move(function));
 }
 
 }  // namespace sluice

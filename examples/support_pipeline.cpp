@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: BSL-1.0
+// Customer support: classify, extract, generate. 50 queries through limits of 20, 10 and 5, and what became of them.
+#include "dead_letter_queue.hpp"
+#include "simulated_models.hpp"
+
+#include <sluice/inference_pipeline.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_future.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace asio = boost::asio;
+
+namespace {
+
+constexpr std::string_view usage = R"(usage: support_pipeline [options]
+
+  --queries N   how many queries to run (default 50)
+  --seed N      what the queries and the models' behaviour are drawn from (default 7)
+  --retries N   how often a failed stage is tried again (default 0)
+  --stream      print each result as it completes
+  --help        print this text
+)";
+
+struct Options {
+    std::size_t queries = 50;
+    std::uint64_t seed = 7;
+    int retries = 0;
+    bool stream = false;
+    bool help = false;
+};
+
+template <class Number>
+Number parse_number(const std::string& option, const std::string& text, Number most) {
+    Number number{};
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, number);
+    if (text.empty() || error != std::errc() || stop != end || number < 0 || number > most) {
+        throw std::invalid_argument(option + " takes a whole number from 0 to " + std::to_string(most) + ", got '" +
+                                    text + "'");
+    }
+    return number;
+}
+
+Options parse(int argc, char** argv) {
+    Options options;
+    for (int i = 1; i < argc; ++i) {
+        const std::string option = argv[i];
+        const auto value = [&]() -> std::string {
+            if (++i == argc) {
+                throw std::invalid_argument(option + " takes a number");
+            }
+            return argv[i];
+        };
+        if (option == "--queries") {
+            options.queries = parse_number<std::size_t>(option, value(), 100'000'000);
+        } else if (option == "--seed") {
+            options.seed = parse_number<std::uint64_t>(option, value(), UINT64_MAX);
+        } else if (option == "--retries") {
+            options.retries = parse_number<int>(option, value(), 1000);
+        } else if (option == "--stream") {
+            options.stream = true;
+        } else if (option == "--help") {
+            options.help = true;
+        } else {
+            throw std::invalid_argument("unknown option '" + option + "' (--help lists them)");
+        }
+    }
+    return options;
+}
+
+asio::awaitable<void> run(Options options) {
+    using namespace std::chrono_literals;
+    support::SimulatedModels<asio::steady_timer> models(options.seed);
+    support::DeadLetterQueue dead_letters;
+
+    sluice::InferencePipeline pipeline(
+        co_await asio::this_coro::executor, [&](const std::string& text) { return models.classify_intent(text); },
+        [&](const std::string& text) { return models.extract_entities(text); },
+        [&](support::Intent intent, const support::Entities& entities, const std::string& text) {
+            return models.generate_response(intent, entities, text);
+        },
+        sluice::StageLimits{.classify = 20, .extract = 10, .generate = 5}, dead_letters,
+        sluice::PipelineOptions(sluice::StageOptions(
+            sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}))));
+
+    const auto queries = support::generate_test_queries(options.queries, options.seed);
+    std::ptrdiff_t completed = 0;
+    if (options.stream) {
+        auto stream = pipeline.process_stream(queries);
+        while (const auto item = co_await stream.next()) {
+            const auto& result = item->result;
+            completed += result.completed;
+            std::cout << result.query.id << "  "
+                      << (result.completed ? *result.response : "failed in " + result.stage_results.back().stage.str())
+                      << std::endl;  // as it completes, also into a pipe
+        }
+    } else {
+        const auto results = co_await pipeline.process_batch(queries);
+        completed = std::ranges::count_if(results, [](const auto& result) { return result.completed; });
+    }
+
+    std::cout << "Completed: " << completed << '/' << queries.size() << '\n'
+              << "Dead letter queue: " << dead_letters.size() << " failed queries\n";
+    for (const auto& [query, reason] : dead_letters.drain()) {
+        std::cout << "  " << query.id << "  " << reason.stage << ": " << reason.error.type() << ": "
+                  << reason.error.message() << " (" << reason.attempts
+                  << (reason.attempts == 1 ? " attempt" : " attempts") << ")\n";
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        const Options options = parse(argc, argv);
+        if (options.help) {
+            std::cout << usage;
+            return 0;
+        }
+        asio::io_context context(1);
+        auto done = asio::co_spawn(context, run(options), asio::use_future);
+        context.run();
+        done.get();
+        return 0;
+    } catch (const std::invalid_argument& error) {
+        std::cerr << "support_pipeline: " << error.what() << '\n';
+        return 2;
+    }
+}
