@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/to_text.hpp>
+
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -79,7 +81,7 @@ private:
     template <class Value>
     static void require(bool holds, const char* rule, Value value) {
         if (!holds) {
-            throw std::invalid_argument("RetryPolicy: " + std::string(rule) + ", got " + std::to_string(value));
+            throw std::invalid_argument("RetryPolicy: " + std::string(rule) + ", got " + detail::to_text(value));
         }
     }
 

@@ -50,7 +50,7 @@ public:
             } catch (const std::string& text) {
                 return text;
             } catch (const char* text) {
-                return text;
+                return text ? text : "a null pointer to a string";
             } catch (...) {
                 return "an exception that carries no message";
             }

@@ -14,6 +14,7 @@
 #include <boost/system/system_error.hpp>
 
 #include <concepts>
+#include <cstddef>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -77,6 +78,10 @@ inline bool is_operation_aborted(const std::exception_ptr& error) {
 
 // A child between spawn() and its end; owned by the completion handler of its coroutine.
 struct Child : ListHook {
+    explicit Child(std::size_t& running_children) : running(running_children) { ++running; }
+    ~Child() { --running; }
+
+    std::size_t& running;  // the group's count
     boost::asio::cancellation_signal signal;
     bool started = false;  // before that, Boost 1.83 lets a cancellation escape into the event loop
 };
@@ -86,7 +91,7 @@ public:
     // Starts `function` as a child, on `executor`.
     template <class Executor, class Function>
     void spawn(const Executor& executor, Function function) {
-        auto child = std::make_unique<Child>();
+        auto child = std::make_unique<Child>(running_);
         children_.push_back(*child);
         Child& started = *child;
         boost::asio::co_spawn(executor, Run<Executor, Function>::run(*this, started, std::move(function)),
@@ -95,7 +100,7 @@ public:
 
     // Each child is told once: what it does to clean up is not disturbed by what happens to its siblings meanwhile.
     void cancel() {
-        if (std::exchange(cancelled_, true)) {
+        if (std::exchange(cancelled_, true) || context_gone()) {
             return;
         }
         // Cancelling a child may end it or others here and now, so none is visited but through the list.
@@ -110,7 +115,6 @@ public:
         }
     }
 
-    bool running() const noexcept { return !children_.empty(); }
     bool cancelled() const noexcept { return cancelled_; }
     bool cancelled_from_outside() const noexcept { return cancelled_from_outside_; }
     const std::exception_ptr& failure() const noexcept { return failure_; }
@@ -147,7 +151,7 @@ private:
             failure_ = error;
             cancel();
         }
-        if (!running() && waiting() != 0) {
+        if (running_ == 0 && waiting() != 0) {
             wake(longest_waiting(), Outcome::granted);
         }
     }
@@ -160,7 +164,8 @@ private:
         }
     }
 
-    IntrusiveList<Child> children_;  // those that have not ended, the body among them
+    std::size_t running_ = 0;        // children that have not ended, the body among them
+    IntrusiveList<Child> children_;  // the same, but for those that are being cancelled
     std::exception_ptr failure_;     // the first
     bool cancelled_ = false;
     bool cancelled_from_outside_ = false;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/to_text.hpp>
 #include <sluice/task_group.hpp>
 #include <sluice/timer.hpp>
 
@@ -10,7 +11,6 @@
 #include <boost/asio/this_coro.hpp>
 
 #include <chrono>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -25,9 +25,7 @@ public:
 
 private:
     static std::string message(std::chrono::nanoseconds timeout) {
-        std::ostringstream text;
-        text << "timed out after " << std::chrono::duration<double, std::milli>(timeout).count() << " ms";
-        return std::move(text).str();
+        return "timed out after " + detail::to_text(std::chrono::duration<double, std::milli>(timeout).count()) + " ms";
     }
 };
 

@@ -64,6 +64,9 @@ public:
 
     std::size_t waiting() const noexcept { return waiting_count_; }
 
+    // Whether the execution context is being destroyed, or has been, and its coroutines with it.
+    bool context_gone() const noexcept { return service_ == nullptr; }
+
     // The executor of the drain; an empty one once its context has been destroyed.
     virtual boost::asio::any_io_executor get_executor() const = 0;
 
@@ -193,17 +196,23 @@ private:
         }
     }
 
+    // The frames that go here may run any code as they go, and that may come back to this queue: so everybody is taken
+    // out of it first.
     void shut_down() noexcept {
         service_ = nullptr;
         scheduled_ = true;  // no drain is posted again
-        ready_count_ = waiting_count_ = 0;
-        for (IntrusiveList<Waiter>* list : {&waiting_, &ready_}) {
-            while (!list->empty()) {
-                Waiter& waiter = list->front();
-                waiter.unlink();
-                on_drop(waiter);
-                waiter.drop();
-            }
+        IntrusiveList<Waiter> dropped;
+        dropped.splice_back(waiting_);
+        dropped.splice_back(ready_);
+        waiting_count_ = ready_count_ = 0;
+        dropped.for_each([this](Waiter& waiter) {
+            waiter.disconnect();
+            on_drop(waiter);
+        });
+        while (!dropped.empty()) {
+            Waiter& waiter = dropped.front();
+            waiter.unlink();
+            waiter.drop();
         }
         drop_executor();
     }

@@ -4,6 +4,7 @@
 #include <sluice/detail/intrusive_list.hpp>
 
 #include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -32,6 +33,7 @@ public:
         using Stored = std::decay_t<Handler>;
         static_assert(sizeof(Stored) <= sizeof(storage_) && alignof(Stored) <= alignof(void*));
         static_assert(std::is_nothrow_move_constructible_v<Stored>);
+        cancellation_ = boost::asio::get_associated_cancellation_slot(handler);
         ::new (static_cast<void*>(storage_)) Stored(std::forward<Handler>(handler));
         finish_ = [](std::byte* storage, bool resume) {
             Stored& stored = *std::launder(reinterpret_cast<Stored*>(storage));
@@ -39,21 +41,28 @@ public:
             stored.~Stored();
             if (resume) {
                 std::move(moved)();
-            } else if (auto slot = boost::asio::get_associated_cancellation_slot(moved); slot.is_connected()) {
-                slot.clear();
             }
         };
     }
 
-    // Runs the coroutine on from where it waits. Nothing may touch this object afterwards.
+    // Runs the coroutine on from where it waits; its own handler clears the cancellation slot. Nothing may touch this
+    // object afterwards.
     void resume() { finish_(storage_, true); }
 
-    // Lets go of the coroutine without running it: Asio destroys its frame through its executor.
+    // From here on no cancellation comes through.
+    void disconnect() {
+        if (cancellation_.is_connected()) {
+            cancellation_.clear();
+        }
+    }
+
+    // Lets go of the coroutine without running it: Asio destroys its frame, and this object with it, now or later.
     void drop() { finish_(storage_, false); }
 
 private:
     alignas(void*) std::byte storage_[4 * sizeof(void*)];
     void (*finish_)(std::byte*, bool) = nullptr;
+    boost::asio::cancellation_slot cancellation_;
 };
 
 }  // namespace sluice::detail

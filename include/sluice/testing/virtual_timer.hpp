@@ -158,7 +158,10 @@ public:
     }
 
     /// Sets the expiry and cancels the waits for the old one; gives their number.
-    std::size_t expires_after(duration after) { return expires_at(time_->now() + after); }
+    std::size_t expires_after(duration after) {
+        const time_point now = time_->now();
+        return expires_at(after > time_point::max() - now ? time_point::max() : now + after);
+    }
     std::size_t expires_at(time_point at) {
         const std::size_t cancelled = cancel();
         expiry_ = at;

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/testing/virtual_timer.hpp>
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/execution/blocking.hpp>
+#include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution/outstanding_work.hpp>
+#include <boost/asio/execution/relationship.hpp>
+#include <boost/asio/execution_context.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace sluice::testing {
+
+/// An execution context that runs its handlers one at a time on the calling thread, and asks which one is next: so that
+/// a test can try many interleavings, and any of them again.
+///
+/// Nothing is ever run inside the call that submits it, dispatch included. Time is virtual: VirtualTimer works here.
+class InterleavingContext : public boost::asio::execution_context {
+public:
+    class executor_type;
+
+    /// Of `n` > 0 ready handlers, which is next: a number less than `n`. 0 is the one that was submitted first.
+    using Choose = std::function<std::size_t(std::size_t n)>;
+
+    explicit InterleavingContext(Choose choose) : choose_(std::move(choose)), time_(VirtualTime::of(*this)) {}
+
+    ~InterleavingContext() {
+        shutdown();  // what waits is dropped, and its coroutines submitted to be destroyed
+        while (!ready_.empty()) {
+            take(ready_.size() - 1);
+        }
+        destroy();
+    }
+
+    InterleavingContext(const InterleavingContext&) = delete;
+    InterleavingContext& operator=(const InterleavingContext&) = delete;
+
+    executor_type get_executor() noexcept;
+
+    /// Runs one handler; if none is ready, moves on to the next point in virtual time. False if there is nothing to do.
+    bool run_one() {
+        if (ready_.empty() && !time_.advance()) {
+            return false;
+        }
+        const std::size_t n = ready_.size();
+        take(n == 1 ? 0 : choose_(n))();
+        return true;
+    }
+
+    /// Runs until there is nothing to do.
+    void run() {
+        while (run_one()) {
+        }
+    }
+
+    std::size_t ready() const noexcept { return ready_.size(); }
+
+private:
+    using Handler = boost::asio::any_completion_handler<void()>;
+
+    Handler take(std::size_t index) {
+        Handler handler = std::move(ready_[index]);
+        ready_.erase(ready_.begin() + static_cast<std::ptrdiff_t>(index));
+        return handler;
+    }
+
+    Choose choose_;
+    VirtualTime& time_;
+    std::vector<Handler> ready_;  // in the order of submission
+};
+
+/// Submits to an InterleavingContext.
+class InterleavingContext::executor_type {
+public:
+    explicit executor_type(InterleavingContext& context) noexcept : context_(&context) {}
+
+    template <class Function>
+    void execute(Function&& function) const {
+        context_->ready_.push_back(Handler(std::forward<Function>(function)));
+    }
+
+    InterleavingContext& query(boost::asio::execution::context_t) const noexcept { return *context_; }
+    static constexpr boost::asio::execution::blocking_t query(boost::asio::execution::blocking_t) noexcept {
+        return boost::asio::execution::blocking.never;
+    }
+    executor_type require(boost::asio::execution::blocking_t::never_t) const noexcept { return *this; }
+
+    friend bool operator==(const executor_type&, const executor_type&) noexcept = default;
+
+private:
+    InterleavingContext* context_;
+};
+
+inline InterleavingContext::executor_type InterleavingContext::get_executor() noexcept { return executor_type(*this); }
+
+}  // namespace sluice::testing

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: BSL-1.0
+// 100,000 of everything on a small stack: CTest runs this program with a stack of 256 KiB. And ten times the work takes
+// ten times the handlers.
+#include "support/task.hpp"
+
+#include <sluice/sluice.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <ranges>
+#include <string>
+
+namespace asio = boost::asio;
+
+namespace {
+
+constexpr std::size_t many = 100'000;
+
+asio::awaitable<void> pass_through(sluice::StageSemaphore& semaphore, std::size_t& passed) {
+    const auto slot = co_await semaphore.acquire();
+    ++passed;
+}
+
+// How many handlers it takes to serve `n` waiters one after the other.
+std::size_t cascade(std::size_t n) {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 1);
+    std::size_t passed = 0;
+    auto first = semaphore.try_acquire();
+    for (std::size_t i = 0; i < n; ++i) {
+        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
+    }
+    context.poll();
+    REQUIRE(semaphore.waiting() == n);
+    first.release();
+    const std::size_t handlers = context.poll();
+    REQUIRE(passed == n);
+    return handlers;
+}
+
+std::size_t meet(std::size_t parties) {
+    asio::io_context context;
+    sluice::Barrier barrier(context.get_executor(), static_cast<std::ptrdiff_t>(parties));
+    std::size_t met = 0;
+    for (std::size_t i = 0; i < parties; ++i) {
+        asio::co_spawn(
+            context,
+            [](sluice::Barrier& b, std::size_t& count) -> asio::awaitable<void> {
+                for (int phase = 0; phase < 2; ++phase) {
+                    co_await b.arrive_and_wait();
+                    ++count;
+                }
+            }(barrier, met),
+            asio::detached);
+    }
+    const std::size_t handlers = context.poll();
+    REQUIRE(met == 2 * parties);
+    return handlers;
+}
+
+std::size_t children(std::size_t n) {
+    asio::io_context context;
+    std::size_t ran = 0;
+    test::Task<> task(context.get_executor(), [&] {
+        return sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+            for (std::size_t i = 0; i < n; ++i) {
+                group.spawn([&ran]() -> asio::awaitable<void> {
+                    ++ran;
+                    co_return;
+                });
+            }
+            co_return;
+        });
+    });
+    const std::size_t handlers = context.poll();
+    REQUIRE(task.succeeded());
+    REQUIRE(ran == n);
+    return handlers;
+}
+
+struct Nowhere {
+    void put(const sluice::Query&, const sluice::StageResult<>&) {}
+};
+
+std::size_t batch(std::size_t n) {
+    asio::io_context context;
+    Nowhere sink;
+    const auto model = [](const std::string&) -> asio::awaitable<int> {
+        co_await test::yield();
+        co_return 1;
+    };
+    const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
+    sluice::InferencePipeline pipeline(context.get_executor(), model, model, generate, sluice::StageLimits{20, 10, 5},
+                                       sink);
+    test::Task<std::size_t> task(context.get_executor(), [&]() -> asio::awaitable<std::size_t> {
+        const auto results = co_await pipeline.process_batch(
+            std::views::iota(std::size_t{0}, n) |
+            std::views::transform([](std::size_t i) { return sluice::Query(std::to_string(i), "text"); }));
+        co_return results.size();
+    });
+    const std::size_t handlers = context.poll();
+    REQUIRE(task.value() == n);
+    return handlers;
+}
+
+TEST_CASE("depth: 100,000 waiters, one after the other", "[depth]") { CHECK(cascade(many) > 0); }
+
+TEST_CASE("depth: 100,000 waiters, all at once", "[depth]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 0);
+    std::size_t passed = 0;
+    for (std::size_t i = 0; i < many; ++i) {
+        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
+    }
+    context.poll();
+    semaphore.set_limit(many);
+    context.poll();
+    CHECK(passed == many);
+}
+
+TEST_CASE("depth: 100,000 waiters, cancelled by closing", "[depth]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 0);
+    std::size_t passed = 0;
+    for (std::size_t i = 0; i < many; ++i) {
+        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
+    }
+    context.poll();
+    semaphore.close();
+    context.poll();
+    CHECK(passed == 0);
+    CHECK(semaphore.waiting() == 0);
+}
+
+TEST_CASE("depth: 100,000 waiters die with their context", "[depth]") {
+    std::optional<asio::io_context> context(std::in_place);
+    sluice::StageSemaphore semaphore(context->get_executor(), 0);
+    std::size_t passed = 0;
+    for (std::size_t i = 0; i < many; ++i) {
+        asio::co_spawn(*context, pass_through(semaphore, passed), asio::detached);
+    }
+    context->poll();
+    context.reset();
+    CHECK(semaphore.waiting() == 0);
+}
+
+TEST_CASE("depth: 100,000 parties", "[depth]") { CHECK(meet(many) > 0); }
+TEST_CASE("depth: 100,000 children", "[depth]") { CHECK(children(many) > 0); }
+
+TEST_CASE("depth: 100,000 children, each the parent of the next", "[depth]") {
+    asio::io_context context;
+    std::size_t ran = 0;
+    test::Task<> task(context.get_executor(), [&] {
+        return sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+            struct Next {
+                sluice::TaskGroup& group;
+                std::size_t& ran;
+                asio::awaitable<void> operator()() const {
+                    if (++ran < many) {
+                        group.spawn(Next{group, ran});
+                    }
+                    co_return;
+                }
+            };
+            group.spawn(Next{group, ran});
+            co_return;
+        });
+    });
+    context.poll();
+    CHECK(task.succeeded());
+    CHECK(ran == many);
+}
+
+TEST_CASE("depth: 100,000 queries", "[depth]") { CHECK(batch(many) > 0); }
+
+TEST_CASE("depth: ten times the work takes ten times the handlers", "[depth]") {
+    const auto run = [](const std::function<std::size_t(std::size_t)>& work) {
+        CHECK(work(10'000) <= 11 * work(1'000));
+    };
+    run(cascade);
+    run(meet);
+    run(children);
+    run(batch);
+}
+
+}  // namespace

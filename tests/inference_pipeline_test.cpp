@@ -1,0 +1,1308 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/inference_pipeline.hpp>
+
+#include "support/models.hpp"
+#include "support/task.hpp"
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/system/system_error.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <queue>
+#include <random>
+#include <ranges>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+using sluice::InferencePipeline;
+using sluice::Query;
+using sluice::StageResult;
+using test::Endpoint;
+using test::idle;
+using test::make_queries;
+using test::make_query;
+using test::Model;
+using test::PipelineOptions;
+using test::retries;
+using test::run_until;
+using test::SlowDeadLetters;
+using test::Source;
+using test::stage_names;
+using test::StageOptions;
+using test::Task;
+using test::VirtualTimer;
+using test::with_window;
+using Cancel = asio::cancellation_type;
+using Rig = test::Rig<>;
+using Result = Rig::Result;
+using Results = Rig::Results;
+using Strings = std::vector<std::string>;
+
+namespace {
+
+template <class Pipeline>
+Task<Result> start_one(asio::io_context& context, Pipeline& pipeline, Query query) {
+    return Task<Result>(context.get_executor(), [&pipeline, query] { return pipeline.process_one(query); });
+}
+
+template <class Pipeline, class Range>
+Task<Results> start_batch(asio::io_context& context, Pipeline& pipeline, Range& queries) {
+    return Task<Results>(context.get_executor(), [&] { return pipeline.process_batch(queries); });
+}
+
+template <class Function>
+std::string error_of(Function function) {
+    try {
+        function();
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    return "no error";
+}
+
+bool is_complete(const Result& result) {
+    const std::string& text = result.query.text;
+    return result.completed && result.intent == "classify(" + text + ")" &&
+           result.entities == "extract(" + text + ")" &&
+           result.response == "generate(classify(" + text + "),extract(" + text + ")," + text + ")" &&
+           result.stage_results.size() == 3 && !result.dead_letter_error;
+}
+
+// Whether the queries end as they should after a failure of `stage`, 0 to 2.
+bool is_partial(const Result& result, int stage) {
+    return !result.completed && result.intent.has_value() == (stage > 0) &&
+           result.entities.has_value() == (stage > 1) && !result.response &&
+           result.stage_results.size() == static_cast<std::size_t>(stage) + 1 && !result.stage_results.back().success &&
+           result.stage_results.back().stage == stage_names[static_cast<std::size_t>(stage)];
+}
+
+// When the last of the queries is done, if each stage is served first come, first served.
+std::chrono::nanoseconds makespan(std::size_t queries, const std::vector<std::size_t>& limits,
+                                  const std::function<std::chrono::nanoseconds(std::size_t, std::size_t)>& latency) {
+    using Event = std::pair<std::chrono::nanoseconds, std::size_t>;  // when, and which query
+    std::vector<Event> arrivals;
+    for (std::size_t i = 0; i != queries; ++i) {
+        arrivals.emplace_back(0ns, i);
+    }
+    for (std::size_t stage = 0; stage != limits.size(); ++stage) {
+        std::ranges::sort(arrivals);
+        std::priority_queue<std::chrono::nanoseconds, std::vector<std::chrono::nanoseconds>, std::greater<>> free;
+        for (std::size_t i = 0; i != limits[stage]; ++i) {
+            free.push(0ns);
+        }
+        for (auto& [when, query] : arrivals) {
+            when = std::max(when, free.top()) + latency(stage, query);
+            free.pop();
+            free.push(when);
+        }
+    }
+    return std::ranges::max(arrivals).first;
+}
+
+}  // namespace
+
+TEST_CASE("pipeline: a query goes through the three stages in order, and each gives its part", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline();
+    const auto when = std::chrono::system_clock::time_point(42s);
+    auto task = start_one(rig.context, pipeline, Query("q", "t", when));
+    CHECK(rig.run() == 700ms);
+    REQUIRE(task.succeeded());
+    const Result& result = task.value();
+    CHECK(is_complete(result));
+    CHECK(result.query.id == "q");
+    CHECK(result.query.text == "t");
+    CHECK(result.query.timestamp == when);
+    REQUIRE(result.stage_results.size() == 3);
+    const std::chrono::nanoseconds latencies[] = {50ms, 150ms, 500ms};
+    for (std::size_t i = 0; i != 3; ++i) {
+        const StageResult<>& stage = result.stage_results[i];
+        CHECK(stage.query_id == "q");
+        CHECK(stage.stage == stage_names[i]);
+        CHECK(stage.latency == latencies[i]);
+        CHECK(stage.queue_time == 0ms);
+        CHECK(stage.attempts == 1);
+        CHECK(stage.success);
+        CHECK_FALSE(stage.error);
+    }
+    CHECK(rig.dead_letters.letters.empty());
+    CHECK(idle(pipeline));
+}
+
+TEST_CASE("pipeline: after a failure no later stage runs, and the dead letter says where and why", "[pipeline]") {
+    const int stage = GENERATE(0, 1, 2);
+    Rig rig;
+    rig.model(stage).failures["t"] = 1;
+    auto pipeline = rig.pipeline();
+    auto task = start_one(rig.context, pipeline, Query("q", "t"));
+    rig.run();
+    REQUIRE(task.succeeded());
+    const Result& result = task.value();
+    CHECK(is_partial(result, stage));
+    CHECK_FALSE(result.dead_letter_error);
+    for (int i = 0; i != 3; ++i) {
+        CHECK(rig.model(i).calls() == (i <= stage ? 1 : 0));
+    }
+    for (std::size_t i = 0; i + 1 < result.stage_results.size(); ++i) {
+        CHECK(result.stage_results[i].success);
+    }
+
+    REQUIRE(rig.dead_letters.letters.size() == 1);
+    const auto& [query, reason] = rig.dead_letters.letters[0];
+    CHECK(query.id == "q");
+    CHECK(query.text == "t");
+    CHECK(reason.query_id == "q");
+    CHECK(reason.stage == stage_names[static_cast<std::size_t>(stage)]);
+    CHECK(reason.attempts == 1);
+    CHECK(reason.latency == rig.model(stage).latency);
+    CHECK_FALSE(reason.success);
+    CHECK(reason.error.type() == "std::runtime_error");
+    CHECK(reason.error.message() == "cannot " + rig.model(stage).name + " t");
+    CHECK(reason.error.exception() == result.stage_results.back().error.exception());
+    CHECK(idle(pipeline));
+}
+
+TEST_CASE("pipeline: the limits are reached and never exceeded", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({20, 10, 5});
+    const auto queries = make_queries(50);
+    auto task = start_batch(rig.context, pipeline, queries);
+    while (test::step(rig.context)) {
+        REQUIRE(rig.classify.running <= 20);
+        REQUIRE(rig.extract.running <= 10);
+        REQUIRE(rig.generate.running <= 5);
+        REQUIRE(pipeline.generate().semaphore().active() <= 5);
+    }
+    CHECK(rig.classify.peak == 20);
+    CHECK(rig.extract.peak == 10);
+    CHECK(rig.generate.peak == 5);
+    // The first are generated from 200 ms on, 5 at a time, without a gap.
+    CHECK(test::now(rig.context) == 50ms + 150ms + 10 * 500ms);
+    REQUIRE(task.succeeded());
+    CHECK(std::ranges::all_of(task.value(), is_complete));
+    CHECK(idle(pipeline));
+}
+
+TEST_CASE("pipeline: a batch takes as long as first come, first served takes", "[pipeline][stress]") {
+    for (unsigned seed = 0; seed != 20; ++seed) {
+        std::mt19937_64 random(seed);
+        std::vector<std::vector<std::chrono::nanoseconds>> latencies(3);
+        std::vector<std::size_t> limits;
+        for (std::size_t stage = 0; stage != 3; ++stage) {
+            limits.push_back(random() % 8 + 1);
+            for (int i = 0; i != 100; ++i) {
+                latencies[stage].emplace_back(random() % 1'000'000'000 + 1);
+            }
+        }
+        Rig rig;
+        for (int stage = 0; stage != 3; ++stage) {
+            rig.model(stage).latency_of = [&, stage](const std::string& text) {
+                return latencies[static_cast<std::size_t>(stage)][std::stoul(text.substr(1))];
+            };
+        }
+        auto pipeline = rig.pipeline({static_cast<std::ptrdiff_t>(limits[0]), static_cast<std::ptrdiff_t>(limits[1]),
+                                      static_cast<std::ptrdiff_t>(limits[2])},
+                                     with_window(1000));
+        const auto queries = make_queries(100);
+        auto task = start_batch(rig.context, pipeline, queries);
+        CHECK(rig.run() ==
+              makespan(100, limits, [&](std::size_t stage, std::size_t query) { return latencies[stage][query]; }));
+        CHECK(std::ranges::all_of(task.value(), is_complete));
+    }
+}
+
+TEST_CASE("pipeline: no slot is held between stages", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({1, 1, 1}, with_window(10));
+    const auto queries = make_queries(4);
+    auto task = start_batch(rig.context, pipeline, queries);
+    run_until(rig.context, 680ms);  // q0 is in generate until 700; the others wait for it
+    CHECK(pipeline.classify().semaphore().active() == 0);
+    CHECK(pipeline.extract().semaphore().active() == 0);
+    CHECK(pipeline.generate().semaphore().active() == 1);
+    CHECK(pipeline.generate().semaphore().waiting() == 3);
+    CHECK(rig.classify.calls() == 4);
+    CHECK(rig.extract.calls() == 4);
+    rig.run();
+    CHECK(test::now(rig.context) == 50ms + 150ms + 4 * 500ms);
+    CHECK(task.value()[3].stage_results[2].queue_time == 2200ms - 500ms - (50ms + 4 * 150ms));
+}
+
+TEST_CASE("pipeline: a batch gives its results in the order of the input", "[pipeline]") {
+    Rig rig;
+    rig.classify.latency_of = [](const std::string& text) { return 100ms - std::stoi(text.substr(1)) * 1ms; };
+    rig.classify.failures["t7"] = 1;
+    auto pipeline = rig.pipeline({60, 60, 60});
+    const auto queries = make_queries(50);
+    auto task = start_batch(rig.context, pipeline, queries);
+    rig.run();
+    CHECK(rig.generate.finished.front() == "t49");
+    REQUIRE(task.value().size() == 50);
+    for (std::size_t i = 0; i != 50; ++i) {
+        CHECK(task.value()[i].query.id == queries[i].id);
+        CHECK((is_complete(task.value()[i]) || i == 7));
+    }
+}
+
+TEST_CASE("pipeline: queries start in the order of the input", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline();
+    const auto queries = make_queries(50);
+    auto task = start_batch(rig.context, pipeline, queries);
+    rig.run();
+    Strings texts;
+    for (const Query& query : queries) {
+        texts.push_back(query.text);
+    }
+    for (int stage = 0; stage != 3; ++stage) {
+        CHECK(rig.model(stage).begun == texts);
+    }
+}
+
+TEST_CASE("pipeline: a failed query touches no other", "[pipeline]") {
+    const auto queries = make_queries(9);
+    const auto run = [&](Rig& rig) {
+        auto pipeline = rig.pipeline({9, 9, 9});
+        auto task = start_batch(rig.context, pipeline, queries);
+        rig.run();
+        return std::move(task.value());
+    };
+    Rig healthy;
+    const Results expected = run(healthy);
+    Rig rig;
+    for (int stage = 0; stage != 3; ++stage) {
+        rig.model(stage).failures["t" + std::to_string(2 + stage)] = 1;
+    }
+    const Results results = run(rig);
+    for (std::size_t i = 0; i != 9; ++i) {
+        if (i >= 2 && i <= 4) {
+            CHECK(is_partial(results[i], static_cast<int>(i) - 2));
+            continue;
+        }
+        CHECK(is_complete(results[i]));
+        for (std::size_t stage = 0; stage != 3; ++stage) {
+            CHECK(results[i].stage_results[stage].queue_time == expected[i].stage_results[stage].queue_time);
+            CHECK(results[i].stage_results[stage].latency == expected[i].stage_results[stage].latency);
+        }
+    }
+    CHECK(test::ids(rig.dead_letters.letters) == Strings{"q2", "q3", "q4"});
+    for (std::size_t i = 0; i != 3; ++i) {
+        CHECK(rig.dead_letters.letters[i].reason.stage == stage_names[i]);
+    }
+}
+
+TEST_CASE("pipeline: an operation_aborted of the model's own is a failure like any other", "[pipeline][cancellation]") {
+    Rig rig;
+    const auto extract = [](const std::string& text) -> asio::awaitable<std::string> {
+        co_await test::yield();
+        if (text == "t1") {
+            throw boost::system::system_error(asio::error::operation_aborted);
+        }
+        co_return text;
+    };
+    InferencePipeline pipeline(rig.context.get_executor(), Endpoint{&rig.classify}, extract, Endpoint{&rig.generate},
+                               {3, 3, 3}, rig.dead_letters, PipelineOptions());
+    const auto queries = make_queries(3);
+    auto task = start_batch(rig.context, pipeline, queries);
+    rig.run();
+    REQUIRE(task.succeeded());
+    CHECK(task.value()[0].completed);
+    CHECK(is_partial(task.value()[1], 1));
+    CHECK(task.value()[2].completed);
+    CHECK(test::ids(rig.dead_letters.letters) == Strings{"q1"});
+}
+
+TEST_CASE("pipeline: each stage has its own retries, and the dead letter counts the attempts", "[pipeline]") {
+    Rig rig;
+    PipelineOptions options;
+    options.classify.retry = retries(1, 10ms);
+    options.generate.retry = retries(3, 20ms);
+    rig.classify.failures["t0"] = 1;
+    rig.extract.failures["t1"] = 1;
+    rig.generate.failures["t2"] = 3;
+    rig.generate.failures["t3"] = 9;
+    auto pipeline = rig.pipeline({9, 9, 9}, options);
+    const auto queries = make_queries(4);
+    auto task = start_batch(rig.context, pipeline, queries);
+    rig.run();
+    const Results& results = task.value();
+    CHECK(is_complete(results[0]));
+    CHECK(results[0].stage_results[0].attempts == 2);
+    CHECK(results[0].stage_results[0].latency == 100ms);
+    CHECK(is_partial(results[1], 1));
+    CHECK(is_complete(results[2]));
+    CHECK(results[2].stage_results[2].attempts == 4);
+    CHECK(is_partial(results[3], 2));
+    REQUIRE(test::ids(rig.dead_letters.letters) == Strings{"q1", "q3"});
+    CHECK(rig.dead_letters.letters[0].reason.attempts == 1);
+    CHECK(rig.dead_letters.letters[1].reason.attempts == 4);
+    CHECK(test::now(rig.context) == 50ms + 150ms + 4 * 500ms + 3 * 20ms);
+}
+
+TEST_CASE("pipeline: one set of stage options can serve all three stages", "[pipeline]") {
+    Rig rig;
+    for (int stage = 0; stage != 3; ++stage) {
+        rig.model(stage).failures["t0"] = 1;
+    }
+    auto pipeline = rig.pipeline({1, 1, 1}, PipelineOptions(StageOptions(retries(1))));
+    auto task = start_one(rig.context, pipeline, make_query(0));
+    rig.run();
+    CHECK(is_complete(task.value()));
+    for (const StageResult<>& stage : task.value().stage_results) {
+        CHECK(stage.attempts == 2);
+    }
+}
+
+TEST_CASE("pipeline: a stage's timeout makes a dead letter", "[pipeline]") {
+    Rig rig;
+    PipelineOptions options;
+    options.generate.timeout = 499ms;
+    auto pipeline = rig.pipeline({1, 1, 1}, options);
+    auto task = start_one(rig.context, pipeline, make_query(0));
+    CHECK(rig.run() == 699ms);
+    CHECK(is_partial(task.value(), 2));
+    REQUIRE(rig.dead_letters.letters.size() == 1);
+    CHECK(rig.dead_letters.letters[0].reason.error.type() == "sluice::TimeoutError");
+    CHECK(rig.generate.running == 0);
+}
+
+TEST_CASE("pipeline: a closed stage makes dead letters, not hangs", "[pipeline][shutdown]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({2, 1, 1});
+    const auto queries = make_queries(4);
+    auto task = start_batch(rig.context, pipeline, queries);
+    run_until(rig.context, 60ms);  // q0 is in extract, q1 waits for it
+    pipeline.extract().semaphore().close();
+    rig.run();
+    REQUIRE(task.succeeded());
+    CHECK(is_complete(task.value()[0]));
+    CHECK(test::ids(rig.dead_letters.letters) == Strings{"q1", "q2", "q3"});
+    CHECK(rig.dead_letters.letters[0].reason.attempts == 0);
+    CHECK(idle(pipeline));
+}
+
+TEST_CASE("pipeline: the stages are there to look at, and their limits to change", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({1, 2, 3});
+    CHECK(pipeline.classify().name() == "classify");
+    CHECK(pipeline.extract().name() == "extract");
+    CHECK(pipeline.generate().name() == "generate");
+    CHECK(pipeline.classify().semaphore().limit() == 1);
+    CHECK(pipeline.extract().semaphore().limit() == 2);
+    CHECK(pipeline.generate().semaphore().limit() == 3);
+
+    pipeline.extract().semaphore().set_limit(0);  // paused
+    auto task = start_one(rig.context, pipeline, make_query(0));
+    rig.run();
+    CHECK_FALSE(task.done());
+    CHECK(rig.extract.calls() == 0);
+    pipeline.extract().semaphore().set_limit(1);
+    rig.run();
+    CHECK(is_complete(task.value()));
+}
+
+TEST_CASE("pipeline: run_stage runs one stage and does nothing else with the outcome", "[pipeline]") {
+    Rig rig;
+    rig.extract.failures["t1"] = 1;
+    auto pipeline = rig.pipeline();
+    Query queries[] = {make_query(0), make_query(1)};
+    const auto run = [&](Query& query) {
+        Task<StageResult<std::string>> task(rig.context.get_executor(),
+                                            [&] { return pipeline.run_stage(pipeline.extract(), query, query.text); });
+        rig.run();
+        return std::move(task.value());
+    };
+    const auto good = run(queries[0]);
+    CHECK(good.query_id == "q0");
+    CHECK(good.stage == "extract");
+    CHECK(good.data == "extract(t0)");
+    const auto bad = run(queries[1]);
+    CHECK_FALSE(bad.success);
+    CHECK(bad.error.message() == "cannot extract t1");
+    CHECK(rig.dead_letters.letters.empty());
+    CHECK(rig.classify.calls() + rig.generate.calls() == 0);
+}
+
+TEST_CASE("pipeline: an empty batch gives an empty result", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline();
+    std::vector<Query> none;
+    auto a = start_batch(rig.context, pipeline, none);
+    Task<Results> b(rig.context.get_executor(), [&] { return pipeline.process_batch(std::vector<Query>()); });
+    Source empty(0);
+    auto c = start_batch(rig.context, pipeline, empty);
+    CHECK(rig.run() == 0ms);
+    CHECK(a.value().empty());
+    CHECK(b.value().empty());
+    CHECK(c.value().empty());
+    CHECK(rig.calls() == 0);
+    CHECK(empty.made == 0);
+}
+
+TEST_CASE("pipeline: a batch given as an lvalue is copied, one that is handed over is moved", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({1, 1, 1});
+    const std::string long_text(200, 'x');
+    std::vector<Query> queries;
+    for (int i = 0; i != 5; ++i) {
+        queries.emplace_back("q", long_text);
+    }
+    std::vector<const char*> buffers;
+    for (const Query& query : queries) {
+        buffers.push_back(query.text.data());
+    }
+    auto copied = start_batch(rig.context, pipeline, queries);
+    rig.run();
+    for (std::size_t i = 0; i != 5; ++i) {
+        CHECK(queries[i].text == long_text);
+        CHECK(copied.value()[i].query.text.data() != buffers[i]);
+        CHECK(copied.value()[i].query.text == long_text);
+    }
+    Task<Results> moved(rig.context.get_executor(), [&] { return pipeline.process_batch(std::move(queries)); });
+    rig.run();
+    for (std::size_t i = 0; i != 5; ++i) {
+        CHECK(moved.value()[i].query.text.data() == buffers[i]);
+    }
+}
+
+TEST_CASE("pipeline: a batch that is handed over is kept, also before it is awaited", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline();
+    Task<Results> task(rig.context.get_executor(), [&] {
+        auto queries = make_queries(40);
+        return pipeline.process_batch(std::move(queries));  // begins when the lambda has returned
+    });
+    rig.run();
+    CHECK(task.value().size() == 40);
+    CHECK(std::ranges::all_of(task.value(), is_complete));
+}
+
+TEST_CASE("pipeline: a batch may be any input range of queries", "[pipeline][typed]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({2, 2, 2});
+    const auto check = [&](auto make, std::size_t n) {
+        Task<Results> task(rig.context.get_executor(), [&] { return pipeline.process_batch(make()); });
+        rig.run();
+        REQUIRE(task.succeeded());
+        CHECK(task.value().size() == n);
+        CHECK(std::ranges::all_of(task.value(), is_complete));
+    };
+    auto queries = make_queries(20);
+    const auto& constant = queries;
+    std::deque<Query> others(queries.begin(), queries.end());
+    std::istringstream words("t0 t1 t2 t3 t4");
+    const auto named = [](const std::string& word) { return Query("q", word); };
+    check([&] { return std::span(queries); }, 20);
+    check([&] { return std::span(constant); }, 20);
+    check([&] { return std::views::all(others); }, 20);
+    check([&] { return std::move(others); }, 20);
+    check([] { return std::views::iota(std::size_t{0}, std::size_t{30}) | std::views::transform(make_query); }, 30);
+    check([&] { return queries | std::views::filter([](const Query& q) { return q.text != "t3"; }); }, 19);
+    check([&] { return queries | std::views::reverse | std::views::take(3); }, 3);
+    check([&] { return std::views::istream<std::string>(words) | std::views::transform(named); }, 5);
+    check([&] { return std::views::single(make_query(0)); }, 1);
+    for (const Query& query : queries) {
+        CHECK_FALSE(query.text.empty());  // views copy
+    }
+}
+
+TEST_CASE("pipeline: an input range is never read ahead of the window", "[pipeline]") {
+    const std::ptrdiff_t window = GENERATE(1, 2, 7);
+    Rig rig;
+    auto pipeline = rig.pipeline({3, 2, 1}, with_window(window));
+    Source source(20);
+    std::size_t ended = 0;
+    source.on_make = [&](std::size_t index) {
+        ended = rig.generate.finished.size();
+        CHECK(index < ended + static_cast<std::size_t>(window));
+    };
+    auto task = start_batch(rig.context, pipeline, source);
+    while (test::step(rig.context)) {
+        REQUIRE(source.made <= rig.generate.finished.size() + static_cast<std::size_t>(window));
+        REQUIRE(source.read <= rig.generate.finished.size() + static_cast<std::size_t>(window));
+    }
+    CHECK(task.value().size() == 20);
+    CHECK(source.made == 20);
+    CHECK(source.read == 21);
+
+    std::istringstream words("t0 t1 t2");
+    auto narrow = rig.pipeline({1, 1, 1}, with_window(1));
+    const auto lazy = [&] {
+        return std::views::istream<std::string>(words) |
+               std::views::transform([](const std::string& word) { return Query(word, word); });
+    };
+    Task<Results> streamed(rig.context.get_executor(), [&] { return narrow.process_batch(lazy()); });
+    CHECK(words.tellg() == 0);
+    run_until(rig.context, test::now(rig.context) + 600ms);
+    CHECK(words.tellg() == 2);
+    rig.run();
+    CHECK(streamed.value().size() == 3);
+}
+
+TEST_CASE("pipeline: what a range throws comes out of the batch, and what runs is cancelled", "[pipeline]") {
+    const auto where = GENERATE(Source::Throw::in_begin, Source::Throw::in_increment, Source::Throw::in_dereference);
+    const std::size_t at = GENERATE(std::size_t{0}, std::size_t{1}, std::size_t{10}, std::size_t{25});
+    if (where == Source::Throw::in_increment && at == 0) {
+        return;
+    }
+    Rig rig;
+    auto pipeline = rig.pipeline({20, 10, 5}, with_window(20));
+    rig.classify.failures["t3"] = 1;
+    Source source(50);
+    source.where = where;
+    source.throw_at = at;
+    auto task = start_batch(rig.context, pipeline, source);
+    Task<Result> other(rig.context.get_executor(), [&] { return pipeline.process_one(Query("other", "other")); });
+    rig.run();
+    CHECK(task.failed_with<std::out_of_range>());
+    CHECK(rig.running() == 0);
+    CHECK(idle(pipeline));
+    CHECK(is_complete(other.value()));  // of another call
+    if (where != Source::Throw::in_begin) {
+        CHECK(source.made == at);
+        CHECK(test::ids(rig.dead_letters.letters) == (at == 25 ? Strings{"q3"} : Strings{}));
+    }
+    const std::size_t made = source.made;
+    rig.run();
+    CHECK(source.made == made);
+}
+
+TEST_CASE("pipeline: the window bounds how many queries of a batch run at once", "[pipeline]") {
+    const auto peak = [](std::ptrdiff_t window, std::size_t queries) {
+        Rig rig;
+        auto pipeline = rig.pipeline({100, 100, 100}, with_window(window));
+        CHECK(pipeline.window() == window);
+        const auto batch = make_queries(queries);
+        auto task = start_batch(rig.context, pipeline, batch);
+        int most = 0;
+        while (test::step(rig.context)) {
+            most = std::max(most, rig.running());
+        }
+        CHECK(task.value().size() == queries);
+        return std::pair(most, test::now(rig.context));
+    };
+    CHECK(peak(1, 5) == std::pair(1, std::chrono::nanoseconds(5 * 700ms)));
+    CHECK(peak(2, 6) == std::pair(2, std::chrono::nanoseconds(3 * 700ms)));
+    CHECK(peak(std::numeric_limits<std::ptrdiff_t>::max(), 60) == std::pair(60, std::chrono::nanoseconds(700ms)));
+}
+
+TEST_CASE("pipeline: the window is the sum of the limits, unless one says otherwise", "[pipeline]") {
+    Rig rig;
+    CHECK(rig.pipeline({20, 10, 5}).window() == 35);
+    constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max();
+    CHECK(rig.pipeline({most, 1, 1}).window() == most);
+    CHECK(rig.pipeline({1, most, most}).window() == most);
+    CHECK(rig.pipeline({1, 1, most - 2}).window() == most);
+
+    auto pipeline = rig.pipeline({3, 2, 1});
+    pipeline.generate().semaphore().set_limit(0);
+    Source source(100);
+    auto task = start_batch(rig.context, pipeline, source);
+    rig.run();
+    CHECK(source.made == 6);
+    pipeline.generate().semaphore().set_limit(1);
+    rig.run();
+    CHECK(task.value().size() == 100);
+}
+
+TEST_CASE("pipeline: a query in backoff keeps its place in the window", "[pipeline]") {
+    Rig rig;
+    rig.classify.failures["t0"] = 1;
+    auto pipeline = rig.pipeline({1, 1, 1}, [] {
+        auto options = with_window(1);
+        options.classify.retry = retries(1, 10s);
+        return options;
+    }());
+    Source source(2);
+    auto task = start_batch(rig.context, pipeline, source);
+    run_until(rig.context, 9s);
+    CHECK(idle(pipeline));
+    CHECK(source.made == 1);
+    rig.run();
+    CHECK(task.value().size() == 2);
+}
+
+TEST_CASE("pipeline: an awaitable sink is awaited before the result comes back", "[pipeline]") {
+    test::Rig<SlowDeadLetters> rig;
+    rig.extract.failures["t1"] = 1;
+    auto pipeline = rig.pipeline({1, 1, 1});
+    auto task = start_one(rig.context, pipeline, make_query(1));
+    run_until(rig.context, 239ms);
+    CHECK_FALSE(task.done());
+    CHECK(idle(pipeline));  // no slot is held meanwhile
+    run_until(rig.context, 240ms);
+    REQUIRE(task.done());
+    CHECK(is_partial(task.value(), 1));
+    CHECK_FALSE(task.value().dead_letter_error);
+    CHECK(rig.dead_letters.begun == 1);
+    REQUIRE(rig.dead_letters.letters.size() == 1);
+    CHECK(rig.dead_letters.letters[0].query.id == "q1");
+    CHECK(rig.dead_letters.letters[0].reason.error.message() == "cannot extract t1");
+}
+
+namespace {
+
+struct ThrowingSink {
+    int calls = 0;
+    void put(const Query&, const StageResult<>&) {
+        ++calls;
+        throw std::overflow_error("queue full");
+    }
+};
+
+struct ThrowingAwaitableSink {
+    int calls = 0;
+    asio::awaitable<void> put(const Query&, const StageResult<>&) {
+        ++calls;
+        co_await test::sleep(5ms);
+        throw std::overflow_error("queue full");
+    }
+};
+
+struct SinkThatThrowsBeforeItsAwaitable {
+    int calls = 0;
+    asio::awaitable<void> put(const Query&, const StageResult<>&) {
+        ++calls;
+        throw std::overflow_error("queue full");
+    }
+};
+struct SinkThatThrowsAnInt {
+    int calls = 0;
+    void put(const Query&, const StageResult<>&) {
+        ++calls;
+        throw 42;
+    }
+};
+
+template <class Sink>
+void check_throwing_sink(const std::string& type) {
+    test::Rig<Sink> rig;
+    rig.classify.failures["t0"] = 1;
+    rig.generate.failures["t2"] = 1;
+    auto pipeline = rig.pipeline({4, 4, 4});
+    const auto queries = make_queries(4);
+    auto task = start_batch(rig.context, pipeline, queries);
+    rig.run();
+    REQUIRE(task.succeeded());
+    const Results& results = task.value();
+    CHECK(is_partial(results[0], 0));
+    CHECK(is_partial(results[2], 2));
+    CHECK(results[0].stage_results.back().error.message() == "cannot classify t0");
+    CHECK(results[2].stage_results.back().error.message() == "cannot generate t2");
+    for (const std::size_t i : {0u, 2u}) {
+        CHECK(results[i].dead_letter_error.type() == type);
+        CHECK(results[i].dead_letter_error.exception());
+    }
+    CHECK(is_complete(results[1]));
+    CHECK(is_complete(results[3]));
+    CHECK(rig.dead_letters.calls == 2);
+    CHECK(idle(pipeline));
+
+    Task<Result> one(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t2")); });
+    rig.generate.failures["t2"] = 1;
+    rig.run();
+    CHECK(is_partial(one.value(), 2));
+    CHECK(one.value().dead_letter_error.type() == type);
+}
+
+}  // namespace
+
+TEST_CASE("pipeline: a sink that throws leaves the query's own error, and the others go on", "[pipeline]") {
+    SECTION("plain") { check_throwing_sink<ThrowingSink>("std::overflow_error"); }
+    SECTION("awaitable") { check_throwing_sink<ThrowingAwaitableSink>("std::overflow_error"); }
+    SECTION("before its awaitable") { check_throwing_sink<SinkThatThrowsBeforeItsAwaitable>("std::overflow_error"); }
+    SECTION("an int") { check_throwing_sink<SinkThatThrowsAnInt>("int"); }
+}
+
+TEST_CASE("pipeline: a sink may be anything that can put", "[pipeline][typed]") {
+    struct Overloaded {  // put gives something, and is const
+        std::vector<std::string>* out;
+        int put(const Query& query, const StageResult<>& reason) const {
+            out->push_back(query.id.str() + " " + reason.stage.str());
+            return 1;
+        }
+    };
+    struct Wrong {
+        void put(const Query&) {}
+    };
+    static_assert(sluice::DeadLetterSink<Overloaded> && sluice::DeadLetterSink<const Overloaded>);
+    static_assert(sluice::DeadLetterSink<test::DeadLetters> && sluice::DeadLetterSink<SlowDeadLetters>);
+    static_assert(!sluice::DeadLetterSink<Wrong> && !sluice::DeadLetterSink<int>);
+    Rig rig;
+    rig.extract.failures["t0"] = 1;
+    Strings out;
+    const Overloaded sink{&out};
+    InferencePipeline pipeline(rig.context.get_executor(), Endpoint{&rig.classify}, Endpoint{&rig.extract},
+                               Endpoint{&rig.generate}, {1, 1, 1}, sink, PipelineOptions());
+    auto task = start_one(rig.context, pipeline, make_query(0));
+    rig.run();
+    CHECK(is_partial(task.value(), 1));
+    CHECK(out == Strings{"q0 extract"});
+}
+
+TEST_CASE("pipeline: a query that is cancelled in a stage is no dead letter", "[pipeline][cancellation]") {
+    const int stage = GENERATE(0, 1, 2);
+    const auto type = GENERATE(Cancel::terminal, Cancel::partial, Cancel::total);
+    const bool queued = GENERATE(false, true);
+    Rig rig;
+    auto pipeline = rig.pipeline({1, 1, 1}, PipelineOptions(StageOptions(retries(5))));
+    std::optional<sluice::Slot> taken;
+    if (queued) {
+        taken = (stage == 0   ? pipeline.classify().semaphore()
+                 : stage == 1 ? pipeline.extract().semaphore()
+                              : pipeline.generate().semaphore())
+                    .try_acquire();
+    }
+    auto task = start_one(rig.context, pipeline, make_query(0));
+    const std::chrono::nanoseconds when[] = {25ms, 100ms, 400ms};
+    run_until(rig.context, when[stage]);
+    CHECK(rig.model(stage).running == (queued ? 0 : 1));
+    task.cancel(type);
+    CHECK(rig.run() == 0ms);
+    CHECK(task.aborted());
+    CHECK(rig.running() == 0);
+    CHECK(rig.dead_letters.letters.empty());
+    CHECK(rig.calls() == stage + (queued ? 0 : 1));
+    taken.reset();
+    CHECK(idle(pipeline));
+}
+
+TEST_CASE("pipeline: a cancelled batch starts nothing new and cancels what runs", "[pipeline][cancellation]") {
+    const auto type = GENERATE(Cancel::terminal, Cancel::partial, Cancel::total);
+    Rig rig;
+    rig.classify.failures["t1"] = 1;
+    auto pipeline = rig.pipeline({4, 3, 2});
+    Source source(test::endless);
+    auto task = start_batch(rig.context, pipeline, source);
+    auto other = start_one(rig.context, pipeline, Query("other", "other"));
+    run_until(rig.context, 2s);
+    const int calls = rig.calls() - static_cast<int>(std::ranges::count(rig.generate.begun, "other"));
+    const std::size_t made = source.made;
+    CHECK(rig.running() > 0);
+    task.cancel(type);
+    rig.run();
+    CHECK(task.aborted());
+    CHECK(rig.calls() - static_cast<int>(std::ranges::count(rig.generate.begun, "other")) == calls);
+    CHECK(source.made == made);
+    CHECK(rig.running() == 0);
+    CHECK(idle(pipeline));
+    CHECK(test::ids(rig.dead_letters.letters) == Strings{"q1"});  // failed before
+    CHECK(is_complete(other.value()));                            // belongs to another call
+}
+
+TEST_CASE("pipeline: a cancelled batch waits for the clean-up of its queries", "[pipeline][cancellation]") {
+    Rig rig;
+    rig.generate.clean_up = 30ms;
+    auto pipeline = rig.pipeline();
+    const auto queries = make_queries(7);
+    auto task = start_batch(rig.context, pipeline, queries);
+    run_until(rig.context, 300ms);
+    CHECK(rig.generate.running == 5);
+    task.cancel();
+    run_until(rig.context, 329ms);
+    CHECK_FALSE(task.done());
+    CHECK(pipeline.generate().semaphore().active() == 5);
+    CHECK(rig.run() == 1ms);
+    CHECK(task.aborted());
+    CHECK(rig.generate.calls() == 5);
+    CHECK(idle(pipeline));
+}
+
+TEST_CASE("pipeline: a dead letter that is being put when the query is cancelled is put", "[pipeline][cancellation]") {
+    const auto type = GENERATE(Cancel::terminal, Cancel::partial, Cancel::total);
+    test::Rig<SlowDeadLetters> rig;
+    rig.classify.failures["t0"] = 1;
+    SECTION("process_one gives its result") {
+        auto pipeline = rig.pipeline();
+        auto task = start_one(rig.context, pipeline, make_query(0));
+        run_until(rig.context, 60ms);
+        task.cancel(type);
+        CHECK(rig.run() == 30ms);
+        REQUIRE(task.succeeded());
+        CHECK(is_partial(task.value(), 0));
+        CHECK_FALSE(task.value().dead_letter_error);
+    }
+    SECTION("process_batch waits for it") {
+        auto pipeline = rig.pipeline();
+        const auto queries = make_queries(3);
+        auto task = start_batch(rig.context, pipeline, queries);
+        run_until(rig.context, 60ms);
+        task.cancel(type);
+        CHECK(rig.run() == 30ms);
+        CHECK(task.aborted());
+        CHECK(idle(pipeline));
+    }
+    CHECK(test::ids(rig.dead_letters.letters) == Strings{"q0"});
+}
+
+namespace {
+
+// What every query did when a call was cancelled somewhere: each ended in exactly one way.
+template <class R>
+void check_ends(R& rig, std::size_t taken) {
+    const Strings dead = test::ids(rig.dead_letters.letters);
+    CHECK(test::all_different(dead));
+    CHECK(test::all_different(rig.generate.finished));
+    std::size_t cancelled = taken;
+    for (const std::string& text : rig.generate.finished) {
+        CHECK(std::ranges::count(dead, "q" + text.substr(1)) == 0);
+        --cancelled;
+    }
+    for (const auto& letter : rig.dead_letters.letters) {
+        CHECK(letter.reason.error.type() == "std::runtime_error");
+        --cancelled;
+    }
+    CHECK(cancelled <= taken);  // not negative
+    CHECK(rig.running() == 0);
+}
+
+template <class Sink>
+void cancel_batch_at_every_step() {
+    bool more = true;
+    for (int n = 0; more; ++n) {
+        test::Rig<Sink> rig;
+        rig.classify.failures["t0"] = 9;
+        rig.extract.failures["t2"] = 9;
+        rig.generate.failures["t3"] = 9;
+        rig.generate.failures["t4"] = 1;
+        auto options = with_window(4);
+        options.generate.retry = retries(1, 10ms);
+        options.extract.timeout = 151ms;
+        auto pipeline = rig.pipeline({2, 2, 1}, options);
+        Source source(8);
+        auto task = start_batch(rig.context, pipeline, source);
+        test::step(rig.context);
+        more = test::steps(rig.context, n);
+        const int calls = rig.calls();
+        const std::size_t made = source.made;
+        const std::size_t letters = rig.dead_letters.letters.size();
+        const bool done = task.done();
+        task.cancel();
+        rig.run();
+        REQUIRE(task.done());
+        if (task.succeeded()) {  // it was too late
+            CHECK(made == 8);
+            CHECK(task.value().size() == rig.generate.finished.size() + letters);
+        } else {
+            CHECK(task.aborted());
+            CHECK_FALSE(done);
+        }
+        CHECK(idle(pipeline));
+        CHECK(rig.calls() == calls);
+        CHECK(source.made == made);
+        check_ends(rig, made);
+        if constexpr (requires { rig.dead_letters.begun; }) {
+            CHECK(rig.dead_letters.letters.size() == static_cast<std::size_t>(rig.dead_letters.begun));
+        } else {
+            CHECK(rig.dead_letters.letters.size() == letters);
+        }
+        // The pipeline is as good as new.
+        auto again = start_one(rig.context, pipeline, make_query(7));
+        rig.run();
+        CHECK(is_complete(again.value()));
+    }
+}
+
+template <class Sink>
+void cancel_one_at_every_step(int failing) {
+    bool more = true;
+    for (int n = 0; more; ++n) {
+        test::Rig<Sink> rig;
+        if (failing >= 0) {
+            rig.model(failing).failures["t0"] = 2;
+        }
+        auto pipeline = rig.pipeline({1, 1, 1}, PipelineOptions(StageOptions(retries(1, 10ms), 1s)));
+        auto task = start_one(rig.context, pipeline, make_query(0));
+        test::step(rig.context);
+        more = test::steps(rig.context, n);
+        task.cancel();
+        rig.run();
+        REQUIRE(task.done());
+        CHECK(idle(pipeline));
+        CHECK(rig.running() == 0);
+        const std::size_t letters = rig.dead_letters.letters.size();
+        if (task.succeeded()) {
+            CHECK(letters == (task.value().completed ? 0 : 1));
+            CHECK((failing < 0 ? is_complete(task.value()) : is_partial(task.value(), failing)));
+        } else {
+            CHECK(task.aborted());
+            CHECK(letters == 0);
+        }
+    }
+}
+
+}  // namespace
+
+TEST_CASE("pipeline: a batch cancelled at any step leaves no slot, no work and no query behind",
+          "[pipeline][cancellation][stress]") {
+    SECTION("plain sink") { cancel_batch_at_every_step<test::DeadLetters>(); }
+    SECTION("awaitable sink") { cancel_batch_at_every_step<SlowDeadLetters>(); }
+}
+
+TEST_CASE("pipeline: a query cancelled at any step is completed, a dead letter, or cancelled",
+          "[pipeline][cancellation][stress]") {
+    const int failing = GENERATE(-1, 0, 1, 2);
+    SECTION("plain sink") { cancel_one_at_every_step<test::DeadLetters>(failing); }
+    SECTION("awaitable sink") { cancel_one_at_every_step<SlowDeadLetters>(failing); }
+}
+
+TEST_CASE("pipeline: process_one, process_batch and process_stream share the limits", "[pipeline][stream]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({4, 3, 2});
+    const auto batch = make_queries(20);
+    auto task = start_batch(rig.context, pipeline, batch);
+    std::deque<Task<Result>> ones;
+    for (std::size_t i = 20; i != 30; ++i) {
+        ones.push_back(start_one(rig.context, pipeline, make_query(i)));
+    }
+    int streamed = 0;
+    Task<> consumer(rig.context.get_executor(), [&]() -> asio::awaitable<void> {
+        auto stream = pipeline.process_stream(std::views::iota(std::size_t{30}, std::size_t{50}) |
+                                              std::views::transform(make_query));
+        while (auto item = co_await stream.next()) {
+            streamed += is_complete(item->result);
+        }
+    });
+    while (test::step(rig.context)) {
+        REQUIRE(rig.classify.running <= 4);
+        REQUIRE(rig.extract.running <= 3);
+        REQUIRE(rig.generate.running <= 2);
+    }
+    CHECK(rig.classify.peak == 4);
+    CHECK(rig.extract.peak == 3);
+    CHECK(rig.generate.peak == 2);
+    CHECK(test::now(rig.context) == 200ms + 25 * 500ms);
+    CHECK(std::ranges::all_of(task.value(), is_complete));
+    for (auto& one : ones) {
+        CHECK(is_complete(one.value()));
+    }
+    CHECK(consumer.succeeded());
+    CHECK(streamed == 20);
+    CHECK(idle(pipeline));
+}
+
+namespace {
+
+// Counts its instances.
+struct Counted {
+    static inline int alive = 0;
+    static inline int most = 0;
+    Counted() { most = std::max(most, ++alive); }
+    Counted(const Counted&) : Counted() {}
+    ~Counted() { --alive; }
+    Counted& operator=(const Counted&) = default;
+};
+
+}  // namespace
+
+TEST_CASE("pipeline: 100,000 lazy queries run in a bounded window", "[pipeline][stress]") {
+    const bool suspends = GENERATE(false, true);
+    asio::io_context context(1);
+    test::DeadLetters dead_letters;
+    int running = 0;
+    int peak = 0;
+    Counted::alive = Counted::most = 0;
+    const auto classify = [&](const std::string&) -> asio::awaitable<std::unique_ptr<Counted>> {
+        peak = std::max(peak, ++running);
+        if (suspends) {
+            co_await test::yield();
+        }
+        co_return std::make_unique<Counted>();
+    };
+    const auto extract = [](const std::string& text) -> asio::awaitable<std::size_t> { co_return text.size(); };
+    const auto generate = [&](std::unique_ptr<Counted>& intent, std::size_t,
+                              const std::string&) -> asio::awaitable<int> {
+        if (suspends) {
+            co_await test::yield();
+        }
+        intent.reset();
+        --running;
+        co_return 1;
+    };
+    InferencePipeline pipeline(context.get_executor(), classify, extract, generate, {20, 10, 5}, dead_letters,
+                               with_window(8));
+    Source source(100'000);
+    int pulled_ahead = 0;
+    source.on_make = [&](std::size_t) { pulled_ahead = std::max(pulled_ahead, running + 1); };
+    Task<std::size_t> task(context.get_executor(), [&]() -> asio::awaitable<std::size_t> {
+        auto results = co_await pipeline.process_batch(source);
+        co_return static_cast<std::size_t>(
+            std::ranges::count(results, true, [](const auto& r) { return r.completed; }));
+    });
+    sluice::testing::run(context);
+    CHECK(task.value() == 100'000);
+    CHECK(peak <= 8);
+    CHECK(pulled_ahead <= 8);
+    CHECK(Counted::most <= 8);
+    CHECK(Counted::alive == 0);
+}
+
+TEST_CASE("pipeline: what cannot work is refused on construction, by stage or option and value", "[pipeline]") {
+    Rig rig;
+    const auto with_limits = [&](sluice::StageLimits limits) { return error_of([&] { rig.pipeline(limits); }); };
+    CHECK(with_limits({0, 1, 1}) == "Stage 'classify': limit must be at least 1, got 0");
+    CHECK(with_limits({1, -1, 1}) == "Stage 'extract': limit must be at least 1, got -1");
+    CHECK(with_limits({1, 1, -5}) == "Stage 'generate': limit must be at least 1, got -5");
+    CHECK(with_limits({1, 1, 1}) == "no error");
+
+    const auto window = [&](std::ptrdiff_t n) { return error_of([&] { rig.pipeline({1, 1, 1}, with_window(n)); }); };
+    CHECK(window(0) == "InferencePipeline: window must be at least 1, got 0");
+    CHECK(window(-3) == "InferencePipeline: window must be at least 1, got -3");
+    CHECK(window(1) == "no error");
+
+    const auto timeouts = [&](auto member, std::chrono::nanoseconds timeout) {
+        PipelineOptions options;
+        (options.*member).timeout = timeout;
+        return error_of([&] { rig.pipeline({1, 1, 1}, options); });
+    };
+    CHECK(timeouts(&PipelineOptions::classify, 0ns) == "Stage 'classify': timeout must be positive, got 0 ns");
+    CHECK(timeouts(&PipelineOptions::extract, -1ns) == "Stage 'extract': timeout must be positive, got -1 ns");
+    CHECK(timeouts(&PipelineOptions::generate, -9ns) == "Stage 'generate': timeout must be positive, got -9 ns");
+
+    using OfText = std::function<asio::awaitable<int>(const std::string&)>;
+    using OfAll = asio::awaitable<int> (*)(int, int, const std::string&);
+    const OfText good = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
+    const OfAll all = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
+    const auto functions = [&](OfText classify, OfText extract, OfAll generate) {
+        return error_of([&] {
+            InferencePipeline pipeline(rig.context.get_executor(), classify, extract, generate, {1, 1, 1},
+                                       rig.dead_letters);
+        });
+    };
+    CHECK(functions({}, good, all) == "Stage 'classify': the model function must not be empty");
+    CHECK(functions(good, {}, all) == "Stage 'extract': the model function must not be empty");
+    CHECK(functions(good, good, nullptr) == "Stage 'generate': the model function must not be empty");
+    CHECK(functions(good, good, all) == "no error");
+}
+
+namespace {
+
+enum class Intent { billing, technical };
+struct Entities {
+    std::unique_ptr<std::string> account;
+    explicit Entities(std::string text) : account(std::make_unique<std::string>(std::move(text))) {}
+};
+struct Answer {
+    Intent intent;
+    std::string account;
+    Answer(Intent i, std::string a) : intent(i), account(std::move(a)) {}
+    Answer(Answer&&) = default;
+    Answer& operator=(Answer&&) = default;
+};
+
+}  // namespace
+
+TEST_CASE("pipeline: the types of its data are deduced from the functions, move-only ones included",
+          "[pipeline][typed]") {
+    asio::io_context context(1);
+    test::DeadLetters dead_letters;
+    const auto classify = [](const std::string& text) -> asio::awaitable<Intent> {
+        co_return text.find("bill") != std::string::npos ? Intent::billing : Intent::technical;
+    };
+    const auto extract = [](std::string text) -> asio::awaitable<Entities> { co_return Entities(std::move(text)); };
+    const auto generate = [](Intent intent, Entities& entities, std::string_view) -> asio::awaitable<Answer> {
+        co_return Answer(intent, *entities.account);
+    };
+    InferencePipeline pipeline(context.get_executor(), classify, extract, generate, {1, 1, 1}, dead_letters,
+                               PipelineOptions());
+    using Pipeline = decltype(pipeline);
+    static_assert(std::same_as<Pipeline::Intent, Intent>);
+    static_assert(std::same_as<Pipeline::Entities, Entities>);
+    static_assert(std::same_as<Pipeline::Response, Answer>);
+    static_assert(std::same_as<Pipeline::Executor, asio::any_io_executor>);
+    static_assert(std::same_as<decltype(Pipeline::Result::entities), std::optional<Entities>>);
+    std::vector<Query> queries;
+    queries.emplace_back("a", "my bill");
+    queries.emplace_back("b", "a crash");
+    Task<std::vector<Pipeline::Result>> task(context.get_executor(), [&] { return pipeline.process_batch(queries); });
+    sluice::testing::run(context);
+    REQUIRE(task.succeeded());
+    CHECK(task.value()[0].response->intent == Intent::billing);
+    CHECK(task.value()[1].response->intent == Intent::technical);
+    CHECK(*task.value()[1].entities->account == "a crash");
+    CHECK(task.value()[1].response->account == "a crash");
+
+    InferencePipeline plain(context.get_executor(), classify, extract, generate, {1, 1, 1}, dead_letters);
+    static_assert(std::same_as<decltype(plain),
+                               InferencePipeline<std::decay_t<decltype(classify)>, std::decay_t<decltype(extract)>,
+                                                 std::decay_t<decltype(generate)>, test::DeadLetters>>);
+}
+
+TEST_CASE("pipeline: the executor is that of the model functions", "[pipeline][stream][typed]") {
+    using Executor = asio::io_context::executor_type;
+    asio::io_context context(1);
+    struct Sink {
+        int puts = 0;
+        asio::awaitable<void, Executor> put(const Query&, const StageResult<>&) {
+            ++puts;
+            co_return;
+        }
+    } sink;
+    const auto model = [](const std::string& text) -> asio::awaitable<std::string, Executor> {
+        VirtualTimer timer(co_await asio::this_coro::executor, 1ms);
+        co_await timer.async_wait(asio::deferred);
+        if (text == "t1") {
+            throw 1;
+        }
+        co_return text;
+    };
+    const auto generate = [](const auto&, const auto&,
+                             const std::string& text) -> asio::awaitable<std::string, Executor> { co_return text; };
+    InferencePipeline pipeline(context.get_executor(), model, model, generate, {2, 2, 2}, sink,
+                               PipelineOptions(StageOptions(retries(1), 1s)));
+    using Pipeline = decltype(pipeline);
+    static_assert(std::same_as<Pipeline::Executor, Executor>);
+    static_assert(std::same_as<decltype(pipeline.process_one(Query())), asio::awaitable<Pipeline::Result, Executor>>);
+    const auto all = [&]() -> asio::awaitable<int, Executor> {
+        int completed = 0;
+        for (const auto& result : co_await pipeline.process_batch(make_queries(3))) {
+            completed += result.completed;
+        }
+        const auto one = co_await pipeline.process_one(make_query(5));
+        completed += one.completed;
+        auto stream = pipeline.process_stream(make_queries(3));
+        while (auto item = co_await stream.next()) {
+            completed += item->result.completed;
+        }
+        co_await stream.close();
+        co_return completed;
+    };
+    int completed = 0;
+    asio::co_spawn(context.get_executor(), all(), [&](std::exception_ptr error, int n) {
+        CHECK_FALSE(error);
+        completed = n;
+    });
+    sluice::testing::run(context);
+    CHECK(completed == 5);
+    CHECK(sink.puts == 2);
+}
+
+TEST_CASE("pipeline: one strand of several threads' context will do", "[pipeline][typed]") {
+    asio::io_context context;
+    const auto strand = asio::make_strand(context.get_executor());
+    Rig rig;
+    test::DeadLetters dead_letters;
+    InferencePipeline pipeline(strand, Endpoint{&rig.classify}, Endpoint{&rig.extract}, Endpoint{&rig.generate},
+                               {2, 2, 2}, dead_letters, PipelineOptions());
+    Task<Results> task(strand, [&] { return pipeline.process_batch(make_queries(6)); });
+    CHECK(sluice::testing::run(context) == 1700ms);
+    CHECK(std::ranges::all_of(task.value(), is_complete));
+}
+
+TEST_CASE("pipeline: nothing begins before the operation is awaited", "[pipeline]") {
+    Rig rig;
+    auto pipeline = rig.pipeline();
+    Source source(3);
+    {
+        auto one = pipeline.process_one(make_query(0));
+        auto batch = pipeline.process_batch(source);
+    }
+    rig.run();
+    CHECK(rig.calls() == 0);
+    CHECK(source.read == 0);
+}
+
+TEST_CASE("pipeline: the context may be destroyed at any step, before or after the pipeline",
+          "[pipeline][shutdown][stress]") {
+    const bool context_first = GENERATE(false, true);
+    const bool batch = GENERATE(false, true);
+    bool more = true;
+    for (int n = 0; more; ++n) {
+        using R = test::Rig<SlowDeadLetters>;
+        R rig;  // for its models; the context is another one
+        rig.classify.failures["t0"] = 1;
+        rig.extract.failures["t1"] = 9;
+        rig.generate.failures["t2"] = 1;
+        auto context = std::make_unique<asio::io_context>(1);
+        PipelineOptions options(StageOptions(retries(1, 10ms), 1s));
+        options.window = 3;
+        auto pipeline = std::make_unique<R::Pipeline>(context->get_executor(), Endpoint{&rig.classify},
+                                                      Endpoint{&rig.extract}, Endpoint{&rig.generate},
+                                                      sluice::StageLimits{2, 2, 1}, rig.dead_letters, options);
+        Source source(5);
+        std::deque<Task<Results>> batches;
+        std::deque<Task<Result>> ones;
+        if (batch) {
+            batches.push_back(start_batch(*context, *pipeline, source));
+        } else {
+            for (std::size_t i = 0; i != 4; ++i) {
+                ones.push_back(start_one(*context, *pipeline, make_query(i)));
+            }
+        }
+        more = test::steps(*context, n);
+        if (context_first) {
+            context.reset();
+            CHECK(idle(*pipeline));
+        } else {
+            pipeline.reset();
+            context.reset();
+        }
+        CHECK(rig.running() == 0);
+    }
+}
+
+TEST_CASE("pipeline: random latencies, failures and retries: limits, order and accounts hold", "[pipeline][stress]") {
+    for (unsigned seed = 0; seed != 15; ++seed) {
+        std::mt19937 random(seed);
+        test::Rig<SlowDeadLetters> rig;
+        const std::size_t n = random() % 120 + 1;
+        for (int stage = 0; stage != 3; ++stage) {
+            rig.model(stage).latency_of = [&](const std::string&) {
+                return std::chrono::microseconds(random() % 9999);
+            };
+            for (std::size_t i = 0; i != n; ++i) {
+                if (random() % 8 == 0) {
+                    rig.model(stage).failures["t" + std::to_string(i)] = static_cast<int>(random() % 4);
+                }
+            }
+        }
+        const sluice::StageLimits limits{static_cast<int>(random() % 6) + 1, static_cast<int>(random() % 6) + 1,
+                                         static_cast<int>(random() % 6) + 1};
+        auto pipeline = rig.pipeline(limits, PipelineOptions(StageOptions(retries(1, 3ms), 8ms)));
+        const auto queries = make_queries(n);
+        auto task = start_batch(rig.context, pipeline, queries);
+        while (test::step(rig.context)) {
+            REQUIRE(rig.classify.running <= limits.classify);
+            REQUIRE(rig.extract.running <= limits.extract);
+            REQUIRE(rig.generate.running <= limits.generate);
+        }
+        REQUIRE(task.succeeded());
+        REQUIRE(task.value().size() == n);
+        const Strings dead = test::ids(rig.dead_letters.letters);
+        CHECK(test::all_different(dead));
+        std::size_t completed = 0;
+        for (std::size_t i = 0; i != n; ++i) {
+            const Result& result = task.value()[i];
+            CHECK(result.query.id == queries[i].id);
+            CHECK(result.completed == is_complete(result));
+            CHECK(result.completed == (std::ranges::count(dead, result.query.id.str()) == 0));
+            completed += result.completed;
+        }
+        CHECK(completed + dead.size() == n);
+        CHECK(idle(pipeline));
+    }
+}

@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timeout.hpp>
+
+#include "support/task.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/system/system_error.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+namespace asio = boost::asio;
+namespace this_coro = boost::asio::this_coro;
+using namespace std::chrono_literals;
+using boost::system::system_error;
+using sluice::TimeoutError;
+using sluice::testing::run;
+using sluice::testing::VirtualTime;
+using std::chrono::nanoseconds;
+using test::Task;
+using test::VirtualTimer;
+using Void = asio::awaitable<void>;
+using Log = std::vector<std::string>;
+
+template <class Function>
+auto within(nanoseconds timeout, Function function) {
+    return sluice::with_timeout<VirtualTimer>(timeout, std::move(function));
+}
+
+template <class T>
+std::string what(const Task<T>& task) {
+    try {
+        if (auto error = task.error()) {
+            std::rethrow_exception(error);
+        }
+    } catch (const std::exception& error) {
+        return error.what();
+    }
+    return {};
+}
+
+asio::awaitable<int> seven_after(nanoseconds delay) {
+    co_await test::sleep(delay);
+    co_return 7;
+}
+
+// Waits for ever; when cancelled, takes time to clean up.
+Void tidy(Log& log, nanoseconds clean_up) {
+    try {
+        co_await test::sleep(1h);
+    } catch (const system_error&) {
+        log.push_back("cancelled");
+    }
+    co_await this_coro::reset_cancellation_state(asio::enable_total_cancellation());
+    co_await test::sleep(clean_up);
+    log.push_back("tidy");
+    throw system_error(asio::error::operation_aborted);
+}
+
+}  // namespace
+
+TEST_CASE("timeout: what ends in time gives what it gave, at once", "[timeout]") {
+    asio::io_context context;
+    const auto time = GENERATE(0ms, 1ms, 9ms);
+    Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
+        co_return co_await within(10ms, [&] { return seven_after(time); });
+    });
+    CHECK(run(context) == time);  // nobody waits for the rest of the timeout
+    REQUIRE(task.succeeded());
+    CHECK(task.value() == 7);
+    CHECK(VirtualTime::of(context).pending() == 0);
+}
+
+TEST_CASE("timeout: what does not even suspend is in time, also with a timeout of zero or less", "[timeout]") {
+    asio::io_context context;
+    const auto timeout = GENERATE(-1ms, 0ms, 1ms);
+    Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
+        co_return co_await within(timeout, []() -> asio::awaitable<int> { co_return 1; });
+    });
+    CHECK(run(context) == 0ms);
+    CHECK(task.succeeded());
+}
+
+TEST_CASE("timeout: what waits ends with TimeoutError at once if the timeout is zero or less", "[timeout]") {
+    asio::io_context context;
+    const auto timeout = GENERATE(-1ms, 0ms);
+    Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
+        co_return co_await within(timeout, [] { return seven_after(1ms); });
+    });
+    CHECK(run(context) == 0ms);
+    CHECK(task.failed_with<TimeoutError>());
+}
+
+TEST_CASE("timeout: what takes longer is cancelled when time is up, and TimeoutError comes out", "[timeout]") {
+    asio::io_context context;
+    Task<int> task(context.get_executor(),
+                   []() -> asio::awaitable<int> { co_return co_await within(10ms, [] { return seven_after(11ms); }); });
+    CHECK(run(context) == 10ms);
+    CHECK(task.failed_with<TimeoutError>());
+    CHECK(task.failed_with<std::runtime_error>());
+    CHECK_FALSE(task.aborted());
+}
+
+TEST_CASE("timeout: the message names the duration", "[timeout]") {
+    CHECK(std::string(TimeoutError(250ms).what()) == "timed out after 250 ms");
+    CHECK(std::string(TimeoutError(1500us).what()) == "timed out after 1.5 ms");
+    CHECK(std::string(TimeoutError(2s).what()) == "timed out after 2000 ms");
+    asio::io_context context;
+    Task task(context.get_executor(), []() -> Void { co_await within(30ms, [] { return test::sleep(1h); }); });
+    run(context);
+    CHECK(what(task) == "timed out after 30 ms");
+}
+
+TEST_CASE("timeout: the message names long durations exactly", "[timeout]") {
+    CHECK(std::string(TimeoutError(1234567ms).what()) == "timed out after 1234567 ms");
+    CHECK(std::string(TimeoutError(1h).what()).find("3600000 ms") != std::string::npos);
+}
+
+TEST_CASE("timeout: nothing is needed of a function that gives no value", "[timeout]") {
+    asio::io_context context;
+    Log log;
+    Task task(context.get_executor(), [&]() -> Void {
+        co_await within(10ms, [] { return test::sleep(5ms); });
+        log.push_back("in time");
+        co_await within(10ms, [] { return test::sleep(50ms); });
+        log.push_back("never");
+    });
+    CHECK(run(context) == 15ms);
+    CHECK(task.failed_with<TimeoutError>());
+    CHECK(log == Log{"in time"});
+}
+
+TEST_CASE("timeout: a value may be move-only and need no default constructor", "[timeout]") {
+    struct Value {
+        explicit Value(int n) : number(std::make_unique<int>(n)) {}
+        std::unique_ptr<int> number;
+    };
+    asio::io_context context;
+    Task<Value> task(context.get_executor(), []() -> asio::awaitable<Value> {
+        co_return co_await within(10ms, []() -> asio::awaitable<Value> {
+            co_await test::sleep(1ms);
+            co_return Value(3);
+        });
+    });
+    run(context);
+    REQUIRE(task.succeeded());
+    CHECK(*task.value().number == 3);
+}
+
+TEST_CASE("timeout: the callable lives as long as its coroutine, and is destroyed once", "[timeout]") {
+    asio::io_context context;
+    Log log;
+    auto shared = std::make_shared<int>(5);
+    const std::weak_ptr<int> watch = shared;
+    Task task(context.get_executor(), [&]() -> Void {
+        // Named, since g++ 12 destroys a closure that is a temporary in the operand of co_await twice.
+        auto function = [shared = std::move(shared)]() -> asio::awaitable<int> {
+            co_await test::sleep(1ms);
+            co_return *shared;
+        };
+        const int value = co_await within(10ms, std::move(function));
+        log.push_back(std::to_string(value) + " " + std::to_string(watch.use_count()));
+    });
+    run(context);
+    CHECK(task.succeeded());
+    CHECK(log == Log{"5 0"});
+}
+
+TEST_CASE("timeout: the clean-up of what is too late is waited for, and is not disturbed", "[timeout]") {
+    asio::io_context context;
+    Log log;
+    Task task(context.get_executor(), [&]() -> Void {
+        try {
+            co_await within(10ms, [&] { return tidy(log, 25ms); });
+        } catch (const TimeoutError&) {
+            log.push_back("timeout");
+            throw;
+        }
+    });
+    CHECK(run(context) == 35ms);
+    CHECK(task.failed_with<TimeoutError>());
+    CHECK(log == Log{"cancelled", "tidy", "timeout"});
+}
+
+TEST_CASE("timeout: what is too late is cancelled with every type", "[timeout][cancellation]") {
+    asio::io_context context;
+    const auto only =
+        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    Task task(context.get_executor(), [&]() -> Void {
+        co_await within(10ms, [&]() -> Void {
+            co_await this_coro::reset_cancellation_state([&](asio::cancellation_type type) { return type & only; });
+            co_await test::sleep(1h);
+        });
+    });
+    CHECK(run(context) == 10ms);
+    CHECK(task.failed_with<TimeoutError>());
+}
+
+TEST_CASE("timeout: a function that gives a value all the same is in time", "[timeout]") {
+    asio::io_context context;
+    Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
+        co_return co_await within(10ms, []() -> asio::awaitable<int> {
+            try {
+                co_await test::sleep(1h);
+            } catch (const system_error&) {
+            }
+            co_return 8;
+        });
+    });
+    CHECK(run(context) == 10ms);
+    REQUIRE(task.succeeded());
+    CHECK(task.value() == 8);
+}
+
+TEST_CASE("timeout: a function that takes no notice of its cancellation is waited for, and in time", "[timeout]") {
+    asio::io_context context;
+    Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
+        co_return co_await within(10ms, []() -> asio::awaitable<int> {
+            co_await this_coro::reset_cancellation_state(asio::disable_cancellation());
+            co_return co_await seven_after(50ms);
+        });
+    });
+    CHECK(run(context) == 50ms);
+    CHECK(task.succeeded());
+}
+
+TEST_CASE("timeout: what the function throws comes out, in time or while it is being cancelled", "[timeout]") {
+    asio::io_context context;
+    const bool late = GENERATE(false, true);
+    Task task(context.get_executor(), [&]() -> Void {
+        co_await within(10ms, [&]() -> Void {
+            try {
+                co_await test::sleep(late ? 1h : 5ms);
+            } catch (const system_error&) {
+                throw std::logic_error("late");
+            }
+            throw std::logic_error("early");
+        });
+    });
+    CHECK(run(context) == (late ? 10ms : 5ms));
+    CHECK(task.failed_with<std::logic_error>());
+    CHECK(what(task) == (late ? "late" : "early"));
+}
+
+TEST_CASE("timeout: a function may throw before it gives an awaitable, and what is no std::exception", "[timeout]") {
+    asio::io_context context;
+    Task task(context.get_executor(), []() -> Void { co_await within(10ms, []() -> Void { throw 42; }); });
+    CHECK(run(context) == 0ms);
+    CHECK(task.failed_with<int>());
+}
+
+TEST_CASE("timeout: operation_aborted that the function throws in time is its own", "[timeout]") {
+    asio::io_context context;
+    Task task(context.get_executor(), []() -> Void {
+        co_await within(10ms, []() -> Void {
+            co_await test::sleep(5ms);
+            throw system_error(asio::error::operation_aborted, "my own");
+        });
+    });
+    CHECK(run(context) == 5ms);
+    CHECK(task.aborted());
+    CHECK(what(task).starts_with("my own"));
+}
+
+TEST_CASE("timeout: a TimeoutError of an inner timeout is what the outer one gives", "[timeout]") {
+    asio::io_context context;
+    Task task(context.get_executor(),
+              []() -> Void { co_await within(100ms, [] { return within(10ms, [] { return test::sleep(1h); }); }); });
+    CHECK(run(context) == 10ms);
+    CHECK(what(task) == "timed out after 10 ms");
+}
+
+TEST_CASE("timeout: an outer timeout cuts the inner one short", "[timeout]") {
+    asio::io_context context;
+    Task task(context.get_executor(),
+              []() -> Void { co_await within(10ms, [] { return within(100ms, [] { return test::sleep(1h); }); }); });
+    CHECK(run(context) == 10ms);
+    CHECK(what(task) == "timed out after 10 ms");
+}
+
+TEST_CASE("timeout: at a tie, whoever began to wait first wins", "[timeout]") {
+    asio::io_context context;
+    Task<int> one_wait(context.get_executor(), []() -> asio::awaitable<int> {
+        co_return co_await within(10ms, [] { return seven_after(10ms); });  // waits before the timeout does
+    });
+    run(context);
+    CHECK(one_wait.succeeded());
+    Task<int> two_waits(context.get_executor(), []() -> asio::awaitable<int> {
+        co_return co_await within(10ms, []() -> asio::awaitable<int> {
+            co_await test::sleep(5ms);
+            co_return co_await seven_after(5ms);
+        });
+    });
+    run(context);
+    CHECK(two_waits.failed_with<TimeoutError>());
+}
+
+TEST_CASE("timeout: when both are due before either could resume, there is one end, and the value counts",
+          "[timeout]") {
+    asio::io_context context;
+    Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
+        co_return co_await within(10ms, []() -> asio::awaitable<int> {
+            co_await test::sleep(5ms);
+            co_return co_await seven_after(6ms);
+        });
+    });
+    VirtualTime& time = VirtualTime::of(context);
+    context.poll();
+    time.advance();  // 5 ms
+    context.restart();
+    context.poll();
+    time.advance();  // 10 ms: the timeout
+    time.advance();  // 11 ms: the function
+    context.restart();
+    context.poll();
+    REQUIRE(task.succeeded());
+    CHECK(task.value() == 7);
+    CHECK(run(context) == 0ms);
+}
+
+TEST_CASE("timeout: cancelled from outside, it waits for the coroutine and ends with operation_aborted",
+          "[timeout][cancellation]") {
+    asio::io_context context;
+    Log log;
+    const auto type =
+        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    const bool at_the_end = GENERATE(false, true);  // cancelled during the clean-up after the timeout
+    Task task(context.get_executor(), [&]() -> Void { co_await within(10ms, [&] { return tidy(log, 25ms); }); });
+    context.poll();
+    if (at_the_end) {
+        VirtualTime::of(context).advance();
+        context.restart();
+        context.poll();
+        CHECK(log == Log{"cancelled"});
+    }
+    task.cancel(type);
+    CHECK(run(context) == 25ms);
+    CHECK(task.aborted());
+    CHECK(log == Log{"cancelled", "tidy"});
+    CHECK(VirtualTime::of(context).pending() == 0);
+}
+
+TEST_CASE("timeout: cancelled from outside, a failure of the function still comes out", "[timeout][cancellation]") {
+    asio::io_context context;
+    Task task(context.get_executor(), []() -> Void {
+        co_await within(10ms, []() -> Void {
+            try {
+                co_await test::sleep(1h);
+            } catch (const system_error&) {
+                throw std::logic_error("failure");
+            }
+        });
+    });
+    context.poll();
+    task.cancel();
+    run(context);
+    CHECK(what(task) == "failure");
+}
+
+TEST_CASE("timeout: cancelled after any number of steps, it ends once and leaves nothing behind",
+          "[timeout][cancellation]") {
+    int aborted = 0;
+    bool more = true;
+    for (int steps = 1; more; ++steps) {
+        asio::io_context context;
+        auto token = std::make_shared<int>();
+        Task<int> task(context.get_executor(), [token]() -> asio::awaitable<int> {
+            auto function = [token]() -> asio::awaitable<int> {
+                co_await test::sleep(5ms);
+                co_return co_await seven_after(1ms);
+            };
+            co_return co_await within(10ms, std::move(function));
+        });
+        for (int i = 0; i != steps && more; ++i) {
+            context.restart();
+            more = context.poll_one() != 0 || VirtualTime::of(context).advance();
+        }
+        task.cancel();
+        REQUIRE_NOTHROW(run(context));
+        REQUIRE(task.done());
+        REQUIRE(task.succeeded() == !task.aborted());
+        REQUIRE(token.use_count() == 1);
+        REQUIRE(VirtualTime::of(context).pending() == 0);
+        aborted += task.aborted() ? 1 : 0;
+    }
+    CHECK(aborted > 5);
+}
+
+TEST_CASE("timeout: the context may be destroyed after any number of steps", "[timeout][shutdown]") {
+    bool more = true;
+    int steps = 0;
+    for (; more; ++steps) {
+        auto token = std::make_shared<int>();
+        Log log;
+        {
+            asio::io_context context;
+            Task task(context.get_executor(), [token, &log]() -> Void {
+                auto function = [token, &log]() -> Void {
+                    co_await test::sleep(5ms);
+                    co_await tidy(log, 5ms);
+                };
+                co_await within(10ms, std::move(function));
+            });
+            for (int i = 0; i != steps && more; ++i) {
+                context.restart();
+                more = context.poll_one() != 0 || VirtualTime::of(context).advance();
+            }
+        }
+        REQUIRE(token.use_count() == 1);
+    }
+    CHECK(steps > 10);
+}
+
+TEST_CASE("timeout: it works in coroutines of a typed executor", "[timeout][typed]") {
+    using Io = asio::io_context::executor_type;
+    asio::io_context context;
+    std::exception_ptr error;
+    int value = 0;
+    const auto wait = [](nanoseconds time) -> asio::awaitable<int, Io> {
+        VirtualTimer timer(co_await this_coro::executor, time);
+        co_await timer.async_wait(asio::deferred);
+        co_return 4;
+    };
+    const auto caller = [&]() -> asio::awaitable<void, Io> {
+        value = co_await within(10ms, [&] { return wait(5ms); });
+        co_await within(10ms, [&] { return wait(15ms); });
+    };
+    asio::co_spawn(context.get_executor(), caller, [&](std::exception_ptr e) { error = e; });
+    CHECK(run(context) == 15ms);
+    CHECK(value == 4);
+    REQUIRE(error);
+    CHECK_THROWS_AS(std::rethrow_exception(error), TimeoutError);
+}
+
+TEST_CASE("timeout: the default timer is asio::steady_timer, and the longest timeout does not overflow", "[timeout]") {
+    asio::io_context context;
+    Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
+        co_return co_await sluice::with_timeout(nanoseconds::max(), []() -> asio::awaitable<int> {
+            co_await test::yield();
+            co_await test::yield();
+            co_return 2;
+        });
+    });
+    context.run();
+    REQUIRE(task.succeeded());
+    CHECK(task.value() == 2);
+}

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/inference_pipeline.hpp>
+#include <sluice/query.hpp>
+#include <sluice/retry.hpp>
+#include <sluice/shared_string.hpp>
+#include <sluice/stage.hpp>
+#include <sluice/stage_error.hpp>
+#include <sluice/stage_semaphore.hpp>
+#include <sluice/testing/virtual_timer.hpp>
+
+#include "support/task.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <compare>
+#include <concepts>
+#include <exception>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+using namespace std::string_literals;
+using namespace std::string_view_literals;
+using sluice::PipelineResult;
+using sluice::Query;
+using sluice::SharedString;
+using sluice::Slot;
+using sluice::StageError;
+using sluice::StageResult;
+using sluice::testing::run;
+using test::Task;
+using test::VirtualTimer;
+using Void = asio::awaitable<void>;
+
+using Time = std::chrono::system_clock::time_point;
+using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
+using PipelineOptions = sluice::BasicPipelineOptions<VirtualTimer>;
+
+static_assert(std::convertible_to<const char*, SharedString> && std::convertible_to<std::string, SharedString> &&
+              std::convertible_to<std::string_view, SharedString>);
+static_assert(std::convertible_to<SharedString, const std::string&> &&
+              std::convertible_to<SharedString, std::string_view> && std::convertible_to<SharedString, std::string>);
+static_assert(std::is_nothrow_default_constructible_v<SharedString> &&
+              std::is_nothrow_copy_constructible_v<SharedString> && std::is_nothrow_move_constructible_v<SharedString>);
+static_assert(std::totally_ordered<SharedString> && std::three_way_comparable<SharedString, std::strong_ordering>);
+
+static_assert(std::is_nothrow_default_constructible_v<StageError> &&
+              std::convertible_to<std::exception_ptr, StageError>);
+static_assert(sizeof(StageError) == sizeof(std::exception_ptr));  // carrying an error costs a pointer
+static_assert(!std::convertible_to<StageError, bool> && std::constructible_from<bool, StageError>);
+
+// g++ 12 copies an aggregate that is a temporary in the operand of co_await bitwise, and destroys it twice.
+static_assert(!std::is_aggregate_v<Query> && !std::is_aggregate_v<StageResult<>> &&
+              !std::is_aggregate_v<StageResult<int>> && !std::is_aggregate_v<PipelineResult<int, int, int>> &&
+              !std::is_aggregate_v<StageOptions> && !std::is_aggregate_v<PipelineOptions> &&
+              !std::is_aggregate_v<Slot> && !std::is_aggregate_v<SharedString> && !std::is_aggregate_v<StageError> &&
+              !std::is_aggregate_v<sluice::RetryPolicy>);
+static_assert(!std::is_aggregate_v<sluice::Backoff> || std::is_trivially_copyable_v<sluice::Backoff>);
+static_assert(!std::is_aggregate_v<sluice::StageLimits> || std::is_trivially_copyable_v<sluice::StageLimits>);
+
+// The error that throwing this gives.
+template <class Exception>
+StageError error_of(Exception exception) {
+    try {
+        throw exception;
+    } catch (...) {
+        return StageError(std::current_exception());
+    }
+}
+
+struct Custom : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct Unrelated {};
+
+struct Left : std::exception {};
+struct Right : std::exception {};
+struct Ambiguous : Left, Right {};  // not caught as a std::exception
+
+// Counts itself for as long as it lives. A destruction too many shows in the count.
+class Live {
+public:
+    explicit Live(int& count) : count_(&count) { ++count; }
+    Live(const Live& other) : count_(other.count_) { ++*count_; }
+    Live& operator=(const Live&) = delete;
+    ~Live() { --*count_; }
+
+private:
+    int* count_;
+};
+
+// A policy that keeps `live` alive.
+sluice::RetryPolicy policy(const Live& live) {
+    return sluice::RetryPolicy(1, {}, [live](const std::exception_ptr&) { return true; });
+}
+
+const std::string long_text(100, 'x');  // nothing that a small-string optimisation hides
+
+template <class T>
+asio::awaitable<T> pass(T value) {
+    co_await test::yield();
+    co_return value;
+}
+
+template <class T>
+asio::awaitable<void> drop(T) {
+    co_await test::yield();
+}
+
+asio::awaitable<std::string> text_of(Query query) {
+    co_await test::yield();
+    co_return query.id.str() + "/" + query.text;
+}
+
+// Runs `function`, a coroutine, to its end.
+template <class Function>
+void run_coroutine(Function function) {
+    asio::io_context context;
+    Task task(context.get_executor(), std::move(function));
+    run(context);
+    REQUIRE(task.succeeded());
+}
+
+}  // namespace
+
+TEST_CASE("shared string: it converts from what a std::string does, and back", "[values]") {
+    const char* literal = "abc";
+    for (const SharedString& text : {SharedString(literal), SharedString("abc"s), SharedString("abc"sv)}) {
+        CHECK(text.str() == "abc");
+        const std::string string = text;
+        const std::string& reference = text;
+        const std::string_view view = text;
+        CHECK(string == "abc");
+        CHECK(&reference == &text.str());
+        CHECK(view.data() == text.str().data());
+        CHECK(std::string(text) == "abc");
+        CHECK(std::string_view(text) == "abc");
+        std::ostringstream out;
+        out << text << '!';
+        CHECK(out.str() == "abc!");
+    }
+    SharedString text;
+    text = "assigned";
+    CHECK(text == "assigned");
+    text = "again"s;
+    CHECK(text == "again");
+    std::string string;
+    string = text;
+    CHECK(string == "again");
+}
+
+TEST_CASE("shared string: it holds any characters, of any number", "[values]") {
+    const std::string with_null("a\0b", 3);
+    CHECK(SharedString(with_null).str() == with_null);
+    CHECK(SharedString(std::string_view(with_null)).str().size() == 3);
+    const std::string large(1'000'000, 'y');
+    CHECK(SharedString(large) == large);
+}
+
+TEST_CASE("shared string: the default is the empty string, as is what was moved from", "[values]") {
+    SharedString text;
+    CHECK(text.empty());
+    CHECK(text.str().empty());
+    CHECK(text == "");
+    CHECK(text == SharedString(""));
+    CHECK(SharedString("").empty());
+    text = SharedString(long_text);
+    CHECK_FALSE(text.empty());
+    const SharedString taken = std::move(text);
+    CHECK(taken == long_text);
+    CHECK(text.empty());  // NOLINT(bugprone-use-after-move)
+    text = SharedString("again");
+    CHECK(text == "again");
+    CHECK(&SharedString().str() == &SharedString().str());
+}
+
+TEST_CASE("shared string: copies share, and survive the original", "[values]") {
+    auto original = std::make_unique<SharedString>(long_text);
+    const SharedString copy = *original;
+    SharedString assigned;
+    assigned = copy;
+    CHECK(&copy.str() == &original->str());
+    CHECK(&assigned.str() == &copy.str());
+    original.reset();
+    CHECK(copy == long_text);
+    assigned = "other";
+    CHECK(copy == long_text);
+}
+
+TEST_CASE("shared string: it moves in what it is given", "[values]") {
+    std::string text = long_text;
+    const char* characters = text.data();
+    const SharedString shared(std::move(text));
+    CHECK(shared.str().data() == characters);
+}
+
+TEST_CASE("shared string: it compares by its characters, with every kind of string, in both directions", "[values]") {
+    const SharedString a = "a";
+    const SharedString b = "b";
+    const SharedString other_a = "a"s;
+    CHECK(a == other_a);
+    CHECK(a != b);
+    CHECK(a < b);
+    CHECK(b >= a);
+    CHECK((a <=> other_a) == std::strong_ordering::equal);
+    CHECK((a <=> b) == std::strong_ordering::less);
+    CHECK(SharedString() < a);
+    CHECK((a == "a" && "a" == a && a != "b" && "b" != a));
+    CHECK((a == "a"s && "a"s == a && a != "b"s && "b"s != a));
+    CHECK((a == "a"sv && "a"sv == a && a != "b"sv && "b"sv != a));
+    std::vector<SharedString> texts{"c", "a", "b"};
+    std::ranges::sort(texts);
+    CHECK(texts == std::vector<SharedString>{"a", "b", "c"});
+}
+
+TEST_CASE("stage error: none is empty in every way", "[values]") {
+    for (const StageError& none : {StageError(), StageError(nullptr)}) {
+        CHECK_FALSE(none);
+        CHECK(none.exception() == nullptr);
+        CHECK(none.type().empty());
+        CHECK(none.message().empty());
+    }
+}
+
+TEST_CASE("stage error: it tells type and message of a std::exception", "[values]") {
+    CHECK(error_of(std::runtime_error("boom")).type() == "std::runtime_error");
+    CHECK(error_of(std::runtime_error("boom")).message() == "boom");
+    CHECK(error_of(Custom("mine")).type().ends_with("Custom"));  // the type that was thrown, not a base
+    CHECK(error_of(Custom("mine")).message() == "mine");
+    CHECK(error_of(std::runtime_error("")).message().empty());
+    CHECK(error_of(std::bad_alloc()).type() == "std::bad_alloc");
+    CHECK(error_of(std::system_error(std::make_error_code(std::errc::timed_out), "model"))
+              .message()
+              .starts_with("model"));
+}
+
+TEST_CASE("stage error: it tells type and text of a thrown string", "[values]") {
+    CHECK(error_of("a std::string"s).message() == "a std::string");
+    CHECK(error_of("a std::string"s).type().find("basic_string") != std::string::npos);
+    CHECK(error_of(static_cast<const char*>("characters")).message() == "characters");
+    CHECK(error_of(static_cast<const char*>("characters")).type() == "char const*");
+    char writable[] = "writable";
+    CHECK(error_of(static_cast<char*>(writable)).message() == "writable");
+    CHECK(error_of(static_cast<char*>(writable)).type() == "char*");
+}
+
+TEST_CASE("stage error: a thrown string that is null has no text", "[values]") {
+    const StageError error = error_of(static_cast<const char*>(nullptr));
+    CHECK(error);
+    REQUIRE_NOTHROW(error.message());
+    CHECK_FALSE(error.message().empty());
+}
+
+TEST_CASE("stage error: it tells the type of anything else, and says that there is no message", "[values]") {
+    for (const auto& [error, type] : std::initializer_list<std::pair<StageError, const char*>>{
+             {error_of(42), "int"},
+             {error_of(4.5), "double"},
+             {error_of(Unrelated()), "Unrelated"},
+             {error_of(Ambiguous()), "Ambiguous"},
+             {error_of(std::make_shared<int>(1)), "std::shared_ptr<int>"},
+         }) {
+        CHECK(error);
+        CHECK(error.type().ends_with(type));
+        CHECK(error.message() == "an exception that carries no message");
+    }
+    CHECK(error_of(42).type() == "int");
+}
+
+TEST_CASE("stage error: it carries the exception itself, and its copies share it", "[values]") {
+    const auto exception = std::make_exception_ptr(Custom("shared"));
+    const StageError error = exception;
+    const StageError copy = error;
+    CHECK(error.exception() == exception);
+    CHECK(copy.exception() == exception);
+    CHECK_THROWS_AS(std::rethrow_exception(copy.exception()), Custom);
+    CHECK(copy.message() == "shared");
+    CHECK(copy.message() == "shared");  // asking changes nothing
+}
+
+TEST_CASE("stage error: it can be asked while another exception is handled", "[values]") {
+    const StageError error = error_of(42);
+    try {
+        throw std::logic_error("other");
+    } catch (const std::logic_error&) {
+        CHECK(error.type() == "int");
+        CHECK(error_of("text"s).message() == "text");
+        CHECK(StageError(std::current_exception()).message() == "other");
+    }
+    CHECK(std::current_exception() == nullptr);
+}
+
+TEST_CASE("query: it holds id, text and timestamp", "[values]") {
+    const Time when(5s);
+    const Query query("q1", "What is it?", when);
+    CHECK(query.id == "q1");
+    CHECK(query.text == "What is it?");
+    CHECK(query.timestamp == when);
+    const Query braced{"q2", "text", when};
+    const Query copied = {"q3", "text"};
+    CHECK(braced.id == "q2");
+    CHECK(copied.text == "text");
+    CHECK(copied.timestamp > Time());  // the time of its making, whatever that is
+    const Query none;
+    CHECK(none.id.empty());
+    CHECK(none.text.empty());
+    CHECK(none.timestamp == Time());
+    const Query copy = query;
+    CHECK(&copy.id.str() == &query.id.str());
+}
+
+TEST_CASE("results: they begin empty, with the names they are given", "[values]") {
+    const StageResult<> plain("q", "classify");
+    CHECK(plain.query_id == "q");
+    CHECK(plain.stage == "classify");
+    CHECK((plain.latency == 0ns && plain.queue_time == 0ns && plain.attempts == 0));
+    CHECK_FALSE(plain.success);
+    CHECK_FALSE(plain.error);
+    StageResult<std::string> with_data("q", "extract");
+    CHECK(with_data.stage == "extract");
+    CHECK_FALSE(with_data.data);
+    with_data.data = "found";
+    with_data.attempts = 2;
+    const StageResult<> sliced = with_data;  // what a pipeline keeps of it
+    CHECK(sliced.stage == "extract");
+    CHECK(sliced.attempts == 2);
+    const PipelineResult<int, std::string, double> result(Query("q", "text"));
+    CHECK(result.query.id == "q");
+    CHECK_FALSE((result.intent || result.entities || result.response || result.completed || result.dead_letter_error));
+    CHECK(result.stage_results.empty());
+}
+
+TEST_CASE("temporaries in the operand of co_await: Query", "[values]") {
+    run_coroutine([]() -> Void {
+        const std::string by_type = co_await text_of(Query{"id", "text"});
+        const std::string braced = co_await text_of({"id", "text"});
+        const std::string with_time = co_await text_of({"id", long_text, Time()});
+        const std::string parentheses = co_await text_of(Query(long_text, "text"));
+        const Query passed = co_await pass(Query{SharedString(long_text), long_text});
+        co_await drop(Query{});
+        CHECK(by_type == "id/text");
+        CHECK(braced == "id/text");
+        CHECK(with_time == "id/" + long_text);
+        CHECK(parentheses == long_text + "/text");
+        CHECK(passed.id == long_text);
+        CHECK(passed.text == long_text);
+    });
+}
+
+TEST_CASE("temporaries in the operand of co_await: StageResult and PipelineResult", "[values]") {
+    int live = 0;
+    run_coroutine([&]() -> Void {
+        using Data = StageResult<std::vector<Live>>;
+        using Result = PipelineResult<std::string, Live, std::vector<Live>>;
+        const Data data = co_await pass(Data{"q", long_text});
+        const Data braced = co_await pass<Data>({long_text, "stage"});
+        co_await drop(Data{});
+        const StageResult<> plain = co_await pass(StageResult<>{long_text, long_text});
+        const StageResult<> plain_braced = co_await pass<StageResult<>>({long_text, long_text});
+        const Result result = co_await pass(Result{Query{long_text, long_text}});
+        co_await drop(Result{});
+        Result full(Query{"q", "text"});
+        full.entities.emplace(live);
+        full.response.emplace(3, Live(live));
+        const Result full_passed = co_await pass(Result{full});
+        const Result moved = co_await pass(Result{std::move(full)});
+        CHECK(data.stage == long_text);
+        CHECK(braced.query_id == long_text);
+        CHECK(plain.stage == long_text);
+        CHECK(plain_braced.stage == long_text);
+        CHECK(result.query.text == long_text);
+        CHECK(full_passed.response->size() == 3);
+        CHECK(moved.response->size() == 3);
+    });
+    CHECK(live == 0);
+}
+
+TEST_CASE("temporaries in the operand of co_await: StageError and SharedString", "[values]") {
+    run_coroutine([]() -> Void {
+        const auto exception = std::make_exception_ptr(Custom(long_text));
+        const StageError error = co_await pass(StageError{exception});
+        const StageError converted = co_await pass<StageError>(exception);
+        const SharedString text = co_await pass(SharedString{long_text});
+        const SharedString from_literal = co_await pass<SharedString>("literal");
+        const SharedString from_braces = co_await pass<SharedString>({long_text});
+        CHECK(error.message() == long_text);
+        CHECK(converted.message() == long_text);
+        CHECK(text == long_text);
+        CHECK(from_literal == "literal");
+        CHECK(from_braces == long_text);
+    });
+}
+
+TEST_CASE("temporaries in the operand of co_await: options, policies and limits", "[values]") {
+    int live = 0;
+    run_coroutine([&]() -> Void {
+        const Live kept(live);
+        const sluice::RetryPolicy retry = co_await pass(sluice::RetryPolicy{policy(kept)});
+        const sluice::RetryPolicy designated = co_await pass(
+            sluice::RetryPolicy(3, {.initial = 1ms, .multiplier = 3, .cap = 9ms, .jitter = 0, .seed = 1}));
+        const StageOptions options = co_await pass(StageOptions{policy(kept), 5ms});
+        const StageOptions braced = co_await pass<StageOptions>({policy(kept), 6ms});
+        const StageOptions converted = co_await pass<StageOptions>(policy(kept));
+        const PipelineOptions all = co_await pass(PipelineOptions{StageOptions{policy(kept), 7ms}});
+        co_await drop(StageOptions{});
+        co_await drop(PipelineOptions{});
+        co_await drop<StageOptions>({});
+        co_await drop<PipelineOptions>({});
+        const sluice::StageLimits limits =
+            co_await pass<sluice::StageLimits>({.classify = 1, .extract = 2, .generate = 3});
+        CHECK(retry.max_retries() == 1);
+        CHECK(designated.delay(2) == 3ms);
+        CHECK(options.timeout == 5ms);
+        CHECK(braced.timeout == 6ms);
+        CHECK(converted.retry.max_retries() == 1);
+        CHECK(all.generate.timeout == 7ms);
+        CHECK(all.classify.retry.should_retry(1, std::make_exception_ptr(1)));
+        CHECK(limits.extract == 2);
+        CHECK(live > 5);
+    });
+    CHECK(live == 0);
+}
+
+TEST_CASE("temporaries in the operand of co_await: Slot", "[values]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 3);
+    Task task(context.get_executor(), [&]() -> Void {
+        {
+            const Slot kept = co_await pass(semaphore.try_acquire());
+            const Slot acquired = co_await pass(co_await semaphore.acquire());
+            CHECK(semaphore.active() == 2);
+            co_await drop(Slot{semaphore.try_acquire()});
+            CHECK(semaphore.active() == 2);
+            co_await drop(Slot{});
+            co_await drop<Slot>({});
+            CHECK(semaphore.active() == 2);
+            const Slot through_two = co_await pass(co_await pass(semaphore.try_acquire()));
+            CHECK(semaphore.active() == 3);
+        }
+        CHECK(semaphore.active() == 0);
+        for (int i = 0; i != 10; ++i) {
+            co_await drop(co_await semaphore.acquire());
+        }
+        CHECK(semaphore.active() == 0);
+    });
+    run(context);
+    CHECK(task.succeeded());
+    CHECK(semaphore.active() == 0);
+}

@@ -1,0 +1,632 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timer.hpp>
+
+#include "support/task.hpp"
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/use_future.hpp>
+#include <boost/system/error_code.hpp>
+#include <boost/system/system_error.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <future>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+namespace asio = boost::asio;
+namespace this_coro = boost::asio::this_coro;
+using namespace std::chrono_literals;
+using boost::system::error_code;
+using boost::system::system_error;
+using sluice::testing::run;
+using sluice::testing::VirtualClock;
+using sluice::testing::VirtualTime;
+using sluice::testing::VirtualTimer;
+using std::chrono::nanoseconds;
+using test::Task;
+using Void = asio::awaitable<void>;
+using Log = std::vector<std::string>;
+
+const error_code success;
+const error_code aborted = make_error_code(asio::error::operation_aborted);
+
+// A handler that keeps what it is called with, once.
+auto into(std::optional<error_code>& result) {
+    return [&result](error_code error) { result = result ? make_error_code(asio::error::fault) : error; };
+}
+
+auto into(Log& log, std::string name) {
+    return [&log, name](error_code error) { log.push_back(error ? name + " aborted" : name); };
+}
+
+void poll(asio::io_context& context) {
+    context.restart();
+    context.poll();
+}
+
+constexpr VirtualClock::time_point epoch{};
+
+// A timer whose clock does not depend on the execution context.
+struct OwnClock {
+    using duration = nanoseconds;
+    using time_point = std::chrono::time_point<std::chrono::steady_clock, nanoseconds>;
+    static time_point now() { return time_point(77ns); }
+};
+struct OwnTimer {
+    using clock_type = OwnClock;
+    using duration = nanoseconds;
+    using time_point = OwnClock::time_point;
+    void expires_after(duration) {}
+    void async_wait(asio::deferred_t) {}
+    void cancel() {}
+};
+
+static_assert(sluice::Timer<VirtualTimer> && sluice::Timer<asio::steady_timer>);
+static_assert(!sluice::Timer<int> && !sluice::Timer<std::string>);
+static_assert(VirtualClock::is_steady && std::same_as<VirtualClock::duration, nanoseconds>);
+static_assert(!std::is_copy_constructible_v<VirtualTimer> && !std::is_copy_assignable_v<VirtualTimer>);
+static_assert(!std::invocable<decltype([](auto&& timer) -> decltype(timer.async_wait(0)) {}), VirtualTimer&>);
+
+}  // namespace
+
+TEST_CASE("virtual timer: time begins at the epoch and stands still but when a runner moves it", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime& time = VirtualTime::of(context);
+    CHECK(time.now() == epoch);
+    asio::post(context, [] {});
+    poll(context);
+    VirtualTimer timer(context.get_executor(), 5ms);
+    std::optional<error_code> result;
+    timer.async_wait(into(result));
+    poll(context);
+    CHECK(time.now() == epoch);
+    CHECK_FALSE(result);
+    CHECK(run(context) == 5ms);
+    CHECK(time.now() == epoch + 5ms);
+    CHECK(result == success);
+    CHECK(run(context) == 0ms);
+}
+
+TEST_CASE("virtual timer: each execution context has its own time", "[virtual_timer]") {
+    asio::io_context one;
+    asio::io_context other;
+    VirtualTime::of(one).advance_by(1h);
+    CHECK(VirtualTimer::now(one.get_executor()) == epoch + 1h);
+    CHECK(VirtualTimer::now(other.get_executor()) == epoch);
+    CHECK(&VirtualTime::of(one) == &VirtualTime::of(one));
+    CHECK(&VirtualTime::of(one) != &VirtualTime::of(other));
+}
+
+TEST_CASE("virtual timer: now() finds the time of the context behind any executor", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime::of(context).advance_by(3s);
+    const auto strand = asio::make_strand(context);
+    const asio::any_io_executor any = strand;
+    CHECK(VirtualTimer::now(context.get_executor()) == epoch + 3s);
+    CHECK(VirtualTimer::now(strand) == epoch + 3s);
+    CHECK(VirtualTimer::now(any) == epoch + 3s);
+    CHECK(sluice::detail::now<VirtualTimer>(any) == epoch + 3s);
+    VirtualTimer timer(strand, 1s);
+    CHECK(timer.get_executor() == any);
+    CHECK(timer.expiry() == epoch + 4s);
+}
+
+TEST_CASE("virtual timer: a timer without a clock of its own context is asked for the time of its clock_type",
+          "[virtual_timer]") {
+    static_assert(sluice::Timer<OwnTimer>);
+    CHECK(sluice::detail::now<OwnTimer>(0) == OwnClock::time_point(77ns));
+}
+
+TEST_CASE("virtual timer: waits end in the order of their expiry", "[virtual_timer]") {
+    asio::io_context context;
+    Log log;
+    std::vector<nanoseconds> at;
+    std::vector<std::unique_ptr<VirtualTimer>> timers;
+    for (const int ms : {30, 10, 20, 0, 40}) {
+        timers.push_back(std::make_unique<VirtualTimer>(context.get_executor(), std::chrono::milliseconds(ms)));
+        timers.back()->async_wait([&, ms](error_code) {
+            log.push_back(std::to_string(ms));
+            at.push_back(VirtualTime::of(context).now() - epoch);
+        });
+    }
+    CHECK(VirtualTime::of(context).pending() == 5);
+    CHECK(run(context) == 40ms);
+    CHECK(VirtualTime::of(context).pending() == 0);
+    CHECK(log == Log{"0", "10", "20", "30", "40"});
+    CHECK(at == std::vector<nanoseconds>{0ms, 10ms, 20ms, 30ms, 40ms});
+}
+
+TEST_CASE("virtual timer: waits of the same expiry end in the order in which they began", "[virtual_timer]") {
+    asio::io_context context;
+    Log log;
+    VirtualTimer one(context.get_executor(), 10ms);
+    VirtualTimer two(context.get_executor(), 10ms);
+    two.async_wait(into(log, "a"));
+    one.async_wait(into(log, "b"));
+    two.async_wait(into(log, "c"));
+    one.async_wait(into(log, "d"));
+    VirtualTime::of(context).advance_by(4ms);
+    VirtualTimer late(context.get_executor(), 6ms);
+    late.async_wait(into(log, "e"));
+    run(context);
+    CHECK(log == Log{"a", "b", "c", "d", "e"});
+}
+
+TEST_CASE("virtual timer: what a wait sets off runs before the next wait of the same expiry ends", "[virtual_timer]") {
+    asio::io_context context;
+    Log log;
+    VirtualTimer timer(context.get_executor(), 1ms);
+    timer.async_wait([&](error_code) {
+        log.push_back("first");
+        asio::post(context, [&] { asio::post(context, [&] { log.push_back("its consequence"); }); });
+    });
+    timer.async_wait(into(log, "second"));
+    run(context);
+    CHECK(log == Log{"first", "its consequence", "second"});
+}
+
+TEST_CASE("virtual timer: advance() moves to the next expiry and completes one wait", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime& time = VirtualTime::of(context);
+    CHECK_FALSE(time.advance());
+    CHECK(time.now() == epoch);
+    Log log;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    VirtualTimer later(context.get_executor(), 8ms);
+    timer.async_wait(into(log, "a"));
+    timer.async_wait(into(log, "b"));
+    later.async_wait(into(log, "c"));
+    CHECK(time.advance());
+    CHECK(time.now() == epoch + 5ms);
+    CHECK(time.pending() == 2);
+    CHECK(log.empty());  // the handler is posted, not called
+    poll(context);
+    CHECK(log == Log{"a"});
+    CHECK(time.advance());
+    CHECK(time.now() == epoch + 5ms);
+    CHECK(time.advance());
+    CHECK(time.now() == epoch + 8ms);
+    poll(context);
+    CHECK(log == Log{"a", "b", "c"});
+    CHECK_FALSE(time.advance());
+    CHECK(time.now() == epoch + 8ms);
+}
+
+TEST_CASE("virtual timer: advance_by() moves the time on without regard to who waits, and time never goes back",
+          "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime& time = VirtualTime::of(context);
+    std::optional<error_code> result;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    timer.async_wait(into(result));
+    time.advance_by(20ms);
+    poll(context);
+    CHECK_FALSE(result);
+    CHECK(time.now() == epoch + 20ms);
+    CHECK(run(context) == 0ms);
+    CHECK(time.now() == epoch + 20ms);
+    CHECK(result == success);
+}
+
+TEST_CASE("virtual timer: a wait never completes inside async_wait(), also when the timer has expired",
+          "[virtual_timer]") {
+    asio::io_context context;
+    const auto after = GENERATE(-5ms, 0ms);
+    std::optional<error_code> result;
+    asio::post(context, [&] {
+        auto timer = std::make_shared<VirtualTimer>(context.get_executor(), after);
+        timer->async_wait([&, timer](error_code error) { result = error; });
+        CHECK_FALSE(result);
+    });
+    CHECK(run(context) == 0ms);
+    CHECK(result == success);
+}
+
+TEST_CASE("virtual timer: a timer that was given no expiry has expired", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime::of(context).advance_by(9ms);
+    VirtualTimer timer(context.get_executor());
+    CHECK(timer.expiry() == epoch + 9ms);
+    std::optional<error_code> result;
+    timer.async_wait(into(result));
+    CHECK(run(context) == 0ms);
+    CHECK(result == success);
+}
+
+TEST_CASE("virtual timer: cancel() ends all waits of the timer with operation_aborted, and gives their number",
+          "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    Log log;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    VirtualTimer other(context.get_executor(), 5ms);
+    CHECK(timer.cancel() == 0);
+    timer.async_wait(into(log, "a"));
+    other.async_wait(into(log, "other"));
+    timer.async_wait(into(log, "b"));
+    CHECK(timer.cancel() == 2);
+    CHECK(timer.cancel() == 0);
+    CHECK(log.empty());  // not inside the call
+    CHECK(VirtualTime::of(context).pending() == 1);
+    CHECK(timer.expiry() == epoch + 5ms);
+    CHECK(run(context) == 5ms);
+    CHECK(log == Log{"a aborted", "b aborted", "other"});
+}
+
+TEST_CASE("virtual timer: a new expiry cancels the waits for the old one, and gives their number",
+          "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    const bool relative = GENERATE(true, false);
+    VirtualTime::of(context).advance_by(1ms);
+    std::optional<error_code> before;
+    std::optional<error_code> after;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    timer.async_wait(into(before));
+    CHECK((relative ? timer.expires_after(2ms) : timer.expires_at(epoch + 3ms)) == 1);
+    CHECK(timer.expiry() == epoch + 3ms);
+    timer.async_wait(into(after));
+    CHECK(run(context) == 2ms);
+    CHECK(before == aborted);
+    CHECK(after == success);
+    CHECK((relative ? timer.expires_after(2ms) : timer.expires_at(epoch)) == 0);
+}
+
+TEST_CASE("virtual timer: a timer that is destroyed ends its waits with operation_aborted",
+          "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    std::optional<error_code> one;
+    std::optional<error_code> two;
+    {
+        VirtualTimer timer(context.get_executor(), 5ms);
+        timer.async_wait(into(one));
+        timer.async_wait(into(two));
+    }
+    CHECK(run(context) == 0ms);
+    CHECK(one == aborted);
+    CHECK(two == aborted);
+}
+
+TEST_CASE("virtual timer: one wait can be cancelled, with any type, and leaves the others alone",
+          "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    const auto type =
+        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    Log log;
+    asio::cancellation_signal signal;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    timer.async_wait(into(log, "a"));
+    timer.async_wait(asio::bind_cancellation_slot(signal.slot(), into(log, "b")));
+    timer.async_wait(into(log, "c"));
+    signal.emit(asio::cancellation_type::none);
+    CHECK(VirtualTime::of(context).pending() == 3);
+    signal.emit(type);
+    CHECK(log.empty());
+    CHECK(VirtualTime::of(context).pending() == 2);
+    signal.emit(type);
+    poll(context);
+    CHECK(log == Log{"b aborted"});
+    CHECK(timer.cancel() == 2);
+    run(context);
+    CHECK(log == Log{"b aborted", "a aborted", "c aborted"});
+    signal.emit(type);  // nothing listens any more
+    CHECK(run(context) == 0ms);
+}
+
+TEST_CASE("virtual timer: what has expired but not resumed is past cancelling", "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    std::optional<error_code> result;
+    asio::cancellation_signal signal;
+    {
+        VirtualTimer timer(context.get_executor(), 5ms);
+        timer.async_wait(asio::bind_cancellation_slot(signal.slot(), into(result)));
+        VirtualTime::of(context).advance();
+        CHECK(timer.cancel() == 0);
+        CHECK(timer.expires_after(1ms) == 0);
+        signal.emit(asio::cancellation_type::all);
+    }
+    CHECK(run(context) == 0ms);
+    CHECK(result == success);
+}
+
+TEST_CASE("virtual timer: a signal that is used again reaches the wait that is there now",
+          "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    std::optional<error_code> first;
+    std::optional<error_code> second;
+    asio::cancellation_signal signal;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    timer.async_wait(asio::bind_cancellation_slot(signal.slot(), into(first)));
+    run(context);
+    timer.expires_after(5ms);
+    timer.async_wait(asio::bind_cancellation_slot(signal.slot(), into(second)));
+    signal.emit(asio::cancellation_type::terminal);
+    CHECK(run(context) == 0ms);
+    CHECK(first == success);
+    CHECK(second == aborted);
+}
+
+TEST_CASE("virtual timer: it takes any completion token", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    std::future<void> future = timer.async_wait(asio::use_future);
+    std::future<void> cancelled;
+    Log log;
+    auto alone = std::make_unique<int>(1);  // a handler that only moves
+    timer.async_wait([&log, alone = std::move(alone)](error_code) { log.push_back("handler"); });
+    Task task(context.get_executor(), [&]() -> Void {
+        co_await timer.async_wait(asio::deferred);
+        log.push_back("deferred");
+        co_await timer.async_wait(asio::use_awaitable);
+        log.push_back("use_awaitable");
+        timer.expires_after(1h);
+        cancelled = timer.async_wait(asio::use_future);
+        timer.cancel();
+        timer.expires_after(1ms);
+        const auto result = co_await timer.async_wait(asio::as_tuple(asio::deferred));
+        log.push_back(std::get<0>(result) ? "aborted" : "as_tuple");
+    });
+    CHECK(run(context) == 6ms);
+    CHECK(task.succeeded());
+    CHECK_NOTHROW(future.get());
+    CHECK_THROWS_AS(cancelled.get(), system_error);
+    CHECK(log == Log{"handler", "deferred", "use_awaitable", "as_tuple"});
+}
+
+TEST_CASE("virtual timer: a deferred wait begins when it is launched", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    auto wait = timer.async_wait(asio::deferred);
+    CHECK(VirtualTime::of(context).pending() == 0);
+    timer.expires_after(7ms);
+    std::optional<error_code> result;
+    std::move(wait)(into(result));
+    CHECK(VirtualTime::of(context).pending() == 1);
+    CHECK(run(context) == 7ms);
+    CHECK(result == success);
+}
+
+TEST_CASE("virtual timer: a handler runs on its own executor, else on the timer's", "[virtual_timer]") {
+    asio::io_context context;
+    auto of_timer = asio::make_strand(context);
+    auto of_handler = asio::make_strand(context);
+    VirtualTimer timer(of_timer, 5ms);
+    std::vector<bool> there;
+    timer.async_wait([&](error_code) { there.push_back(of_timer.running_in_this_thread()); });
+    timer.async_wait(
+        asio::bind_executor(of_handler, [&](error_code) { there.push_back(of_handler.running_in_this_thread()); }));
+    run(context);
+    CHECK(there == std::vector<bool>{true, true});
+}
+
+TEST_CASE("virtual timer: a coroutine that is cancelled leaves its wait with operation_aborted",
+          "[virtual_timer][cancellation]") {
+    asio::io_context context;
+    const auto type =
+        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    Task task(context.get_executor(), []() -> Void { co_await test::sleep(5ms); });
+    poll(context);
+    CHECK(VirtualTime::of(context).pending() == 1);
+    task.cancel(type);
+    CHECK(VirtualTime::of(context).pending() == 0);
+    CHECK(run(context) == 0ms);
+    CHECK(task.aborted());
+}
+
+TEST_CASE("virtual timer: a handler may wait again, cancel, and destroy its timer", "[virtual_timer]") {
+    asio::io_context context;
+    Log log;
+    auto timer = std::make_unique<VirtualTimer>(context.get_executor(), 1ms);
+    VirtualTimer other(context.get_executor(), 1h);
+    other.async_wait(into(log, "other"));
+    timer->async_wait([&](error_code) {
+        timer->expires_after(2ms);
+        timer->async_wait([&](error_code error) {
+            log.push_back(error ? "?" : "again");
+            timer->async_wait(into(log, "last"));
+            other.cancel();
+            timer.reset();
+        });
+    });
+    CHECK(run(context) == 3ms);
+    CHECK(log == Log{"again", "other aborted", "last aborted"});
+}
+
+TEST_CASE("virtual timer: run() gives how much time went by, and runs again after the context ran out of work",
+          "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime::of(context).advance_by(1s);
+    for (const nanoseconds time : {nanoseconds(3ms), nanoseconds(7ms), nanoseconds(0ms)}) {
+        Task task(context.get_executor(), [&]() -> Void { co_await test::sleep(time); });
+        CHECK(run(context) == time);
+        CHECK(task.succeeded());
+    }
+}
+
+TEST_CASE("virtual timer: run() does not block on work that will never come", "[virtual_timer]") {
+    asio::io_context context;
+    const auto work = asio::make_work_guard(context);
+    bool ran = false;
+    asio::post(context, [&] { ran = true; });
+    CHECK(run(context) == 0ms);
+    CHECK(ran);
+}
+
+TEST_CASE("virtual timer: an exception leaves run(), and what is left runs the next time", "[virtual_timer]") {
+    asio::io_context context;
+    Log log;
+    VirtualTimer timer(context.get_executor(), 1ms);
+    timer.async_wait([](error_code) { throw std::runtime_error("handler"); });
+    timer.async_wait(into(log, "next"));
+    CHECK_THROWS_AS(run(context), std::runtime_error);
+    CHECK(log.empty());
+    run(context);
+    CHECK(log == Log{"next"});
+}
+
+TEST_CASE("virtual timer: the longest wait does not overflow the clock", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime::of(context).advance_by(1s);
+    VirtualTimer timer(context.get_executor(), nanoseconds::max());
+    CHECK(timer.expiry() == VirtualClock::time_point::max());
+    std::optional<error_code> result;
+    timer.async_wait(into(result));
+    VirtualTimer soon(context.get_executor(), 1ms);
+    soon.async_wait([&](error_code) { timer.cancel(); });
+    CHECK(run(context) == 1ms);
+    CHECK(result == aborted);
+}
+
+TEST_CASE("virtual timer: the same program gives the same order and the same times, to the nanosecond",
+          "[virtual_timer]") {
+    const auto trace = [](unsigned seed) {
+        asio::io_context context;
+        std::minstd_rand random(seed);
+        std::vector<std::pair<int, nanoseconds>> events;
+        std::vector<std::unique_ptr<Task<>>> tasks;
+        for (int id = 0; id != 50; ++id) {
+            tasks.push_back(std::make_unique<Task<>>(context.get_executor(), [&, id]() -> Void {
+                for (int i = 0; i != 10; ++i) {
+                    co_await test::sleep(nanoseconds(random() % 5));
+                    events.emplace_back(id, VirtualTime::of(context).now() - epoch);
+                }
+            }));
+        }
+        events.emplace_back(-1, run(context));
+        return events;
+    };
+    for (unsigned seed = 1; seed != 20; ++seed) {
+        const auto events = trace(seed);
+        CHECK(events.size() == 501);
+        CHECK(events == trace(seed));
+        CHECK(std::ranges::is_sorted(events.begin(), events.end() - 1, {}, &std::pair<int, nanoseconds>::second));
+        CHECK(events.back().second == events[499].second);
+    }
+    CHECK(trace(1) != trace(2));
+}
+
+TEST_CASE("virtual timer: the context may be destroyed with waits pending, before or after the timer",
+          "[virtual_timer][shutdown]") {
+    auto token = std::make_shared<int>();
+    asio::cancellation_signal signal;
+    const bool timer_first = GENERATE(true, false);
+    const bool expired = GENERATE(true, false);
+    {
+        auto context = std::make_unique<asio::io_context>();
+        auto timer = std::make_unique<VirtualTimer>(context->get_executor(), 5ms);
+        for (int i = 0; i != 3; ++i) {
+            timer->async_wait([token](error_code) { FAIL("nobody runs this"); });
+        }
+        timer->async_wait(asio::bind_cancellation_slot(signal.slot(), [token](error_code) { FAIL("nor this"); }));
+        if (expired) {
+            VirtualTime::of(*context).advance();
+        }
+        if (timer_first) {
+            timer.reset();
+        }
+        context.reset();
+        CHECK(token.use_count() == 1);
+        if (!timer_first) {
+            signal.emit(asio::cancellation_type::all);  // its operation is gone, and knows it
+        }
+    }
+}
+
+TEST_CASE("virtual timer: handlers that own their timers are dropped with the context", "[virtual_timer][shutdown]") {
+    auto token = std::make_shared<int>();
+    {
+        asio::io_context context;
+        for (int i = 0; i != 3; ++i) {
+            auto timer = std::make_shared<VirtualTimer>(context.get_executor(), 5ms);
+            auto other = std::make_shared<VirtualTimer>(context.get_executor(), 6ms);
+            timer->async_wait([token, timer, other](error_code) {});
+            other->async_wait([token, timer, other](error_code) {});
+        }
+    }
+    CHECK(token.use_count() == 1);
+}
+
+TEST_CASE("virtual timer: the context may be destroyed after any number of steps", "[virtual_timer][shutdown]") {
+    bool more = true;
+    int steps = 0;
+    for (; more; ++steps) {
+        auto token = std::make_shared<int>();
+        {
+            asio::io_context context;
+            std::vector<std::unique_ptr<Task<>>> tasks;
+            for (int i = 1; i != 4; ++i) {
+                tasks.push_back(std::make_unique<Task<>>(context.get_executor(), [i, token]() -> Void {
+                    co_await test::sleep(std::chrono::milliseconds(i));
+                    co_await test::sleep(1ms);
+                }));
+            }
+            for (int i = 0; i != steps && more; ++i) {
+                context.restart();
+                more = context.poll_one() != 0 || VirtualTime::of(context).advance();
+            }
+        }
+        REQUIRE(token.use_count() == 1);
+    }
+    CHECK(steps > 12);
+}
+
+TEST_CASE("virtual timer: 100,000 waits at once, and 100,000 one after the other", "[virtual_timer][stress]") {
+    asio::io_context context;
+    int ended = 0;
+    {
+        VirtualTimer timer(context.get_executor(), 1ms);
+        for (int i = 0; i != 100'000; ++i) {
+            timer.async_wait([&](error_code error) { ended += error ? 0 : 1; });
+        }
+        CHECK(run(context) == 1ms);
+    }
+    CHECK(ended == 100'000);
+    Task task(context.get_executor(), [&]() -> Void {
+        for (int i = 0; i != 100'000; ++i) {
+            co_await test::sleep(1ns);
+        }
+    });
+    CHECK(run(context) == 100us);
+    CHECK(task.succeeded());
+}
+
+TEST_CASE("virtual timer: 10,000 timers, each destroyed while someone waits", "[virtual_timer][stress][cancellation]") {
+    asio::io_context context;
+    int cancelled = 0;
+    std::vector<std::unique_ptr<VirtualTimer>> timers;
+    for (int i = 0; i != 10'000; ++i) {
+        timers.push_back(std::make_unique<VirtualTimer>(context.get_executor(), 1h));
+        timers.back()->async_wait([&](error_code error) { cancelled += error == aborted ? 1 : 0; });
+    }
+    timers.clear();
+    CHECK(run(context) == 0ms);
+    CHECK(cancelled == 10'000);
+}
