@@ -526,6 +526,32 @@ TEST_CASE("stage: a model that answers although it timed out was in time", "[sta
     CHECK(result.latency == 1s);
 }
 
+TEST_CASE("stage: an attempt that gives a value although it was cancelled has succeeded", "[stage][cancellation]") {
+    const bool timed = GENERATE(false, true);
+    asio::io_context context;
+    const auto stubborn = [](const std::string& text) -> asio::awaitable<std::string> {
+        try {
+            co_await test::sleep(5ms);
+        } catch (const boost::system::system_error&) {
+            // what of it
+        }
+        co_return text;
+    };
+    StageOptions options;
+    if (timed) {
+        options.timeout = 10ms;
+    }
+    Stage stage(context.get_executor(), "stubborn", 1, stubborn, options);
+    const std::string text = "answer";
+    Run task(context.get_executor(), [&] { return stage.run("q", text); });
+    run_until(context, 1ms);
+    task.cancel();
+    test::steps(context, 1000);
+    REQUIRE(task.succeeded());
+    CHECK(task.value().data == "answer");
+    CHECK(stage.semaphore().active() == 0);
+}
+
 TEST_CASE("stage: cancelled in the queue", "[stage][cancellation]") {
     const auto type = GENERATE(Cancel::terminal, Cancel::partial, Cancel::total);
     Bench bench(1, StageOptions(retries(3, 5ms)));

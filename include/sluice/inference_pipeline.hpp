@@ -68,6 +68,8 @@ using PipelineOptions = BasicPipelineOptions<>;
 ///     extract(text) -> awaitable<Entities>
 ///     generate(intent, entities, text) -> awaitable<Response>
 ///
+/// They are given the text as a `const std::string&`, and intent and entities as lvalues that live until they end.
+///
 /// Each query ends in exactly one way: it is completed, it is put into the dead letters by the stage that gave it up,
 /// or it is cancelled by whoever cancelled the call that it belongs to.
 ///
@@ -84,10 +86,10 @@ template <class Classify, class Extract, class Generate, DeadLetterSink Sink,
           Timer TimerType = boost::asio::steady_timer>
 class InferencePipeline {
 public:
-    using Executor = detail::awaiting_executor_t<Classify&, std::string&>;
-    using Intent = detail::awaited_t<Classify&, std::string&>;
-    using Entities = detail::awaited_t<Extract&, std::string&>;
-    using Response = detail::awaited_t<Generate&, Intent&, Entities&, std::string&>;
+    using Executor = detail::awaiting_executor_t<Classify&, const std::string&>;
+    using Intent = detail::awaited_t<Classify&, const std::string&>;
+    using Entities = detail::awaited_t<Extract&, const std::string&>;
+    using Response = detail::awaited_t<Generate&, Intent&, Entities&, const std::string&>;
     using Result = PipelineResult<Intent, Entities, Response>;
     using Stream = ResultStream<Result, Executor>;
 
@@ -125,7 +127,8 @@ public:
     ///
     /// @par Cancellation
     /// Terminal, partial, total. Nothing new starts, what runs is cancelled, every slot comes back, and then
-    /// `operation_aborted` comes out. Queries that failed before are in the dead letters, cancelled ones are not.
+    /// `operation_aborted` comes out. Queries that failed before are in the dead letters, cancelled ones are not. A
+    /// batch whose last query has ended is complete: cancellation is then too late for it.
     template <detail::QueryRange Range>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
         return process_batch(state_, detail::Input<Range>(std::forward<Range>(queries)));

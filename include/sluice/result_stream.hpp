@@ -187,7 +187,9 @@ private:
             try {
                 query = pull();
             } catch (...) {
-                error_ = std::current_exception();  // what was taken in before goes on to its end
+                if (!stopped_) {
+                    error_ = std::current_exception();  // what was taken in before goes on to its end
+                }
             }
             if (!query || stopped_) {
                 co_return;

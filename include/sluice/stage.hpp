@@ -46,9 +46,9 @@ using StageOptions = BasicStageOptions<>;
 
 /// One model function behind a limit, a retry policy and a timeout.
 ///
-/// The model function is any callable that gives an `asio::awaitable<T>`; the arguments it takes are those of run(), as
-/// lvalues, since an attempt may have to be repeated. It may do its work elsewhere, on a thread pool say, as long as
-/// its coroutine comes back to its executor. It must not call `this_coro::reset_cancellation_state` or
+/// The model function is any callable that gives an `asio::awaitable<T>`, `T` not void; the arguments it takes are
+/// those of run(), as lvalues, since an attempt may have to be repeated. It may do its work elsewhere, on a thread pool
+/// say, as long as its coroutine comes back to its executor. It must not call `this_coro::reset_cancellation_state` or
 /// `this_coro::throw_if_cancelled` and leave them changed: they belong to the coroutine that runs the query.
 ///
 /// @par Thread safety
@@ -150,6 +150,7 @@ private:
     template <class... Args>
     boost::asio::awaitable<StageResult<Value<Args...>>, Executor<Args...>> attempt(SharedString query_id,
                                                                                    Args... args) {
+        static_assert(!std::is_void_v<Value<Args...>>, "sluice::Stage: the model function must give a value, not void");
         using Ex = Executor<Args...>;
         const Ex executor = co_await boost::asio::this_coro::executor;
         const std::uint64_t stream = runs_++;

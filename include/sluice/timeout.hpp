@@ -61,7 +61,13 @@ struct TimedRun {
         T timer(co_await boost::asio::this_coro::executor);
         timer.expires_after(std::chrono::duration_cast<typename T::duration>(timeout));
         Awaited<Value> result;
-        co_await with_task_group<Executor>(TimedRun{timer, function, result});
+        try {
+            co_await with_task_group<Executor>(TimedRun{timer, function, result});
+        } catch (...) {
+            if (!result) {
+                throw;
+            }
+        }
         if (!result) {
             throw TimeoutError(timeout);
         }
@@ -76,12 +82,13 @@ struct TimedRun {
 /// Awaits `function()`, a callable that gives an awaitable, for at most `timeout`. Gives what it gave.
 ///
 /// When time is up, the coroutine is cancelled, with every type, and *waited for*: nothing of it runs on when
-/// with_timeout() has ended. A coroutine that gives a value all the same is in time.
+/// with_timeout() has ended. A coroutine that gives a value all the same is in time: no value is discarded.
 ///
 /// @throws TimeoutError if time was up and the coroutine ended by that; else whatever it threw.
 ///
 /// @par Cancellation
-/// As with_task_group(): the coroutine is cancelled and waited for, and `operation_aborted` comes out.
+/// As with_task_group(): the coroutine is cancelled and waited for, and `operation_aborted` comes out, unless it gives
+/// a value all the same.
 template <Timer T = boost::asio::steady_timer, class Function>
 [[nodiscard]] auto with_timeout(std::chrono::nanoseconds timeout, Function function) {
     return detail::TimedRun<T, Function>::run(timeout, std::move(function));
