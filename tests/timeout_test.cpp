@@ -358,6 +358,29 @@ TEST_CASE("timeout: cancelled from outside, it waits for the coroutine and ends 
     CHECK(VirtualTime::of(context).pending() == 0);
 }
 
+TEST_CASE("timeout: cancelled from outside, a value that the coroutine gives all the same is not discarded",
+          "[timeout][cancellation]") {
+    asio::io_context context;
+    Log log;
+    Task task(context.get_executor(), [&]() -> Void {
+        const int value = co_await within(10ms, []() -> asio::awaitable<int> {
+            try {
+                co_await test::sleep(1h);
+            } catch (const system_error&) {
+            }
+            co_return 6;
+        });
+        log.push_back("value " + std::to_string(value));
+        co_await test::yield();
+        log.push_back("never");
+    });
+    context.poll();
+    task.cancel();
+    CHECK(run(context) == 0ms);
+    CHECK(task.aborted());  // by the next co_await
+    CHECK(log == Log{"value 6"});
+}
+
 TEST_CASE("timeout: cancelled from outside, a failure of the function still comes out", "[timeout][cancellation]") {
     asio::io_context context;
     Task task(context.get_executor(), []() -> Void {

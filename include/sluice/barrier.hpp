@@ -38,7 +38,7 @@ public:
 
     // Counts one arrival; whether it was the last of its phase.
     bool arrive() {
-        if (closed_) {
+        if (closed_ || context_gone()) {
             throw boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait");
         }
         if (broken_) {
@@ -50,7 +50,8 @@ public:
         return --missing_ == 0;
     }
 
-    // Ends the phase that everyone has arrived at, and gives the last arrival's index.
+    // Ends the phase that everyone has arrived at, and gives the last arrival's index. The caller keeps this object
+    // alive: the completion may destroy the barrier.
     std::size_t complete_phase() {
         Batch released;
         std::size_t index = 0;
@@ -59,7 +60,6 @@ public:
         });
         missing_ = parties_;  // who arrives from now on belongs to the next phase
         if (completion_) {
-            const boost::intrusive_ptr<BarrierState> alive(this);  // the completion may destroy the barrier
             try {
                 completion_();
             } catch (...) {
@@ -175,7 +175,7 @@ public:
     /// @par Cancellation
     /// Terminal, partial, total. A cancelled waiter is withdrawn in O(1), as if it had never arrived: the phase needs
     /// another arrival in its place. A phase that is complete stays complete: cancellation is then too late for this
-    /// wait.
+    /// wait, as it is when the barrier was broken or reset.
     ///
     /// @par Complexity
     /// O(1), and O(parties) for the last arrival. No allocation beside the coroutine's frame and its cancellation

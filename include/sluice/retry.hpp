@@ -106,6 +106,7 @@ private:
 
 /// A RetryPolicy::Predicate that retries exceptions of the given types, and of types derived from them, alone.
 template <class... Exceptions>
+    requires(sizeof...(Exceptions) > 0)
 RetryPolicy::Predicate retry_on() {
     return [](const std::exception_ptr& error) {
         const auto is = [&]<class Exception>() {

@@ -48,7 +48,7 @@ public:
         wake_all(Outcome::aborted);
     }
 
-    bool closed() const noexcept { return closed_; }
+    bool closed() const noexcept { return closed_ || context_gone(); }
     std::ptrdiff_t limit() const noexcept { return limit_; }
     std::ptrdiff_t active() const noexcept { return active_; }
 

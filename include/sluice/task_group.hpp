@@ -197,6 +197,10 @@ struct GroupRun;
 /// normally; a body that then has no value to give ends with `operation_aborted`.
 ///
 /// @par Lifetime
+/// `body` is kept until the end. With g++ 12, which destroys a temporary closure in the operand of `co_await` twice, a
+/// lambda given directly must capture nothing that has a destructor: capture by reference, or name the lambda and move
+/// it in. (The same holds for every function that is awaited where it is called.)
+///
 /// If the execution context is destroyed meanwhile, the coroutines are destroyed with it in no particular order: their
 /// destructors must not reach into each other's frames.
 template <class Executor = boost::asio::any_io_executor, class Body>
@@ -276,18 +280,14 @@ struct GroupRun {
     };
 
     static boost::asio::awaitable<T, Executor> run(Body body) {
-        namespace this_coro = boost::asio::this_coro;
-        const Executor executor = co_await this_coro::executor;
+        const Executor executor = co_await boost::asio::this_coro::executor;
         const auto state = make_queue<TaskGroupState>(executor);
         TaskGroup group(state);
         Awaited<T> result;
         state->spawn(executor, RunBody{body, group, result});
 
-        const bool throws = co_await this_coro::throw_if_cancelled();
-        co_await this_coro::throw_if_cancelled(false);  // nothing may keep this coroutine from waiting for its children
         Waiter children_ended;
         co_await state->wait(children_ended);
-        co_await this_coro::throw_if_cancelled(throws);
 
         if (state->failure()) {
             std::rethrow_exception(state->failure());

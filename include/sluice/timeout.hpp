@@ -84,6 +84,8 @@ struct TimedRun {
 /// When time is up, the coroutine is cancelled, with every type, and *waited for*: nothing of it runs on when
 /// with_timeout() has ended. A coroutine that gives a value all the same is in time: no value is discarded.
 ///
+/// With g++ 12 a lambda given directly must capture nothing that has a destructor; see with_task_group().
+///
 /// @throws TimeoutError if time was up and the coroutine ended by that; else whatever it threw.
 ///
 /// @par Cancellation

@@ -44,7 +44,7 @@ public:
             return static_cast<std::size_t>(random_() % n);
         }
         if (bytes_.empty()) {
-            return 0;
+            return n - 1;  // so that nothing out of the ordinary happens any more
         }
         const std::size_t byte = bytes_.front();
         bytes_ = bytes_.subspan(1);

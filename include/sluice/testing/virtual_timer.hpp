@@ -19,8 +19,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <map>
+#include <set>
 #include <utility>
 
 namespace sluice::testing {
@@ -89,17 +89,11 @@ private:
     }
 
     // Takes a wait out and posts its handler.
-    Waits::iterator complete(Waits::iterator at, boost::system::error_code error);
+    void complete(Waits::iterator at, boost::system::error_code error);
 
     void cancel(Position position) {
         if (const auto at = waits_.find(position); at != waits_.end()) {
             complete(at, boost::asio::error::operation_aborted);
-        }
-    }
-
-    void cancel_all(const VirtualTimer& timer) {
-        for (auto at = waits_.begin(); at != waits_.end();) {
-            at = at->second.timer == &timer ? complete(at, boost::asio::error::operation_aborted) : std::next(at);
         }
     }
 
@@ -172,9 +166,9 @@ public:
 
     /// Cancels all waits on this timer; gives their number.
     std::size_t cancel() {
-        const std::size_t cancelled = pending_;
-        if (cancelled != 0) {
-            time_->cancel_all(*this);
+        const std::size_t cancelled = waits_.size();
+        while (!waits_.empty()) {
+            time_->cancel(*waits_.begin());
         }
         return cancelled;
     }
@@ -191,7 +185,7 @@ private:
         auto slot = boost::asio::get_associated_cancellation_slot(handler);
         VirtualTime& time = *time_;
         const auto position = time.add(expiry_, {std::move(handler), this});
-        ++pending_;
+        waits_.insert(position);
         if (slot.is_connected()) {
             slot.assign([&time, position](boost::asio::cancellation_type type) {
                 if (type != boost::asio::cancellation_type::none) {
@@ -206,18 +200,18 @@ private:
     VirtualTime* time_;
     executor_type executor_;
     time_point expiry_;
-    std::size_t pending_ = 0;  // waits
+    std::set<VirtualTime::Position> waits_;  // that are pending; they sort in the order in which they began
 };
 
-inline VirtualTime::Waits::iterator VirtualTime::complete(Waits::iterator at, boost::system::error_code error) {
+inline void VirtualTime::complete(Waits::iterator at, boost::system::error_code error) {
+    const Position position = at->first;
     Wait wait = std::move(at->second);
-    const auto next = waits_.erase(at);
-    --wait.timer->pending_;
+    waits_.erase(at);
+    wait.timer->waits_.erase(position);
     if (auto slot = boost::asio::get_associated_cancellation_slot(wait.handler); slot.is_connected()) {
         slot.clear();
     }
     boost::asio::post(wait.timer->executor_, boost::asio::append(std::move(wait.handler), error));
-    return next;
 }
 
 inline void VirtualTime::shutdown() noexcept {
@@ -227,7 +221,7 @@ inline void VirtualTime::shutdown() noexcept {
         if (auto slot = boost::asio::get_associated_cancellation_slot(wait.handler); slot.is_connected()) {
             slot.clear();
         }
-        wait.timer->pending_ = 0;
+        wait.timer->waits_.clear();
     }
 }
 
