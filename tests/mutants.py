@@ -48,7 +48,10 @@ MUTANTS = [
 
     ("last come, first served", "detail/wait_queue.hpp",
      "Waiter& longest_waiting() noexcept { return waiting_.front(); }",
-     "Waiter& longest_waiting() noexcept { return waiting_.back(); }", "stage_semaphore_test"),
+     "Waiter& longest_waiting() noexcept {\n"
+     "        Waiter* last = nullptr;\n"
+     "        waiting_.for_each([&](Waiter& waiter) { last = &waiter; });\n"
+     "        return *last;\n    }", "stage_semaphore_test"),
     ("raising the limit wakes nobody", "stage_semaphore.hpp",
      "        limit_ = checked(limit);\n        hand_over();", "        limit_ = checked(limit);", "stage_semaphore_test"),
     ("closing leaves the waiters", "stage_semaphore.hpp",
