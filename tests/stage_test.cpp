@@ -44,6 +44,7 @@ using test::retries;
 using test::run_until;
 using test::StageOptions;
 using test::Task;
+using test::VirtualTime;
 using test::VirtualTimer;
 using Cancel = asio::cancellation_type;
 using Run = Task<StageResult<std::string>>;
@@ -622,6 +623,48 @@ TEST_CASE("stage: cancelled in backoff", "[stage][cancellation]") {
     CHECK(a.aborted());
     CHECK(bench.model.calls() == 1);
     CHECK(bench.idle());
+}
+
+TEST_CASE("stage: cancelled when the backoff has ended, it begins no other attempt", "[stage][cancellation]") {
+    asio::io_context context;
+    int calls = 0;
+    const auto model = [&calls]() -> asio::awaitable<int> {  // counts before it gives its awaitable
+        ++calls;
+        return []() -> asio::awaitable<int> {
+            throw std::runtime_error("no");
+            co_return 1;
+        }();
+    };
+    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(3, 5ms)));
+    Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q"); });
+    context.poll();
+    REQUIRE(calls == 1);
+    REQUIRE(VirtualTime::of(context).advance());  // the wait is over, and has yet to resume
+    task.cancel();
+    test::steps(context, 100);
+    CHECK(task.aborted());
+    CHECK(calls == 1);
+}
+
+TEST_CASE("stage: a coroutine that was cancelled before, and does not mind, may run it", "[stage][cancellation]") {
+    Bench bench(1, StageOptions(retries(1)));
+    bench.model.failures["a"] = 2;
+    Run task(bench.context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
+        co_await asio::this_coro::throw_if_cancelled(false);
+        try {
+            co_await test::sleep(1h);
+        } catch (const boost::system::system_error&) {
+            // now to clean up
+        }
+        std::string text = "a";
+        co_return co_await bench.stage.run("q", text);
+    });
+    bench.context.poll();
+    task.cancel();
+    test::steps(bench.context, 100);
+    REQUIRE(task.succeeded());
+    CHECK(task.value().attempts == 2);
+    CHECK(task.value().error.message() == "cannot answer a");
 }
 
 TEST_CASE("stage: cancelled while a timed-out attempt cleans up", "[stage][cancellation]") {

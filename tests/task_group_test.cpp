@@ -151,6 +151,40 @@ Void until_cancelled() {
     co_await std::move(operation);
 }
 
+TEST_CASE("task group: a child that comes when all have ended is refused", "[task_group]") {
+    asio::io_context context;
+    TaskGroup* group = nullptr;
+    bool refused = false;
+    bool ran = false;
+    Task<> task(context.get_executor(), [&]() -> Void {
+        co_await with_task_group([&](TaskGroup& scope) -> Void {
+            group = &scope;
+            co_return;
+        });
+        group = nullptr;
+    });
+    while (!task.done()) {  // after each handler: also between the end of the body and that of the group
+        context.restart();
+        REQUIRE(context.poll_one() != 0);
+        if (group && !refused) {
+            try {
+                group->spawn([&ran]() -> Void {
+                    ran = true;
+                    co_return;
+                });
+                break;
+            } catch (const std::logic_error&) {
+                refused = true;
+            }
+        }
+    }
+    context.restart();
+    context.poll();
+    CHECK(refused);
+    CHECK_FALSE(ran);
+    CHECK(task.succeeded());
+}
+
 }  // namespace
 
 TEST_CASE("task group: it ends when the body and every child have ended", "[task_group]") {

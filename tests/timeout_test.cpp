@@ -10,6 +10,8 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
+#include <boost/asio/experimental/channel.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
@@ -73,6 +75,38 @@ Void tidy(Log& log, nanoseconds clean_up) {
     co_await test::sleep(clean_up);
     log.push_back("tidy");
     throw system_error(asio::error::operation_aborted);
+}
+
+// Ways in which a coroutine may end when it is cancelled, other than with operation_aborted.
+asio::awaitable<int> in_parallel() {
+    using namespace asio::experimental::awaitable_operators;
+    co_await (test::sleep(1h) && test::sleep(2h));
+    co_return 1;
+}
+
+asio::awaitable<int> in_a_channel() {
+    asio::experimental::channel<void(boost::system::error_code)> channel(co_await asio::this_coro::executor);
+    co_await channel.async_receive(asio::deferred);
+    co_return 1;
+}
+
+TEST_CASE("timeout: however a coroutine says that it was cancelled, it timed out", "[timeout][cancellation]") {
+    const auto function = GENERATE(&in_parallel, &in_a_channel);
+    asio::io_context context;
+    Task<int> task(context.get_executor(), [function] { return within(10ms, function); });
+    CHECK(run(context) == 10ms);
+    CHECK(task.failed_with<TimeoutError>());
+}
+
+TEST_CASE("timeout: however a coroutine says that it was cancelled from outside, operation_aborted comes out",
+          "[timeout][cancellation]") {
+    const auto function = GENERATE(&in_parallel, &in_a_channel);
+    asio::io_context context;
+    Task<int> task(context.get_executor(), [function] { return within(10h, function); });
+    context.poll();
+    task.cancel();
+    run(context);
+    CHECK(task.aborted());
 }
 
 }  // namespace

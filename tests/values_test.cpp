@@ -139,6 +139,13 @@ void run_coroutine(Function function) {
     REQUIRE(task.succeeded());
 }
 
+TEST_CASE("stage error: an exception whose what() is null has no message", "[values]") {
+    struct Mute : std::exception {
+        const char* what() const noexcept override { return nullptr; }
+    };
+    CHECK(StageError(std::make_exception_ptr(Mute())).message() == "an exception that carries no message");
+}
+
 }  // namespace
 
 TEST_CASE("shared string: it converts from what a std::string does, and back", "[values]") {

@@ -6,6 +6,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/execution/executor.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
 
@@ -153,6 +154,7 @@ public:
     /// exception goes to the last arrival, BrokenBarrier to the others.
     /// @throws std::invalid_argument if `parties` is less than 1.
     template <class Executor>
+        requires boost::asio::execution::is_executor<Executor>::value
     Barrier(Executor executor, std::ptrdiff_t parties, std::function<void()> completion = {})
         : state_(detail::make_queue<detail::BarrierState>(std::move(executor), parties, std::move(completion))) {}
 

@@ -9,8 +9,8 @@ namespace sluice {
 /// `asio::awaitable`, with a `const Query&` and a `const StageResult<>&` that says where and why it failed.
 ///
 /// It is called once per failed query, on the pipeline's executor. An awaitable `put` that has begun is not cancelled:
-/// whoever cancels the pipeline waits for it. If it throws, the pipeline goes on and the exception is kept in the
-/// query's result.
+/// whoever cancels the pipeline waits for it, so it must not in turn wait for that pipeline. If it throws, the pipeline
+/// goes on and the exception is kept in the query's result.
 template <class Sink>
 concept DeadLetterSink =
     requires(Sink& sink, const Query& query, const StageResult<>& stage_result) { sink.put(query, stage_result); };

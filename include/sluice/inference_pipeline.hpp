@@ -68,7 +68,8 @@ using PipelineOptions = BasicPipelineOptions<>;
 ///     extract(text) -> awaitable<Entities>
 ///     generate(intent, entities, text) -> awaitable<Response>
 ///
-/// They are given the text as a `const std::string&`, and intent and entities as lvalues that live until they end.
+/// They are given the text as a `const std::string&`, and intent and entities as lvalues that live until they end. What
+/// they give must be movable without throwing. Stage says what else they must do.
 ///
 /// Each query ends in exactly one way: it is completed, it is put into the dead letters by the stage that gave it up,
 /// or it is cancelled by whoever cancelled the call that it belongs to.
@@ -81,7 +82,8 @@ using PipelineOptions = BasicPipelineOptions<>;
 ///
 /// @par Lifetime
 /// The pipeline must outlive the coroutines of its operations, streams excepted; the sink and ranges given by reference
-/// must outlive all of them. The execution context may be destroyed before or after the pipeline.
+/// must outlive all of them. The execution context may be destroyed before or after the pipeline. One that was moved
+/// from can only be destroyed or assigned to.
 template <class Classify, class Extract, class Generate, DeadLetterSink Sink,
           Timer TimerType = boost::asio::steady_timer>
 class InferencePipeline {
@@ -99,6 +101,9 @@ public:
                       StageLimits limits, Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
         : state_(std::make_shared<State>(std::move(executor), std::move(classify_fn), std::move(extract_fn),
                                          std::move(generate_fn), limits, dead_letters, std::move(options))) {}
+
+    InferencePipeline(InferencePipeline&&) noexcept = default;
+    InferencePipeline& operator=(InferencePipeline&&) noexcept = default;
 
     /// Runs one query through one of this pipeline's stages and does nothing else with the outcome: Stage::run().
     template <class StageType, class... Args>
@@ -127,8 +132,11 @@ public:
     ///
     /// @par Cancellation
     /// Terminal, partial, total. Nothing new starts, what runs is cancelled, every slot comes back, and then
-    /// `operation_aborted` comes out. Queries that failed before are in the dead letters, cancelled ones are not. A
-    /// batch whose last query has ended is complete: cancellation is then too late for it.
+    /// `operation_aborted` comes out. Queries that failed before are in the dead letters, cancelled ones are not.
+    /// Results that are there already are discarded.
+    ///
+    /// @note Model functions that complete without suspending give nothing else a turn while they do, not even whoever
+    /// would cancel the batch.
     template <detail::QueryRange Range>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
         return process_batch(state_, detail::Input<Range>(std::forward<Range>(queries)));
@@ -276,7 +284,8 @@ private:
     static boost::asio::awaitable<std::vector<Result>, Executor> process_batch(std::shared_ptr<State> state,
                                                                                detail::Input<Range> queries) {
         Batch<Range> batch{*state, std::move(queries), {}};
-        batch.results.reserve(batch.queries.size_hint());
+        batch.results.reserve(
+            std::min(batch.queries.size_hint(), std::size_t{1} << 20));  // a huge range may be endless
         co_await with_task_group<Executor>(detail::Begin<Batch<Range>>{batch});
         co_return std::move(batch.results);
     }

@@ -232,7 +232,8 @@ private:
 ///
 /// @par Lifetime
 /// The stream keeps what it needs of its pipeline alive. A dead-letter sink, and a range given by reference, must live
-/// until the stream has ended or close() has completed; after mere destruction, until what ran has been cancelled.
+/// until the stream has ended or close() has completed; after mere destruction, until what ran has been cancelled. A
+/// stream that was moved from can only be destroyed or assigned to.
 template <class Result, class Executor>
 class [[nodiscard]] ResultStream {
 public:
@@ -265,7 +266,8 @@ public:
     /// Terminal, partial, total: of this wait alone. The stream runs on and no result is lost.
     [[nodiscard]] boost::asio::awaitable<std::optional<Item>, Executor> next() { return next(state_); }
 
-    /// Stops the stream and waits until nothing of it runs any more; results not yet asked for are dropped.
+    /// Stops the stream and waits until nothing of it runs any more; results not yet asked for are dropped. What the
+    /// stream itself runs, a model function or a dead-letter sink, must not wait for that: it would wait for itself.
     ///
     /// @par Cancellation
     /// Of the wait alone: the stream stops all the same.

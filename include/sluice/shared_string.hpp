@@ -13,7 +13,8 @@ namespace sluice {
 /// An immutable string that is shared and not copied: what names queries and stages in every result that speaks of
 /// them.
 ///
-/// Converts from and to what a `std::string` does. Copying is O(1) and allocates nothing.
+/// Made from any string, and converts to `const std::string&` and `std::string_view`. Copying is O(1) and allocates
+/// nothing.
 ///
 /// @par Thread safety
 /// As `std::shared_ptr<const std::string>`: distinct objects may be used at the same time, also when they share.

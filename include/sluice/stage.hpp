@@ -154,6 +154,14 @@ private:
         using Ex = Executor<Args...>;
         const Ex executor = co_await boost::asio::this_coro::executor;
         const std::uint64_t stream = runs_++;
+        // A coroutine that was cancelled before, and does not mind, is cancelled no further by that.
+        const boost::asio::cancellation_state before = co_await boost::asio::this_coro::cancellation_state;
+        const auto throw_if_cancelled = [minds = before.cancelled() == boost::asio::cancellation_type::none](
+                                            const boost::asio::cancellation_state& now) {
+            if (minds && now.cancelled() != boost::asio::cancellation_type::none) {
+                throw boost::system::system_error(boost::asio::error::operation_aborted, "Stage::run");
+            }
+        };
         StageResult<Value<Args...>> result(std::move(query_id), name_);
         for (;;) {
             std::exception_ptr error;
@@ -189,10 +197,7 @@ private:
                 result.success = true;
                 co_return result;
             }
-            const boost::asio::cancellation_state cancellation = co_await boost::asio::this_coro::cancellation_state;
-            if (cancellation.cancelled() != boost::asio::cancellation_type::none) {
-                throw boost::system::system_error(boost::asio::error::operation_aborted, "Stage::run");
-            }
+            throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
             if (!attempted || !wants_retry(result.attempts, error)) {
                 result.error = std::move(error);
                 co_return result;
@@ -202,6 +207,7 @@ private:
                 backoff.expires_after(std::chrono::duration_cast<typename TimerType::duration>(delay));
                 co_await backoff.async_wait(boost::asio::deferred);
             }
+            throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);  // too late for the backoff
         }
     }
 

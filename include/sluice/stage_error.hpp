@@ -43,7 +43,7 @@ public:
     std::string message() const {
         return inspect([](const std::exception* error) -> std::string {
             if (error) {
-                return error->what();
+                return error->what() ? error->what() : "an exception that carries no message";
             }
             try {
                 throw;

@@ -6,6 +6,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/execution/executor.hpp>
 #include <boost/assert.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
@@ -91,9 +92,9 @@ private:
 
 /// The right to run in a stage: one of a StageSemaphore's slots, or empty.
 ///
-/// Goes back when it is released, assigned to, or destroyed, on the semaphore's executor. It may outlive the semaphore
-/// and the execution context. Giving a slot back posts at most one handler; if memory for that is exhausted, the
-/// program terminates, as from any destructor that throws.
+/// Goes back when it is released, assigned to, or destroyed, which must happen on the semaphore's thread or strand. It
+/// may outlive the semaphore and the execution context. Giving a slot back posts at most one handler; if memory for
+/// that is exhausted, the program terminates, as from any destructor that throws.
 class [[nodiscard]] Slot {
 public:
     /// An empty slot.
@@ -146,6 +147,7 @@ public:
     /// `limit` slots; 0 means paused.
     /// @throws std::invalid_argument if `limit` is negative.
     template <class Executor>
+        requires boost::asio::execution::is_executor<Executor>::value
     StageSemaphore(Executor executor, std::ptrdiff_t limit)
         : state_(detail::make_queue<detail::SemaphoreState>(std::move(executor), limit)) {}
 

@@ -9,6 +9,8 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/bad_executor.hpp>
+#include <boost/asio/experimental/channel_error.hpp>
+#include <boost/asio/multiple_exceptions.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
@@ -18,6 +20,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -66,11 +69,15 @@ struct Given {
     Coroutine operator()() { return std::move(coroutine); }
 };
 
-inline bool is_operation_aborted(const std::exception_ptr& error) {
+// Whether this is how a coroutine ends that was cancelled: also inside of a channel, or of operations run in parallel.
+inline bool is_cancellation(const std::exception_ptr& error) {
     try {
         std::rethrow_exception(error);
+    } catch (const boost::asio::multiple_exceptions& several) {
+        return is_cancellation(several.first_exception());
     } catch (const boost::system::system_error& e) {
-        return e.code() == boost::asio::error::operation_aborted;
+        return e.code() == boost::asio::error::operation_aborted ||
+               e.code() == boost::asio::experimental::error::channel_cancelled;
     } catch (...) {
         return false;
     }
@@ -91,6 +98,9 @@ public:
     // Starts `function` as a child, on `executor`.
     template <class Executor, class Function>
     void spawn(const Executor& executor, Function function) {
+        if (ended_) {
+            throw std::logic_error("TaskGroup::spawn: the group has ended");
+        }
         auto child = std::make_unique<Child>(running_);
         children_.push_back(*child);
         Child& started = *child;
@@ -99,7 +109,7 @@ public:
     }
 
     // Each child is told once: what it does to clean up is not disturbed by what happens to its siblings meanwhile.
-    void cancel() {
+    void cancel() noexcept {
         if (std::exchange(cancelled_, true) || context_gone()) {
             return;
         }
@@ -147,11 +157,12 @@ private:
     };
 
     void on_end(const std::exception_ptr& error) {
-        if (error && !failure_ && !(cancelled_ && is_operation_aborted(error))) {
+        if (error && !failure_ && !(cancelled_ && is_cancellation(error))) {
             failure_ = error;
             cancel();
         }
         if (running_ == 0 && waiting() != 0) {
+            ended_ = true;
             wake(longest_waiting(), Outcome::granted);
         }
     }
@@ -169,6 +180,7 @@ private:
     std::exception_ptr failure_;     // the first
     bool cancelled_ = false;
     bool cancelled_from_outside_ = false;
+    bool ended_ = false;  // every child has, and the coroutine around the group is about to go on
 };
 
 }  // namespace detail
@@ -188,8 +200,9 @@ struct GroupRun;
 ///
 /// @par Failure
 /// The first exception that leaves the body or a child cancels the others, waits for their clean-up, and is the
-/// exception that comes out. `operation_aborted` from a child that the group has cancelled is not a failure; the same
-/// from one that nobody cancelled is. What fails after the first failure is discarded.
+/// exception that comes out. `operation_aborted`, or `channel_cancelled`, from a child that the group has cancelled is
+/// not a failure, also inside of `multiple_exceptions`; the same from one that nobody cancelled is. What fails after
+/// the first failure is discarded.
 ///
 /// @par Cancellation
 /// Whatever type reaches the awaiting coroutine cancels the body and every child, with every type. When all have ended,
@@ -224,7 +237,7 @@ public:
     ///
     /// @throws boost::asio::execution::bad_executor if the child's coroutine is bound to another type of executor than
     /// the group's.
-    /// @pre The group has not ended.
+    /// @throws std::logic_error if every child has ended already.
     template <detail::Awaitable Coroutine>
     void spawn(Coroutine coroutine) {
         spawn(detail::Given<Coroutine>{std::move(coroutine)});
@@ -238,8 +251,8 @@ public:
     }
 
     /// Cancels the body and every child, each once. A group that was cancelled in this way ends normally when they have
-    /// ended, whatever was left undone.
-    void cancel() { state_->cancel(); }
+    /// ended, whatever was left undone. If a cancellation handler of the user's throws, the program terminates.
+    void cancel() noexcept { state_->cancel(); }
 
     /// Whether the group was cancelled: by cancel(), by a failure, or from outside.
     bool cancelled() const noexcept { return state_->cancelled(); }

@@ -18,7 +18,6 @@ concept Timer = requires(T& timer, typename T::duration duration) {
     typename T::time_point;
     timer.expires_after(duration);
     timer.async_wait(boost::asio::deferred);
-    timer.cancel();
 };
 
 namespace detail {

@@ -3,6 +3,7 @@
 
 #include <sluice/query.hpp>
 
+#include <concepts>
 #include <cstddef>
 #include <iterator>
 #include <optional>
