@@ -5,6 +5,7 @@
 #include <sluice/stage_error.hpp>
 
 #include <chrono>
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <utility>
@@ -63,6 +64,15 @@ struct PipelineResult {
 
     PipelineResult() = default;
     explicit PipelineResult(Query pipeline_query) : query(std::move(pipeline_query)) {}
+};
+
+/// One result of a stream, and where its query stood in the input.
+template <class Result>
+struct StreamItem {
+    std::size_t index;
+    Result result;
+
+    StreamItem(std::size_t query_index, Result query_result) : index(query_index), result(std::move(query_result)) {}
 };
 
 }  // namespace sluice

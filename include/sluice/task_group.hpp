@@ -1,189 +1,24 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/awaitable_traits.hpp>
+#include <sluice/detail/task_group_state.hpp>
 #include <sluice/detail/wait_queue.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/cancellation_signal.hpp>
-#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/bad_executor.hpp>
-#include <boost/asio/experimental/channel_error.hpp>
-#include <boost/asio/multiple_exceptions.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
 
 #include <concepts>
-#include <cstddef>
 #include <exception>
-#include <memory>
-#include <optional>
-#include <stdexcept>
 #include <type_traits>
 #include <utility>
-#include <variant>
 
 namespace sluice {
-
-namespace detail {
-
-template <class T>
-inline constexpr bool is_awaitable = false;
-template <class T, class Executor>
-inline constexpr bool is_awaitable<boost::asio::awaitable<T, Executor>> = true;
-
-template <class T>
-concept Awaitable = is_awaitable<T>;
-
-// What came out of a callable's awaitable: its value and the executor of its coroutine.
-template <class Function, class... Args>
-using awaited_t = typename std::invoke_result_t<Function, Args...>::value_type;
-template <class Function, class... Args>
-using awaiting_executor_t = typename std::invoke_result_t<Function, Args...>::executor_type;
-
-// What holds a T that may have yet to come, if T is not void.
-template <class T>
-using Awaited = std::optional<std::conditional_t<std::is_void_v<T>, std::monostate, T>>;
-
-// Coroutines over types of the user's are static members of class templates and no free functions: g++ 12 warns of the
-// linkage of those, when the types have none.
-template <class T, class Executor>
-struct Store {
-    static boost::asio::awaitable<void, Executor> run(boost::asio::awaitable<T, Executor> source, Awaited<T>& target) {
-        if constexpr (std::is_void_v<T>) {
-            co_await std::move(source);
-            target.emplace();
-        } else {
-            target.emplace(co_await std::move(source));
-        }
-    }
-};
-
-// A callable that gives the awaitable it was given.
-template <Awaitable Coroutine>
-struct Given {
-    Coroutine coroutine;
-
-    Coroutine operator()() { return std::move(coroutine); }
-};
-
-// Whether this is how a coroutine ends that was cancelled: also inside of a channel, or of operations run in parallel.
-inline bool is_cancellation(const std::exception_ptr& error) {
-    try {
-        std::rethrow_exception(error);
-    } catch (const boost::asio::multiple_exceptions& several) {
-        return is_cancellation(several.first_exception());
-    } catch (const boost::system::system_error& e) {
-        return e.code() == boost::asio::error::operation_aborted ||
-               e.code() == boost::asio::experimental::error::channel_cancelled;
-    } catch (...) {
-        return false;
-    }
-}
-
-// A child between spawn() and its end; owned by the completion handler of its coroutine.
-struct Child : ListHook {
-    explicit Child(std::size_t& running_children) : running(running_children) { ++running; }
-    ~Child() { --running; }
-
-    std::size_t& running;  // the group's count
-    boost::asio::cancellation_signal signal;
-    bool started = false;  // before that, Boost 1.83 lets a cancellation escape into the event loop
-};
-
-class TaskGroupState : public WaitQueue {
-public:
-    // Starts `function` as a child, on `executor`.
-    template <class Executor, class Function>
-    void spawn(const Executor& executor, Function function) {
-        if (ended_) {
-            throw std::logic_error("TaskGroup::spawn: the group has ended");
-        }
-        auto child = std::make_unique<Child>(running_);
-        children_.push_back(*child);
-        Child& started = *child;
-        boost::asio::co_spawn(executor, Run<Executor, Function>::run(*this, started, std::move(function)),
-                              OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
-    }
-
-    // Each child is told once: what it does to clean up is not disturbed by what happens to its siblings meanwhile.
-    void cancel() noexcept {
-        if (std::exchange(cancelled_, true) || context_gone()) {
-            return;
-        }
-        // Cancelling a child may end it or others here and now, so none is visited but through the list.
-        IntrusiveList<Child> untold;
-        untold.splice_back(children_);
-        while (!untold.empty()) {
-            Child& child = untold.front();
-            children_.push_back(child);
-            if (child.started) {
-                child.signal.emit(boost::asio::cancellation_type::all);
-            }
-        }
-    }
-
-    bool cancelled() const noexcept { return cancelled_; }
-    bool cancelled_from_outside() const noexcept { return cancelled_from_outside_; }
-    const std::exception_ptr& failure() const noexcept { return failure_; }
-
-private:
-    struct OnEnd {
-        using cancellation_slot_type = boost::asio::cancellation_slot;
-
-        boost::intrusive_ptr<TaskGroupState> group;
-        std::unique_ptr<Child> child;
-
-        cancellation_slot_type get_cancellation_slot() const noexcept { return child->signal.slot(); }
-
-        void operator()(const std::exception_ptr& error) {
-            child.reset();
-            group->on_end(error);
-        }
-    };
-
-    template <class Executor, class Function>
-    struct Run {
-        static boost::asio::awaitable<void, Executor> run(TaskGroupState& group, Child& child, Function function) {
-            child.started = true;
-            Waiter start;
-            co_await group.yield(start);
-            if (!group.cancelled_) {
-                co_await function();
-            }
-        }
-    };
-
-    void on_end(const std::exception_ptr& error) {
-        if (error && !failure_ && !(cancelled_ && is_cancellation(error))) {
-            failure_ = error;
-            cancel();
-        }
-        if (running_ == 0 && waiting() != 0) {
-            ended_ = true;
-            wake(longest_waiting(), Outcome::granted);
-        }
-    }
-
-    // The one that waits is the coroutine around the group.
-    void on_cancel(Waiter& waiter) noexcept override {
-        if (waiter.outcome == Outcome::waiting) {
-            cancelled_from_outside_ = true;
-            cancel();
-        }
-    }
-
-    std::size_t running_ = 0;        // children that have not ended, the body among them
-    IntrusiveList<Child> children_;  // the same, but for those that are being cancelled
-    std::exception_ptr failure_;     // the first
-    bool cancelled_ = false;
-    bool cancelled_from_outside_ = false;
-    bool ended_ = false;  // every child has, and the coroutine around the group is about to go on
-};
-
-}  // namespace detail
 
 class TaskGroup;
 

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/detail/wait_queue.hpp>
+#include <sluice/query.hpp>
+#include <sluice/stage_semaphore.hpp>
+#include <sluice/task_group.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <cstddef>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <utility>
+
+namespace sluice::detail {
+
+// Coroutines that wait for a condition they look at themselves.
+class Condition : public WaitQueue {
+public:
+    void notify_one() noexcept {
+        if (waiting() != 0) {
+            wake(longest_waiting(), Outcome::granted);
+        }
+    }
+
+    void notify_all() noexcept { wake_all(Outcome::granted); }
+
+private:
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == Outcome::waiting) {
+            wake(waiter, Outcome::aborted);
+        } else if (waiter.outcome == Outcome::granted) {
+            waiter.outcome = Outcome::aborted;
+            notify_one();  // what it was woken for is still there
+        }
+    }
+};
+
+// The body of the group that a batch or a stream runs in, and its children.
+template <class Crew>
+struct Begin {
+    Crew& crew;
+
+    auto operator()(TaskGroup& group) const { return crew.begin(group); }
+};
+
+template <class Crew>
+struct Work {
+    Crew& crew;
+    TaskGroup& group;
+
+    auto operator()() const { return crew.work(group); }
+};
+
+// What a ResultStream shares with the coroutines that work for it; whoever makes a stream derives from it.
+//
+// The window is a semaphore of places: a query takes one before it is pulled, and gives it back when the consumer has
+// its result. So a slow consumer slows intake, and one that is gone ends it.
+template <class Result, class Executor>
+class StreamState : public std::enable_shared_from_this<StreamState<Result, Executor>> {
+public:
+    using Item = StreamItem<Result>;
+
+    explicit StreamState(std::ptrdiff_t window) : window_(window) {}
+    virtual ~StreamState() = default;
+
+    StreamState(const StreamState&) = delete;
+    StreamState& operator=(const StreamState&) = delete;
+
+    void start(const Executor& executor) {
+        if (started_ || stopped_) {
+            return;
+        }
+        started_.emplace(executor, window_);
+        boost::asio::co_spawn(executor, run(), [self = this->shared_from_this()](const std::exception_ptr& error) {
+            if (error && !self->stopped_) {
+                self->error_ = error;
+            }
+            self->ended_ = true;
+            self->started_->changed->notify_all();
+        });
+    }
+
+    // Takes in no more, cancels what runs, and forgets what nobody has asked for.
+    void stop() {
+        stopped_ = true;
+        results_.clear();
+        error_ = nullptr;
+        if (group_) {
+            group_->cancel();
+        }
+    }
+
+    bool running() const noexcept { return started_ && !ended_; }
+
+    // Suspends until something has changed.
+    boost::asio::awaitable<void, Executor> change() {
+        Waiter waiter;
+        co_await started_->changed->wait(waiter);
+        if (waiter.outcome == Outcome::aborted) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "ResultStream::next");
+        }
+    }
+
+    bool has_result() const noexcept { return !results_.empty(); }
+
+    // The oldest result; its place in the window is free again.
+    Item take_result() {
+        Item item = std::move(results_.front().item);
+        results_.pop_front();
+        return item;
+    }
+
+    void rethrow_error() {
+        if (error_) {
+            std::rethrow_exception(std::exchange(error_, nullptr));
+        }
+    }
+
+private:
+    friend struct Begin<StreamState>;
+    friend struct Work<StreamState>;
+
+    struct Started {
+        Started(const Executor& executor, std::ptrdiff_t window)
+            : places(executor, window), changed(make_queue<Condition>(executor)) {}
+
+        StageSemaphore places;
+        boost::intrusive_ptr<Condition> changed;  // a result came in, or the stream ended
+    };
+
+    struct Completed {
+        Item item;
+        Slot place;
+    };
+
+    virtual std::optional<Query> pull() = 0;
+    virtual boost::asio::awaitable<void, Executor> process(Result& result) = 0;  // runs result.query
+
+    boost::asio::awaitable<void, Executor> run() {
+        const auto self = this->shared_from_this();
+        const struct Reset {
+            TaskGroup*& group;
+            ~Reset() { group = nullptr; }
+        } reset{group_};
+        co_await with_task_group<Executor>(Begin<StreamState>{*this});
+    }
+
+    // What the group runs first.
+    boost::asio::awaitable<void, Executor> begin(TaskGroup& group) {
+        group_ = &group;
+        if (stopped_) {
+            group.cancel();
+        }
+        add_worker(group);
+        co_return;
+    }
+
+    void add_worker(TaskGroup& group) {
+        ++workers_;
+        group.spawn(Work<StreamState>{*this, group});
+    }
+
+    boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
+        while (!stopped_) {
+            Slot place = co_await started_->places.template acquire<Executor>();
+            std::optional<Query> query;
+            try {
+                query = pull();
+            } catch (...) {
+                if (!stopped_) {
+                    error_ = std::current_exception();  // what was taken in before goes on to its end
+                }
+            }
+            if (!query || stopped_) {
+                co_return;
+            }
+            const std::size_t index = pulled_++;
+            if (workers_ < window_) {
+                add_worker(group);
+            }
+            Result result(std::move(*query));
+            co_await process(result);
+            if (!stopped_) {
+                results_.push_back(Completed{Item(index, std::move(result)), std::move(place)});
+                started_->changed->notify_one();
+            }
+        }
+    }
+
+    const std::ptrdiff_t window_;
+    std::optional<Started> started_;  // by the first wait for a result
+    std::deque<Completed> results_;   // that nobody has asked for yet
+    std::exception_ptr error_;        // what ended the input early
+    TaskGroup* group_ = nullptr;      // that all work runs in
+    std::ptrdiff_t workers_ = 0;      // begun; each ends when the input does
+    std::size_t pulled_ = 0;
+    bool stopped_ = false;
+    bool ended_ = false;
+};
+
+}  // namespace sluice::detail
