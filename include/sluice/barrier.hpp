@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/wait_queue.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -28,8 +29,11 @@ public:
 
 namespace detail {
 
+// A party that waits. When its phase completes nobody touches it, for there may be many: its outcome stays `waiting`,
+// and that its round has passed says the rest.
 struct Arrival : Waiter {
-    std::size_t index = 0;  // set when the phase completes
+    std::uint64_t round = 0;
+    std::size_t index = 0;
 };
 
 class BarrierState : public WaitQueue {
@@ -51,20 +55,30 @@ public:
         return --missing_ == 0;
     }
 
+    // An asynchronous operation: waits with those that have arrived at the same phase.
+    auto join(Arrival& arrival) noexcept {
+        arrival.round = round_;
+        arrival.index = waiting();
+        return wait(arrival);
+    }
+
     // Ends the phase that everyone has arrived at, and gives the last arrival's index. The caller keeps this object
     // alive: the completion may destroy the barrier.
     std::size_t complete_phase() {
-        Batch released;
-        std::size_t index = 0;
-        take_waiting(released, Outcome::granted).waiters.for_each([&](Waiter& waiter) {
-            static_cast<Arrival&>(waiter).index = index++;
-        });
+        const std::size_t index = waiting();
+        IntrusiveList<Waiter> released;
+        take_waiting(released);
+        if (std::exchange(withdrawn_, false)) {
+            released.for_each(
+                [n = std::size_t{0}](Waiter& waiter) mutable { static_cast<Arrival&>(waiter).index = n++; });
+        }
+        ++round_;
         missing_ = parties_;  // who arrives from now on belongs to the next phase
         if (completion_) {
             try {
                 completion_();
             } catch (...) {
-                released.waiters.for_each([](Waiter& waiter) { waiter.outcome = Outcome::broken; });
+                released.for_each([](Waiter& waiter) { waiter.outcome = Outcome::broken; });
                 make_ready(released);
                 abort();
                 throw;
@@ -112,19 +126,23 @@ private:
 
     void begin_phase_anew() noexcept {
         missing_ = parties_;
+        withdrawn_ = false;
         wake_all(Outcome::broken);
     }
 
     void on_cancel(Waiter& waiter) noexcept override {
-        if (waiter.outcome == Outcome::waiting) {
+        if (waiter.outcome == Outcome::waiting && static_cast<Arrival&>(waiter).round == round_) {
             ++missing_;
+            withdrawn_ = true;
             wake(waiter, Outcome::aborted);
         }
     }
 
-    std::ptrdiff_t parties_;  // of the next phase
-    std::ptrdiff_t missing_;  // arrivals that the current phase still needs
-    std::uint64_t phase_ = 0;
+    std::ptrdiff_t parties_;   // of the next phase
+    std::ptrdiff_t missing_;   // arrivals that the current phase still needs
+    std::uint64_t phase_ = 0;  // complete
+    std::uint64_t round_ = 0;  // the same, and those whose completion function runs or has thrown
+    bool withdrawn_ = false;   // someone was, and those that wait are to be numbered anew
     bool broken_ = false;
     bool closed_ = false;
     std::function<void()> completion_;
@@ -180,11 +198,11 @@ public:
     /// wait, as it is when the barrier was broken or reset.
     ///
     /// @par Complexity
-    /// O(1), and O(parties) for the last arrival. No allocation beside the coroutine's frame and its cancellation
-    /// slot's entry.
+    /// O(1); O(parties) for the last arrival if one was withdrawn in its phase. No allocation beside the coroutine's
+    /// frame and its cancellation slot's entry.
     template <class Executor = executor_type>
     [[nodiscard]] boost::asio::awaitable<std::size_t, Executor> arrive_and_wait() {
-        return arrive_and_wait<Executor>(state_);
+        return arrive_and_wait<Executor>(detail::Pooled(), state_);
     }
 
     /// Arrives at the current phase without waiting, and leaves: later phases need one party fewer. With no party left,
@@ -220,12 +238,12 @@ public:
 private:
     template <class Executor>
     static boost::asio::awaitable<std::size_t, Executor> arrive_and_wait(
-        boost::intrusive_ptr<detail::BarrierState> state) {
+        detail::Pooled, boost::intrusive_ptr<detail::BarrierState> state) {
         if (state->arrive()) {
             co_return state->complete_phase();
         }
         detail::Arrival arrival;
-        co_await state->wait(arrival);
+        co_await state->join(arrival);
         if (arrival.outcome == detail::Outcome::broken) {
             throw BrokenBarrier("Barrier: broke or was reset during the wait");
         }

@@ -189,33 +189,32 @@ private:
 
     static boost::asio::awaitable<Result, Executor> process_one(std::shared_ptr<State> state, Query query) {
         Result result(std::move(query));
-        co_await process(*state, result);
+        co_await process(detail::Pooled(), *state, result);
         co_return result;
     }
 
     // Runs result.query and fills in the rest.
-    static boost::asio::awaitable<void, Executor> process(State& state, Result& result) {
-        const Query& query = result.query;
+    static boost::asio::awaitable<void, Executor> process(detail::Pooled, State& state, Result& result) {
+        const std::string& text = result.query.text;
         result.stage_results.reserve(3);
-        auto classified = co_await state.classify.run(query.id, query.text);
-        if (keep(result, classified, result.intent)) {
-            auto extracted = co_await state.extract.run(query.id, query.text);
-            if (keep(result, extracted, result.entities)) {
-                auto generated = co_await state.generate.run(query.id, *result.intent, *result.entities, query.text);
-                result.completed = keep(result, generated, result.response);
+        co_await run(state.classify, result, result.intent, text);
+        if (result.stage_results.back().success) {
+            co_await run(state.extract, result, result.entities, text);
+            if (result.stage_results.back().success) {
+                co_await run(state.generate, result, result.response, *result.intent, *result.entities, text);
+                result.completed = result.stage_results.back().success;
             }
         }
         if (!result.completed) {
-            co_await bury(*state.dead_letters, result);
+            co_await bury(detail::Pooled(), *state.dead_letters, result);
         }
     }
 
-    // Files what a stage gave; whether it succeeded.
-    template <class T>
-    static bool keep(Result& result, StageResult<T>& stage_result, std::optional<T>& data) {
-        data = std::move(stage_result.data);
-        result.stage_results.push_back(std::move(static_cast<StageResult<>&>(stage_result)));
-        return result.stage_results.back().success;
+    // Runs result.query through one stage.
+    template <class StageType, class T, class... Args>
+    static auto run(StageType& stage, Result& result, std::optional<T>& data, Args&... args) {
+        StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
+        return StageType::fill(detail::Pooled(), stage, stage_result, data, args...);
     }
 
     struct Put {
@@ -226,7 +225,7 @@ private:
         auto operator()() const { return sink.put(query, reason); }
     };
 
-    static boost::asio::awaitable<void, Executor> bury(Sink& sink, Result& result) {
+    static boost::asio::awaitable<void, Executor> bury(detail::Pooled, Sink& sink, Result& result) {
         const StageResult<>& reason = result.stage_results.back();
         try {
             if constexpr (detail::Awaitable<decltype(sink.put(result.query, reason))>) {
@@ -274,7 +273,7 @@ private:
                     add_worker(group);
                 }
                 Result result(std::move(*query));
-                co_await process(state, result);
+                co_await process(detail::Pooled(), state, result);
                 results[index] = std::move(result);
             }
         }
@@ -302,7 +301,7 @@ private:
         std::optional<Query> pull() override { return queries_.pull(); }
 
         boost::asio::awaitable<void, Executor> process(Result& result) override {
-            return InferencePipeline::process(*state_, result);
+            return InferencePipeline::process(detail::Pooled(), *state_, result);
         }
 
         std::shared_ptr<State> state_;

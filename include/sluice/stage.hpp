@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/dead_letter.hpp>
+#include <sluice/detail/awaitable_traits.hpp>
+#include <sluice/detail/frame_pool.hpp>
 #include <sluice/query.hpp>
 #include <sluice/retry.hpp>
 #include <sluice/stage_semaphore.hpp>
@@ -30,6 +33,9 @@
 #include <utility>
 
 namespace sluice {
+
+template <class, class, class, DeadLetterSink, Timer>
+class InferencePipeline;
 
 /// What a Stage may be told beside its limit. `TimerType` is what it waits with and measures time by.
 template <Timer TimerType = boost::asio::steady_timer>
@@ -100,7 +106,7 @@ public:
     template <class... Args>
         requires std::invocable<Function&, std::remove_reference_t<Args>&...>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) {
-        return attempt<Args...>(std::move(query_id), std::forward<Args>(args)...);
+        return run<Args...>(detail::Pooled(), *this, std::move(query_id), std::forward<Args>(args)...);
     }
 
     const SharedString& name() const noexcept { return name_; }
@@ -110,6 +116,9 @@ public:
     const StageSemaphore& semaphore() const noexcept { return semaphore_; }
 
 private:
+    template <class, class, class, DeadLetterSink, Timer>
+    friend class InferencePipeline;
+
     template <class... Args>
     using Value = detail::awaited_t<Function&, std::remove_reference_t<Args>&...>;
     template <class... Args>
@@ -148,12 +157,23 @@ private:
 
     // An `Args` that is a reference is one in the coroutine's frame as well; the others live there.
     template <class... Args>
-    boost::asio::awaitable<StageResult<Value<Args...>>, Executor<Args...>> attempt(SharedString query_id,
-                                                                                   Args... args) {
-        static_assert(!std::is_void_v<Value<Args...>>, "sluice::Stage: the model function must give a value, not void");
-        using Ex = Executor<Args...>;
+    static boost::asio::awaitable<StageResult<Value<Args...>>, Executor<Args...>> run(detail::Pooled, Stage& stage,
+                                                                                      SharedString query_id,
+                                                                                      Args... args) {
+        StageResult<Value<Args...>> result(std::move(query_id), stage.name_);
+        co_await fill(detail::Pooled(), stage, result, result.data, args...);
+        co_return result;
+    }
+
+    // Runs one query and fills in its `result` and `data`.
+    template <class... Args>
+    static boost::asio::awaitable<void, Executor<Args&...>> fill(detail::Pooled, Stage& stage, StageResult<>& result,
+                                                                 std::optional<Value<Args&...>>& data, Args&... args) {
+        static_assert(!std::is_void_v<Value<Args&...>>,
+                      "sluice::Stage: the model function must give a value, not void");
+        using Ex = Executor<Args&...>;
         const Ex executor = co_await boost::asio::this_coro::executor;
-        const std::uint64_t stream = runs_++;
+        const std::uint64_t stream = stage.runs_++;
         // A coroutine that was cancelled before, and does not mind, is cancelled no further by that.
         const boost::asio::cancellation_state before = co_await boost::asio::this_coro::cancellation_state;
         const auto throw_if_cancelled = [minds = before.cancelled() == boost::asio::cancellation_type::none](
@@ -162,15 +182,19 @@ private:
                 throw boost::system::system_error(boost::asio::error::operation_aborted, "Stage::run");
             }
         };
-        StageResult<Value<Args...>> result(std::move(query_id), name_);
         for (;;) {
             std::exception_ptr error;
-            Slot slot = semaphore_.try_acquire();
+            Slot slot = stage.semaphore_.try_acquire();
             auto started = detail::now<TimerType>(executor);
             if (!slot) {
                 const auto queued = started;
-                try {
-                    slot = co_await semaphore_.acquire<Ex>();
+                try {  // as StageSemaphore::acquire(), but for the coroutine frame
+                    const auto semaphore = stage.semaphore_.state_;
+                    detail::Waiter waiter;
+                    if (!semaphore->closed()) {
+                        co_await semaphore->wait(waiter);
+                    }
+                    slot = StageSemaphore::granted(semaphore, waiter);
                 } catch (...) {
                     error = std::current_exception();
                 }
@@ -181,11 +205,11 @@ private:
             if (attempted) {
                 ++result.attempts;
                 try {
-                    if (options_.timeout) {
-                        Call<Args...> call(function_, args...);
-                        result.data.emplace(co_await with_timeout<TimerType>(*options_.timeout, std::move(call)));
+                    if (stage.options_.timeout) {
+                        Call<Args&...> call(stage.function_, args...);
+                        data.emplace(co_await with_timeout<TimerType>(*stage.options_.timeout, std::move(call)));
                     } else {
-                        result.data.emplace(co_await std::invoke(function_, args...));
+                        data.emplace(co_await std::invoke(stage.function_, args...));
                     }
                 } catch (...) {
                     error = std::current_exception();
@@ -195,14 +219,14 @@ private:
             }
             if (!error) {
                 result.success = true;
-                co_return result;
+                co_return;
             }
             throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
-            if (!attempted || !wants_retry(result.attempts, error)) {
+            if (!attempted || !stage.wants_retry(result.attempts, error)) {
                 result.error = std::move(error);
-                co_return result;
+                co_return;
             }
-            if (const auto delay = options_.retry.delay(result.attempts, stream); delay.count() > 0) {
+            if (const auto delay = stage.options_.retry.delay(result.attempts, stream); delay.count() > 0) {
                 TimerType backoff(executor);
                 backoff.expires_after(std::chrono::duration_cast<typename TimerType::duration>(delay));
                 co_await backoff.async_wait(boost::asio::deferred);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/wait_queue.hpp>
+#include <sluice/timer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -36,7 +38,9 @@ public:
 
     void give_back() noexcept {
         --active_;
-        hand_over();
+        if (waiting() != 0) {
+            hand_over();
+        }
     }
 
     void set_limit(std::ptrdiff_t limit) {
@@ -63,7 +67,7 @@ private:
 
     // Gives what is free to those who have waited longest.
     void hand_over() noexcept {
-        for (; active_ < limit_ && waiting() != 0; ++active_) {
+        for (; waiting() != 0 && active_ < limit_; ++active_) {
             wake(longest_waiting(), Outcome::granted);
         }
     }
@@ -172,7 +176,7 @@ public:
     /// O(1), no allocation beside the coroutine's frame and its cancellation slot's entry.
     template <class Executor = executor_type>
     [[nodiscard]] boost::asio::awaitable<Slot, Executor> acquire() {
-        return acquire<Executor>(state_);
+        return acquire<Executor>(detail::Pooled(), state_);
     }
 
     /// Takes a slot if one is free and nobody waits; else, and when closed, gives an empty Slot. O(1).
@@ -199,18 +203,28 @@ public:
     executor_type get_executor() const { return state_->get_executor(); }
 
 private:
+    template <class, Timer>
+    friend class Stage;
+
     template <class Executor>
-    static boost::asio::awaitable<Slot, Executor> acquire(boost::intrusive_ptr<detail::SemaphoreState> state) {
-        if (!state->try_take()) {
-            detail::Waiter waiter;
-            if (!state->closed()) {
-                co_await state->wait(waiter);
-            }
-            if (waiter.outcome != detail::Outcome::granted) {
-                throw boost::system::system_error(boost::asio::error::operation_aborted, "StageSemaphore::acquire");
-            }
+    static boost::asio::awaitable<Slot, Executor> acquire(detail::Pooled,
+                                                          boost::intrusive_ptr<detail::SemaphoreState> state) {
+        if (state->try_take()) {
+            co_return Slot(std::move(state));
         }
-        co_return Slot(std::move(state));
+        detail::Waiter waiter;
+        if (!state->closed()) {
+            co_await state->wait(waiter);
+        }
+        co_return granted(std::move(state), waiter);
+    }
+
+    // What a wait was for.
+    static Slot granted(boost::intrusive_ptr<detail::SemaphoreState> state, const detail::Waiter& waiter) {
+        if (waiter.outcome != detail::Outcome::granted) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "StageSemaphore::acquire");
+        }
+        return Slot(std::move(state));
     }
 
     boost::intrusive_ptr<detail::SemaphoreState> state_;

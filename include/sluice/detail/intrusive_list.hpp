@@ -35,8 +35,8 @@ public:
 
     T& front() noexcept { return static_cast<T&>(*ends_.next_); }
 
+    // `item` is in no list.
     void push_back(ListHook& item) noexcept {
-        item.unlink();
         item.previous_ = ends_.previous_;
         item.next_ = &ends_;
         ends_.previous_->next_ = &item;

@@ -70,6 +70,7 @@ public:
         untold.splice_back(children_);
         while (!untold.empty()) {
             Child& child = untold.front();
+            child.unlink();
             children_.push_back(child);
             if (child.started) {
                 child.signal.emit(boost::asio::cancellation_type::all);

@@ -54,12 +54,15 @@ public:
     WaitQueue& operator=(const WaitQueue&) = delete;
 
     // An asynchronous operation with the signature void(): suspends the coroutine until `waiter` is made ready.
-    auto wait(Waiter& waiter) noexcept { return Wait{this, &waiter}; }
+    auto wait(Waiter& waiter) noexcept {
+        waiter.queue = this;
+        return Wait{&waiter};
+    }
 
     // The same for a coroutine that is to go on at the next drain, without anything to wait for.
     auto yield(Waiter& waiter) noexcept {
         waiter.outcome = Outcome::granted;
-        return Wait{this, &waiter};
+        return wait(waiter);
     }
 
     std::size_t waiting() const noexcept { return waiting_count_; }
@@ -91,38 +94,31 @@ protected:
 
     // Decides the fate of one waiter.
     void wake(Waiter& waiter, Outcome outcome) noexcept {
-        if (waiter.outcome == Outcome::waiting) {
-            --waiting_count_;
-        }
+        --waiting_count_;
         waiter.outcome = outcome;
+        waiter.unlink();
         ready_.push_back(waiter);
-        ++ready_count_;
-        schedule();
-    }
-
-    // Waiters whose fate is decided and who are yet to be made ready, in the order of their arrival.
-    struct Batch {
-        IntrusiveList<Waiter> waiters;
-        std::size_t count = 0;
-    };
-
-    // Decides the fate of everyone who waits now.
-    Batch& take_waiting(Batch& batch, Outcome outcome) noexcept {
-        waiting_.for_each([&](Waiter& waiter) { waiter.outcome = outcome; });
-        batch.waiters.splice_back(waiting_);
-        batch.count += std::exchange(waiting_count_, 0);
-        return batch;
-    }
-
-    void make_ready(Batch& batch) noexcept {
-        ready_.splice_back(batch.waiters);
-        ready_count_ += std::exchange(batch.count, 0);
         schedule();
     }
 
     void wake_all(Outcome outcome) noexcept {
-        Batch batch;
-        make_ready(take_waiting(batch, outcome));
+        waiting_.for_each([&](Waiter& waiter) { waiter.outcome = outcome; });
+        IntrusiveList<Waiter> all;
+        take_waiting(all);
+        make_ready(all);
+    }
+
+    // Moves everyone who waits now to `taken`, in the order of their arrival.
+    void take_waiting(IntrusiveList<Waiter>& taken) noexcept {
+        taken.splice_back(waiting_);
+        waiting_count_ = 0;
+    }
+
+    void make_ready(IntrusiveList<Waiter>& taken) noexcept {
+        if (!taken.empty()) {
+            ready_.splice_back(taken);
+            schedule();
+        }
     }
 
 private:
@@ -131,20 +127,18 @@ private:
     friend class OnExecutor;
 
     struct OnCancel {
-        WaitQueue* queue;
         Waiter* waiter;
 
         void operator()(boost::asio::cancellation_type type) const {
             using boost::asio::cancellation_type;
             if ((type & (cancellation_type::terminal | cancellation_type::partial | cancellation_type::total)) !=
                 cancellation_type::none) {
-                queue->on_cancel(*waiter);
+                waiter->queue->on_cancel(*waiter);
             }
         }
     };
 
     struct Wait {
-        WaitQueue* queue;
         Waiter* waiter;
 
         // Constrained, since co_await asks of every operand whether it can be called with a coroutine frame.
@@ -156,41 +150,48 @@ private:
 
         template <class Handler>
         void start(Handler&& handler) const {
-            if (auto slot = boost::asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
-                slot.template emplace<OnCancel>(OnCancel{queue, waiter});
+            auto slot = boost::asio::get_associated_cancellation_slot(handler);
+            if (slot.is_connected()) {
+                slot.template emplace<OnCancel>(OnCancel{waiter});
             }
-            waiter->store(std::forward<Handler>(handler));
-            if (waiter->outcome == Outcome::waiting) {
-                queue->waiting_.push_back(*waiter);
-                ++queue->waiting_count_;
-            } else {
-                queue->wake(*waiter, waiter->outcome);
-            }
+            waiter->store(std::forward<Handler>(handler), slot);
+            waiter->queue->enter(*waiter);
         }
     };
+
+    void enter(Waiter& waiter) noexcept {
+        if (waiter.outcome == Outcome::waiting) {
+            waiting_.push_back(waiter);
+            ++waiting_count_;
+        } else {
+            ready_.push_back(waiter);
+            schedule();
+        }
+    }
 
     // Resumes those that are ready now; whoever becomes ready meanwhile has the next drain, so that the handlers which
     // others have posted get their turn.
     void drain() {
-        struct Rest {  // also when a resumed coroutine lets an exception out into the loop
+        struct Burst {
             WaitQueue& queue;
-            ~Rest() {
+            IntrusiveList<Waiter> waiters;
+
+            explicit Burst(WaitQueue& ready_queue) noexcept : queue(ready_queue) { waiters.splice_back(queue.ready_); }
+            ~Burst() {  // with some left, if a resumed coroutine has let an exception out into the loop
+                waiters.splice_back(queue.ready_);
                 queue.scheduled_ = false;
-                if (queue.ready_count_ != 0) {
-                    queue.schedule();
-                }
+                queue.make_ready(waiters);
             }
-        } rest{*this};
-        for (std::size_t n = ready_count_; n != 0; --n) {
-            Waiter& waiter = ready_.front();
+        } burst(*this);
+        while (!burst.waiters.empty()) {
+            Waiter& waiter = burst.waiters.front();
             waiter.unlink();
-            --ready_count_;
             waiter.resume();
         }
     }
 
     void schedule() noexcept {
-        if (!scheduled_ && ready_count_ != 0) {
+        if (!scheduled_) {
             scheduled_ = true;
             post_drain();
         }
@@ -204,7 +205,7 @@ private:
         IntrusiveList<Waiter> dropped;
         dropped.splice_back(waiting_);
         dropped.splice_back(ready_);
-        waiting_count_ = ready_count_ = 0;
+        waiting_count_ = 0;
         dropped.for_each([this](Waiter& waiter) {
             waiter.disconnect();
             on_drop(waiter);
@@ -228,7 +229,6 @@ private:
     IntrusiveList<Waiter> waiting_;   // first come, first served; their outcome is `waiting`
     IntrusiveList<Waiter> ready_;     // in the order in which they resume; their outcome is decided
     std::size_t waiting_count_ = 0;
-    std::size_t ready_count_ = 0;
     std::size_t references_ = 0;
     bool scheduled_ = false;  // a drain is posted or runs
 };

@@ -3,7 +3,6 @@
 
 #include <sluice/detail/intrusive_list.hpp>
 
-#include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 
 #include <cstddef>
@@ -13,6 +12,8 @@
 #include <utility>
 
 namespace sluice::detail {
+
+class WaitQueue;
 
 // How a wait stands or ended.
 enum class Outcome : std::uint8_t {
@@ -26,14 +27,15 @@ enum class Outcome : std::uint8_t {
 // completion handler kept here, which is why the handler is always moved out before it runs or dies.
 class Waiter : public ListHook {
 public:
+    WaitQueue* queue = nullptr;
     Outcome outcome = Outcome::waiting;
 
     template <class Handler>
-    void store(Handler&& handler) {
+    void store(Handler&& handler, boost::asio::cancellation_slot cancellation) {
         using Stored = std::decay_t<Handler>;
         static_assert(sizeof(Stored) <= sizeof(storage_) && alignof(Stored) <= alignof(void*));
         static_assert(std::is_nothrow_move_constructible_v<Stored>);
-        cancellation_ = boost::asio::get_associated_cancellation_slot(handler);
+        cancellation_ = cancellation;
         ::new (static_cast<void*>(storage_)) Stored(std::forward<Handler>(handler));
         finish_ = [](std::byte* storage, bool resume) {
             Stored& stored = *std::launder(reinterpret_cast<Stored*>(storage));
