@@ -38,8 +38,9 @@ struct DeadLetters {
 std::size_t answered() {
     asio::io_context context;
     DeadLetters dead_letters;
-    sluice::InferencePipeline pipeline(context.get_executor(), classify, extract, generate, sluice::StageLimits{2, 2, 2},
-                                       dead_letters, sluice::BasicPipelineOptions<sluice::testing::VirtualTimer>());
+    sluice::InferencePipeline pipeline(context.get_executor(), classify, extract, generate,
+                                       sluice::StageLimits{2, 2, 2}, dead_letters,
+                                       sluice::BasicPipelineOptions<sluice::testing::VirtualTimer>());
     const std::vector<sluice::Query> queries{{"1", "Who?"}, {"2", "It rains."}, {"3", "Are you quite sure?!?!"}};
     std::size_t completed = 0;
     asio::co_spawn(context, pipeline.process_batch(queries), [&](std::exception_ptr, auto results) {

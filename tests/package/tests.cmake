@@ -64,13 +64,12 @@ if(SLUICE_PKG_CONFIG)
                          FIXTURES_REQUIRED installed ENVIRONMENT PKG_CONFIG_PATH=${prefix}/share/pkgconfig)
 endif()
 
-# A machine that has no packages but those below ${work}, where there is no Boost, or one that is too old.
+# On a machine that has no packages but those below ${work}: no Boost, or one that is too old.
 set(bare ${toolchain} -DCMAKE_FIND_ROOT_PATH=${work} -DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=ONLY)
-set(old ${work}/1.82.0)
-file(WRITE ${old}/share/cmake/Boost/BoostConfig.cmake "")
+file(WRITE ${work}/1.82.0/share/cmake/Boost/BoostConfig.cmake "")
 include(CMakePackageConfigHelpers)
-write_basic_package_version_file(${old}/share/cmake/Boost/BoostConfigVersion.cmake VERSION 1.82.0
-                                 COMPATIBILITY AnyNewerVersion)
+write_basic_package_version_file(${work}/1.82.0/share/cmake/Boost/BoostConfigVersion.cmake
+                                 VERSION 1.82.0 COMPATIBILITY AnyNewerVersion)
 function(sluice_missing_test program source boost)
     set(name "package: ${program} says what it needs (Boost: ${boost})")
     add_test(NAME ${name}
