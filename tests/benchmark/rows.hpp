@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: BSL-1.0
+// All rows of the table, by what they are about.
+#pragma once
+
+#include "harness.hpp"
+
+#include <vector>
+
+namespace benchmark {
+
+std::vector<Row> semaphore_rows(const Settings& settings);
+std::vector<Row> barrier_rows(const Settings& settings);
+std::vector<Row> task_group_rows(const Settings& settings);
+std::vector<Row> pipeline_rows(const Settings& settings);
+
+}  // namespace benchmark
