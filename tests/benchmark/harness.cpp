@@ -93,6 +93,6 @@ void require(bool done, const char* what) {
 }
 
 void StopWatch::start() noexcept { started_ = thread_time(); }
-void StopWatch::stop() noexcept { time_ = thread_time() - started_; }
+void StopWatch::stop() noexcept { time_ += thread_time() - started_; }
 
 }  // namespace benchmark

@@ -100,8 +100,8 @@ Measured measure(const Row& row, const Settings& settings);
 /// @throws std::runtime_error naming the variant, unless it did the work that it is measured by.
 void require(bool done, const char* what);
 
-/// The CPU time of the thread between start() and stop(). What other programs do to the wall clock is not in it; what
-/// the kernel does for this thread is.
+/// The CPU time of the thread between each start() and stop(), added up. What other programs do to the wall clock is
+/// not in it; what the kernel does for this thread is.
 class StopWatch {
 public:
     void start() noexcept;

@@ -7,6 +7,7 @@
 #include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/experimental/channel.hpp>
+#include <boost/system/error_code.hpp>
 
 #include <chrono>
 #include <cstddef>
@@ -16,16 +17,16 @@ namespace benchmark {
 namespace asio = boost::asio;
 
 /// A channel with room for as many messages as there are slots: sending takes one, receiving gives it back. First come,
-/// first served.
+/// first served. The signature is the one that Asio documents.
 template <class Executor>
 class ChannelSemaphore {
 public:
     ChannelSemaphore(Executor executor, std::size_t limit) : slots_(executor, limit) {}
 
-    bool try_acquire() { return slots_.try_send(); }
+    bool try_acquire() { return slots_.try_send(boost::system::error_code()); }
 
     /// The operation itself, for those who want no coroutine around it.
-    auto async_acquire() { return slots_.async_send(asio::deferred); }
+    auto async_acquire() { return slots_.async_send(boost::system::error_code(), asio::deferred); }
 
     asio::awaitable<void, Executor> acquire() {
         if (!try_acquire()) {
@@ -34,11 +35,33 @@ public:
     }
 
     void release() {
+        slots_.try_receive([](boost::system::error_code) {});
+    }
+
+private:
+    asio::experimental::channel<Executor, void(boost::system::error_code)> slots_;
+};
+
+/// The same with messages that have no content at all, which a channel only counts.
+template <class Executor>
+class EmptyChannelSemaphore {
+public:
+    EmptyChannelSemaphore(Executor executor, std::size_t limit) : slots_(executor, limit) {}
+
+    bool try_acquire() { return slots_.try_send(); }
+
+    asio::awaitable<void, Executor> acquire() {
+        if (!try_acquire()) {
+            co_await slots_.async_send(asio::deferred);
+        }
+    }
+
+    void release() {
         slots_.try_receive([](auto&&...) {});
     }
 
 private:
-    asio::experimental::channel<Executor, void()> slots_;  // messages without content are only counted
+    asio::experimental::channel<Executor, void()> slots_;
 };
 
 template <class Executor>

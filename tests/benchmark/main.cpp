@@ -21,7 +21,8 @@ using namespace benchmark;
 
 std::vector<Row> rows_of(const Settings& settings, const std::string& filter) {
     std::vector<Row> rows;
-    for (const auto& make : {semaphore_rows, barrier_rows, task_group_rows, pipeline_rows}) {
+    for (const auto& make : {semaphore_rows, barrier_rows, task_group_rows, pipeline_rows, scaling_rows,
+                             allocation_rows, clock_rows, makespan_rows, compile_time_rows}) {
         for (Row& row : make(settings)) {
             if (row.name.find(filter) != std::string::npos) {
                 rows.push_back(std::move(row));
@@ -54,19 +55,19 @@ int run(const Options& options) {
     keep_memory();
     std::cout << describe_build() << (options.settings.quick ? "; a smoke run, whose numbers mean nothing" : "")
               << '\n';
-    print_heading(std::cout);
-    std::vector<Measured> table;
+    Table table(std::cout, rows);
+    std::vector<Measured> measured;
     for (const Row& row : rows) {
-        table.push_back(measure(row, options.settings));
-        print(std::cout, table.back());
+        measured.push_back(measure(row, options.settings));
+        table.print(measured.back());
     }
     if (json.is_open()) {
-        write_json(json, options.settings, table);
+        write_json(json, options.settings, measured);
         if (!json.flush()) {
             throw std::runtime_error("cannot write '" + options.json + "'");
         }
     }
-    const std::vector<std::string> missed = missed_targets(table);
+    const std::vector<std::string> missed = missed_targets(measured);
     if (!options.check || missed.empty()) {
         return 0;
     }

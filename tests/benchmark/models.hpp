@@ -52,9 +52,9 @@ inline std::size_t number_of(const std::string& text) noexcept {
 }
 
 /// Which attempts fail: in each stage the first one of every tenth query; its retry succeeds.
-class Script {
+class FailurePlan {
 public:
-    Script(Failures failures, std::size_t queries) : failed_(failures == Failures::none ? 0 : stages * queries) {}
+    FailurePlan(Failures failures, std::size_t queries) : failed_(failures == Failures::none ? 0 : stages * queries) {}
 
     void maybe_fail(std::size_t stage, const std::string& text) {
         if (failed_.empty()) {
@@ -78,7 +78,7 @@ class Models {
 public:
     using Executor = AnExecutor;
 
-    explicit Models(Script& script) : script_(script) {}
+    explicit Models(FailurePlan& plan) : plan_(plan) {}
 
     asio::awaitable<int, Executor> classify(const std::string& text) { return answer(0, text, 1); }
     asio::awaitable<int, Executor> extract(const std::string& text) { return answer(1, text, 2); }
@@ -91,11 +91,11 @@ private:
         if constexpr (suspends == Suspends::once) {
             co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
         }
-        script_.maybe_fail(stage, text);
+        plan_.maybe_fail(stage, text);
         co_return value;
     }
 
-    Script& script_;
+    FailurePlan& plan_;
 };
 
 }  // namespace benchmark

@@ -49,9 +49,10 @@ double time_try_acquire(std::size_t turns) {
     return watch.per(turns);
 }
 
+template <template <class> class Channel>
 double time_try_send(std::size_t turns) {
     asio::io_context context(1);
-    ChannelSemaphore<TypedExecutor> semaphore(context.get_executor(), 10);
+    Channel<TypedExecutor> semaphore(context.get_executor(), 10);
     std::size_t taken = 0;
     StopWatch watch;
     watch.start();
@@ -188,7 +189,8 @@ std::vector<Row> semaphore_rows(const Settings& settings) {
     Row try_acquire{"try_acquire() + release, uncontended",
                     "ns",
                     {"sluice", [=] { return time_try_acquire(turns); }},
-                    {{"channel, inline try", [=] { return time_try_send(turns); }, at_most(0.35)}}};
+                    {{"channel, inline try", [=] { return time_try_send<ChannelSemaphore>(turns); }, at_most(0.35)},
+                     {"channel of void(), inline try", [=] { return time_try_send<EmptyChannelSemaphore>(turns); }}}};
     Row typed = contended<TypedExecutor>("typed executor", at_most(1.6), settings);
     typed.others.push_back(
         {"sluice, any executor",

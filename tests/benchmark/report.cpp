@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 #include <boost/version.hpp>
 
+#include <algorithm>
 #include <fstream>
 #include <iomanip>
 #include <sstream>
@@ -14,10 +15,7 @@ namespace benchmark {
 
 namespace {
 
-constexpr int name_width = 62;
-constexpr int unit_width = 11;
 constexpr int number_width = 10;
-constexpr int other_width = 34;
 
 // Three digits that matter, and no exponents.
 std::string number(double value) {
@@ -84,36 +82,45 @@ std::string describe_build() {
     return text.str();
 }
 
-void print_heading(std::ostream& out) {
-    out << std::left << std::setw(name_width) << "row" << std::setw(unit_width) << "unit" << std::right
-        << std::setw(number_width) << "sluice" << "  " << std::left << std::setw(other_width) << "against" << std::right
-        << std::setw(number_width) << "cost" << std::setw(number_width) << "ratio" << "  target\n"
-        << std::string(name_width + unit_width + 3 * number_width + other_width + 20, '-') << '\n';
+Table::Table(std::ostream& out, const std::vector<Row>& rows) : out_(out) {
+    const auto widen = [](int& width, const std::string& text) {
+        width = std::max(width, static_cast<int>(text.size()) + 2);
+    };
+    for (const Row& row : rows) {
+        widen(name_width_, row.name);
+        widen(unit_width_, row.unit);
+        for (const Variant& other : row.others) {
+            widen(other_width_, other.name);
+        }
+        for (const Derived& derived : row.derived) {
+            widen(other_width_, derived.name);
+        }
+    }
+    std::ostringstream heading;
+    heading << std::left << std::setw(name_width_) << "row" << std::setw(unit_width_) << "unit" << std::right
+            << std::setw(number_width) << "sluice" << "  " << std::left << std::setw(other_width_) << "against"
+            << std::right << std::setw(number_width) << "cost" << std::setw(number_width) << "ratio" << "  target";
+    out_ << heading.str() << '\n' << std::string(heading.str().size() + 8, '-') << '\n';
 }
 
-void print(std::ostream& out, const Measured& row) {
+void Table::print(const Measured& row) {
+    // Only the first line of a row says what the row is about.
     std::string name = row.name;
     std::string unit = row.unit;
     std::string ours = number(row.ours);
-    const auto line = [&](const Comparison& comparison) {
-        out << std::left << std::setw(name_width) << std::exchange(name, "") << std::setw(unit_width)
-            << std::exchange(unit, "") << std::right << std::setw(number_width) << std::exchange(ours, "") << "  "
-            << std::left << std::setw(other_width) << comparison.name << std::right << std::setw(number_width)
-            << (comparison.cost ? number(*comparison.cost) : "") << std::setw(number_width)
-            << describe_ratio(comparison);
-        if (comparison.bound) {
-            out << "  " << std::left << std::setw(10) << describe_bound(*comparison.bound)
-                << (comparison.missed() ? "MISS" : "ok");
-        }
-        out << '\n';
-    };
-    if (row.comparisons.empty()) {
-        line({"", std::nullopt, std::nullopt, std::nullopt});
-    }
     for (const Comparison& comparison : row.comparisons) {
-        line(comparison);
+        out_ << std::left << std::setw(name_width_) << std::exchange(name, "") << std::setw(unit_width_)
+             << std::exchange(unit, "") << std::right << std::setw(number_width) << std::exchange(ours, "") << "  "
+             << std::left << std::setw(other_width_) << comparison.name << std::right << std::setw(number_width)
+             << (comparison.cost ? number(*comparison.cost) : "") << std::setw(number_width)
+             << describe_ratio(comparison);
+        if (comparison.bound) {
+            out_ << "  " << std::left << std::setw(8) << describe_bound(*comparison.bound)
+                 << (comparison.missed() ? "MISS" : "ok");
+        }
+        out_ << '\n';
     }
-    out << std::flush;
+    out_ << std::flush;
 }
 
 void write_json(std::ostream& out, const Settings& settings, const std::vector<Measured>& rows) {

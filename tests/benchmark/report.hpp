@@ -13,10 +13,21 @@ namespace benchmark {
 /// What it was measured with: the compiler, Boost, and the processor.
 std::string describe_build();
 
-void print_heading(std::ostream& out);
+/// A table that is printed row by row, as they are measured.
+class Table {
+public:
+    /// Makes the columns wide enough for these rows, and prints the heading.
+    Table(std::ostream& out, const std::vector<Row>& rows);
 
-/// One line per comparison.
-void print(std::ostream& out, const Measured& row);
+    /// One line per comparison.
+    void print(const Measured& row);
+
+private:
+    std::ostream& out_;
+    int name_width_ = 0;
+    int unit_width_ = 0;
+    int other_width_ = 0;
+};
 
 void write_json(std::ostream& out, const Settings& settings, const std::vector<Measured>& rows);
 

@@ -51,7 +51,7 @@ struct ChannelLimits {
 };
 
 template <class Models, template <class> class Limits>
-struct Unlimited {
+struct Handwritten {
     using Executor = typename Models::Executor;
     using Clock = std::chrono::steady_clock;
 
