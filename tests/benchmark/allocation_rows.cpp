@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <utility>
@@ -18,6 +19,30 @@
 namespace benchmark {
 
 namespace {
+
+struct alignas(64) Aligned {
+    char bytes[64];
+};
+
+/// @throws std::runtime_error if there is a way to allocate that the gauge does not see.
+void check_gauge() {
+    AllocationGauge gauge;
+    gauge.start();
+    auto* const plain = new int(0);
+    auto* const aligned = new Aligned;
+    void* const c_plain = std::malloc(1);
+    void* const c_aligned = std::aligned_alloc(64, 64);
+    keep(*plain);
+    keep(*aligned);
+    keep(c_plain);
+    keep(c_aligned);
+    gauge.stop();
+    delete plain;
+    delete aligned;
+    std::free(c_plain);
+    std::free(c_aligned);
+    require(gauge.allocations() == 4, "the gauge counts operator new, malloc() and aligned_alloc()");
+}
 
 /// Allocations per operation once everything is under way: what twice as many operations allocate more, to a
 /// thousandth.
@@ -65,7 +90,8 @@ Row row(std::string name, Variant ours, std::vector<Variant> others) {
         std::move(ours),
         std::move(others),
         {{"sluice less the floor", [=](const Costs& costs) { return costs.at(sluice) - costs.at(floor); }, at_most(0)}},
-        Row::Kind::count};
+        Row::Kind::count,
+        false};
 }
 
 template <class Executor>
@@ -127,13 +153,15 @@ Row memory(const std::string& name, const Settings& settings) {
             {{"floor: one coroutine, no limits", [=] { return extra_kilobytes<suspends>(W::one_coroutine, million); }},
              {"channel + co_spawn, 100,000 queries",
               [=] { return extra_kilobytes<suspends>(W::channel_and_co_spawn, less); }}},
-            {{"sluice, kB", [](const Costs& costs) { return costs.at("sluice"); }, at_most(1000)}},
-            Row::Kind::count};
+            {{"sluice itself", [](const Costs& costs) { return costs.at("sluice"); }, at_most(1000)}},
+            Row::Kind::count,
+            false};
 }
 
 }  // namespace
 
 std::vector<Row> allocation_rows(const Settings& settings) {
+    check_gauge();
     return {contended<AnyExecutor>("any executor", settings),
             contended<TypedExecutor>("typed executor", settings),
             barrier<AnyExecutor>("any executor", settings),

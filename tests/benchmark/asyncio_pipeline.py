@@ -115,7 +115,7 @@ async def measure(queries: list[Query], yields: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--queries", type=int, default=20_000)
+    parser.add_argument("--queries", type=int, default=100_000)
     parser.add_argument("--yields", action="store_true", help="the model functions yield once")
     options = parser.parse_args()
     queries = [Query(f"q-{i}", str(i)) for i in range(options.queries)]

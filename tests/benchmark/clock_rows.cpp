@@ -8,7 +8,9 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace benchmark {
@@ -71,8 +73,9 @@ Row row(std::string name, std::function<double()> measure, double most) {
             "reads",
             {"sluice", std::move(measure)},
             {},
-            {{"", [](const Costs& costs) { return costs.at("sluice"); }, at_most(most)}},
-            Row::Kind::count};
+            {{"sluice itself", [](const Costs& costs) { return costs.at("sluice"); }, at_most(most)}},
+            Row::Kind::count,
+            false};
 }
 
 }  // namespace

@@ -87,6 +87,7 @@ std::vector<Row> compile_time_rows(const Settings& settings) {
                at_most(1.3)}},
              {},
              Row::Kind::time,
+             true,
              settings.quick ? 1 : 5}};
 }
 

@@ -8,7 +8,6 @@
 #include "models.hpp"
 
 #include <sluice/query.hpp>
-#include <sluice/shared_string.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -23,13 +22,6 @@
 #include <vector>
 
 namespace benchmark {
-
-/// The names of the stages, made once and shared by all results.
-struct StageNames {
-    std::array<sluice::SharedString, stages> names{"classify", "extract", "generate"};
-
-    const sluice::SharedString& operator[](std::size_t stage) const { return names[stage]; }
-};
 
 /// Lets everybody through.
 template <class Executor>

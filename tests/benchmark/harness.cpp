@@ -74,7 +74,7 @@ Measured measure(const Row& row, const Settings& settings) {
     for (const Variant& other : row.others) {
         const double cost = costs.at(other.name);
         std::optional<double> ratio;
-        if (row.kind != Row::Kind::count) {
+        if (row.ratios) {
             const bool speed = other.bound && other.bound->kind == Bound::Kind::times_faster;
             ratio = speed ? cost / measured.ours : measured.ours / cost;
         }

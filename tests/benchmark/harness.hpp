@@ -72,7 +72,8 @@ struct Row {
     std::vector<Variant> others;  // the floor first
     std::vector<Derived> derived{};
     Kind kind = Kind::time;
-    std::optional<int> most_rounds{};  // where a round takes long
+    bool ratios = true;                // of ours to each other; where they say nothing, only what is derived is shown
+    std::optional<int> most_rounds{};  // where one takes long
 };
 
 /// One line of the table: ours against another, or a derived value.

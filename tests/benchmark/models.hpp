@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sluice/query.hpp>
+#include <sluice/shared_string.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>
@@ -31,6 +32,13 @@ enum class Failures { none, a_tenth };
 
 inline constexpr std::size_t stages = 3;
 inline constexpr std::array<std::ptrdiff_t, stages> limits{20, 10, 5};
+
+/// The names of the stages, made once and shared by all results.
+struct StageNames {
+    std::array<sluice::SharedString, stages> names{"classify", "extract", "generate"};
+
+    const sluice::SharedString& operator[](std::size_t stage) const { return names[stage]; }
+};
 
 /// `count` queries whose text is their number, in eight bytes: so that a model can tell which one it has without
 /// parsing, and a copy of the text allocates nothing.

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: BSL-1.0
-// Peers that do not run on Asio.
+// Peers that do not run on Asio: programs of their own, which say themselves what a query has cost them.
 #pragma once
 
 #include "harness.hpp"
 #include "models.hpp"
-#include "pipelines.hpp"
 
+#include <cstddef>
 #include <optional>
 
 namespace benchmark {
 
-/// A flow graph of oneTBB, its functions being plain ones; nothing where there was no oneTBB to build with.
-std::optional<Variant> tbb_flow_graph(const Job& job);
+/// A flow graph of oneTBB, its functions being plain ones; nothing where there was no oneTBB to build it with.
+std::optional<Variant> tbb_flow_graph(std::size_t queries);
 
-/// A child process that runs the asyncio pipeline; nothing where there is no python3. Its size is its own, and smaller,
-/// which is to its advantage.
-std::optional<Variant> asyncio(Suspends suspends, const Settings& settings, Bound bound);
+/// The obvious solution in asyncio; nothing where there is no python3.
+std::optional<Variant> asyncio(Suspends suspends, std::size_t queries, Bound bound);
 
 }  // namespace benchmark

@@ -91,6 +91,7 @@ Row scaling(const std::string& name, const Settings& settings) {
                                return std::ranges::max(net) / std::ranges::min(net);
                            },
                            at_most(1.25)});
+    row.ratios = false;
     return row;
 }
 
@@ -103,13 +104,13 @@ std::vector<Row> pipeline_rows(const Settings& settings) {
 
     Row at_once = batch<TypedExecutor, Suspends::never>("functions return at once", all_well);
     at_once.others[0].bound = at_most(1.5);
-    add(at_once, tbb_flow_graph(all_well));
-    add(at_once, asyncio(Suspends::never, settings, times_faster(60)));
+    add(at_once, tbb_flow_graph(all_well.queries->size()));
+    add(at_once, asyncio(Suspends::never, all_well.queries->size(), times_faster(60)));
 
     Row yielding = batch<TypedExecutor, Suspends::once>("functions yield once", all_well);
     yielding.others[0].bound = at_most(1.25);
     yielding.others[1].bound = times_faster(3);
-    add(yielding, asyncio(Suspends::once, settings, times_faster(30)));
+    add(yielding, asyncio(Suspends::once, all_well.queries->size(), times_faster(30)));
 
     Row retrying = batch<TypedExecutor, Suspends::once>("yield once, 10 % fail, one retry", failing);
     retrying.others[0].bound = at_most(1.3);

@@ -68,6 +68,7 @@ boost::json::object to_json(const Comparison& comparison) {
     }
     if (comparison.bound) {
         object["target"] = describe_bound(*comparison.bound);
+        object["limit"] = comparison.bound->limit;
         object["ok"] = !comparison.missed();
     }
     return object;
@@ -109,16 +110,18 @@ void Table::print(const Measured& row) {
     std::string unit = row.unit;
     std::string ours = number(row.ours);
     for (const Comparison& comparison : row.comparisons) {
-        out_ << std::left << std::setw(name_width_) << std::exchange(name, "") << std::setw(unit_width_)
+        std::ostringstream line;
+        line << std::left << std::setw(name_width_) << std::exchange(name, "") << std::setw(unit_width_)
              << std::exchange(unit, "") << std::right << std::setw(number_width) << std::exchange(ours, "") << "  "
              << std::left << std::setw(other_width_) << comparison.name << std::right << std::setw(number_width)
              << (comparison.cost ? number(*comparison.cost) : "") << std::setw(number_width)
              << describe_ratio(comparison);
         if (comparison.bound) {
-            out_ << "  " << std::left << std::setw(8) << describe_bound(*comparison.bound)
+            line << "  " << std::left << std::setw(8) << describe_bound(*comparison.bound)
                  << (comparison.missed() ? "MISS" : "ok");
         }
-        out_ << '\n';
+        const std::string text = line.str();
+        out_ << text.substr(0, text.find_last_not_of(' ') + 1) << '\n';
     }
     out_ << std::flush;
 }
