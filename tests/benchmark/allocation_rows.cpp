@@ -123,6 +123,7 @@ Row query(const std::string& name, Failures failures, const Settings& settings) 
         "allocations per query beside its result, " + name,
         {"sluice", [=] { return per_query<M>(W::template batch<>, failures, queries); }},
         {{"floor: one coroutine, no limits", [=] { return per_query<M>(W::one_coroutine, failures, queries); }},
+         {"35 coroutines, no limits", [=] { return per_query<M>(W::window_of_coroutines, failures, queries); }},
          {"channel + co_spawn per query", [=] { return per_query<M>(W::channel_and_co_spawn, failures, queries); }}});
 }
 

@@ -27,6 +27,8 @@ namespace benchmark {
 template <class Executor>
 struct NoLimits {
     static constexpr bool limited = false;
+
+    explicit NoLimits(const Executor&) noexcept {}
 };
 
 /// A channel as a semaphore for each stage.

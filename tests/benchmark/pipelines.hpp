@@ -18,6 +18,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -86,7 +87,7 @@ struct Ways {
     /// The floor.
     static asio::awaitable<void, Executor> one_coroutine(Models& models, const Job& job, Gauge& gauge,
                                                          std::vector<Result>& results) {
-        NoLimits<Executor> no_limits;
+        NoLimits<Executor> no_limits(co_await asio::this_coro::executor);
         const StageNames names;
         gauge.start();
         results.reserve(job.queries->size());
@@ -95,26 +96,17 @@ struct Ways {
         gauge.stop();
     }
 
+    /// As many coroutines as sluice has, each with its share of the queries, and no limits.
+    static asio::awaitable<void, Executor> window_of_coroutines(Models& models, const Job& job, Gauge& gauge,
+                                                                std::vector<Result>& results) {
+        constexpr std::size_t window = limits[0] + limits[1] + limits[2];
+        return co_spawn_each<NoLimits>(models, job, gauge, results, (job.queries->size() + window - 1) / window);
+    }
+
+    /// The peer.
     static asio::awaitable<void, Executor> channel_and_co_spawn(Models& models, const Job& job, Gauge& gauge,
                                                                 std::vector<Result>& results) {
-        const Executor executor = co_await asio::this_coro::executor;
-        ChannelLimits<Executor> channels(executor);
-        const StageNames names;
-        gauge.start();
-        results.reserve(job.queries->size());
-        Handwritten<Models, ChannelLimits> peer{models, channels, names, job.retries(), results};
-        std::size_t missing = job.queries->size();
-        Timer<Executor> all_done(executor, std::chrono::steady_clock::time_point::max());
-        for (const sluice::Query& query : *job.queries) {
-            asio::co_spawn(executor, peer.run(std::span(&query, 1)), [&](std::exception_ptr error) {
-                rethrow(error);
-                if (--missing == 0) {
-                    all_done.cancel();
-                }
-            });
-        }
-        co_await all_done.async_wait(asio::as_tuple(asio::deferred));
-        gauge.stop();
+        return co_spawn_each<ChannelLimits>(models, job, gauge, results, 1);
     }
 
     template <sluice::Timer TimerType = asio::steady_timer>
@@ -143,6 +135,35 @@ struct Ways {
     }
 
 private:
+    /// A coroutine for each `share` of the queries.
+    template <template <class> class Limits>
+    static asio::awaitable<void, Executor> co_spawn_each(Models& models, const Job& job, Gauge& gauge,
+                                                         std::vector<Result>& results, std::size_t share) {
+        const Executor executor = co_await asio::this_coro::executor;
+        Limits<Executor> limiter(executor);
+        const StageNames names;
+        gauge.start();
+        results.reserve(job.queries->size());
+        Handwritten<Models, Limits> handwritten{models, limiter, names, job.retries(), results};
+        std::size_t running = 0;
+        Timer<Executor> all_done(executor, std::chrono::steady_clock::time_point::max());
+        for (std::span rest(*job.queries); !rest.empty();) {
+            const std::span now = rest.first(std::min(share, rest.size()));
+            rest = rest.subspan(now.size());
+            ++running;
+            asio::co_spawn(executor, handwritten.run(now), [&](std::exception_ptr error) {
+                rethrow(error);
+                if (--running == 0) {
+                    all_done.cancel();
+                }
+            });
+        }
+        if (running != 0) {
+            co_await all_done.async_wait(asio::as_tuple(asio::deferred));
+        }
+        gauge.stop();
+    }
+
     template <sluice::Timer TimerType>
     static auto make_pipeline(Executor executor, Models& models, const Job& job, NoDeadLetters& dead_letters) {
         sluice::BasicPipelineOptions<TimerType> options(sluice::BasicStageOptions<TimerType>(

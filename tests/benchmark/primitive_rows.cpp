@@ -11,6 +11,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/this_coro.hpp>
 
+#include <array>
 #include <cstddef>
 #include <exception>
 #include <string>
@@ -99,6 +100,8 @@ Row contended(const std::string& executor, Bound against_floor, const Settings& 
          {"timer recipe",
           [=] { return time_per_turn<SemaphoreLoop<TimerSemaphore, Executor>>(crowd, limit, turns); }}}};
 }
+
+constexpr std::array<std::size_t, 3> party_counts{10, 100, 10'000};
 
 template <class Executor>
 Row barrier(std::size_t parties, const std::string& executor, const Settings& settings) {
@@ -203,10 +206,10 @@ std::vector<Row> semaphore_rows(const Settings& settings) {
 
 std::vector<Row> barrier_rows(const Settings& settings) {
     std::vector<Row> rows;
-    for (const std::size_t parties : {10, 100, 10'000}) {
+    for (const std::size_t parties : party_counts) {
         rows.push_back(barrier<AnyExecutor>(parties, "any executor", settings));
     }
-    for (const std::size_t parties : {10, 100, 10'000}) {
+    for (const std::size_t parties : party_counts) {
         rows.push_back(barrier<TypedExecutor>(parties, "typed executor", settings));
     }
     return rows;
