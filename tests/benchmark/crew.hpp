@@ -2,6 +2,7 @@
 // Runs many coroutines of one loop and measures between the first that begins and the last that ends.
 #pragma once
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>

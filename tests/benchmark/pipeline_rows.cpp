@@ -73,7 +73,7 @@ Row scaling(const std::string& name, const Settings& settings) {
     Row row{"cost per query by size: " + name, "ns/query", {}, {}};
     for (std::size_t i = sizes.size(); i-- != 0;) {
         const Job job = make_job(counts[i]);
-        const std::size_t runs = std::max<std::size_t>(1, counts[1] / counts[i]);
+        const std::size_t runs = std::max<std::size_t>(1, counts[1] / counts[i]);  // so that none is too short to time
         Variant batch{at(sizes[i]), [=] { return time_per_query<M>(W::template batch<>, job, runs); }};
         if (row.ours.name.empty()) {
             row.ours = std::move(batch);
