@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSL-1.0
+// What the command line says.
+#pragma once
+
+#include "harness.hpp"
+
+#include <string>
+
+namespace benchmark {
+
+inline constexpr const char* usage = R"(usage: sluice_benchmark [options]
+
+Measures sluice beside the floor of Asio and its peers, and prints a table.
+
+  --rounds N      how often each row is measured (default 9); a cost is the minimum of all rounds
+  --filter TEXT   only the rows whose name contains the text
+  --quick         a smoke run: few rounds, small sizes, numbers that mean nothing
+  --json FILE     write the table as JSON too
+  --check         exit with 1 if a target is missed, and say which
+  --help          print this text
+)";
+
+struct Options {
+    Settings settings;
+    std::string filter;
+    std::string json;
+    bool check = false;
+    bool help = false;
+};
+
+/// @throws std::invalid_argument that says which option is wrong.
+Options parse(int argc, char** argv);
+
+}  // namespace benchmark

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: BSL-1.0
+// All rows of the table, by what they are about.
+#pragma once
+
+#include "harness.hpp"
+
+#include <vector>
+
+namespace benchmark {
+
+std::vector<Row> semaphore_rows(const Settings& settings);
+std::vector<Row> barrier_rows(const Settings& settings);
+std::vector<Row> task_group_rows(const Settings& settings);
+std::vector<Row> pipeline_rows(const Settings& settings);
+std::vector<Row> scaling_rows(const Settings& settings);
+std::vector<Row> allocation_rows(const Settings& settings);
+std::vector<Row> clock_rows(const Settings& settings);
+std::vector<Row> makespan_rows(const Settings& settings);
+std::vector<Row> compile_time_rows(const Settings& settings);
+
+}  // namespace benchmark
