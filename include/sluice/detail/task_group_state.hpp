@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/intrusive_list.hpp>
 #include <sluice/detail/wait_queue.hpp>
 
@@ -56,7 +57,7 @@ public:
         auto child = std::make_unique<Child>(running_);
         children_.push_back(*child);
         Child& started = *child;
-        boost::asio::co_spawn(executor, Run<Executor, Function>::run(*this, started, std::move(function)),
+        boost::asio::co_spawn(executor, Run<Executor, Function>::run(Pooled(), *this, started, std::move(function)),
                               OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
     }
 
@@ -99,7 +100,8 @@ private:
 
     template <class Executor, class Function>
     struct Run {
-        static boost::asio::awaitable<void, Executor> run(TaskGroupState& group, Child& child, Function function) {
+        static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child,
+                                                          Function function) {
             child.started = true;
             Waiter start;
             co_await group.yield(start);

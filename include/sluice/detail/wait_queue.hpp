@@ -59,7 +59,7 @@ public:
         return Wait{&waiter};
     }
 
-    // The same for a coroutine that is to go on at the next drain, without anything to wait for.
+    // The same for a coroutine that is to go on at the next drain, with nothing to wait for that could be cancelled.
     auto yield(Waiter& waiter) noexcept {
         waiter.outcome = Outcome::granted;
         return wait(waiter);
@@ -151,7 +151,7 @@ private:
         template <class Handler>
         void start(Handler&& handler) const {
             auto slot = boost::asio::get_associated_cancellation_slot(handler);
-            if (slot.is_connected()) {
+            if (slot.is_connected() && waiter->outcome == Outcome::waiting) {
                 slot.template emplace<OnCancel>(OnCancel{waiter});
             }
             waiter->store(std::forward<Handler>(handler), slot);
