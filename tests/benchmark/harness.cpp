@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "harness.hpp"
 
+#include "heap.hpp"
+
 #include <time.h>
 
 #include <algorithm>
@@ -62,6 +64,7 @@ Measured measure(const Row& row, const Settings& settings) {
         for (std::size_t i = 0; i < variants.size(); ++i) {
             // Each round begins with another one, so that none always comes after the same.
             const std::size_t which = (i + static_cast<std::size_t>(round)) % variants.size();
+            tidy_heap();
             samples[which].push_back(variants[which]->measure());
         }
     }

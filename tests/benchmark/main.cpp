@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
 // sluice beside the floor of Asio and its peers: one table, measured in one run.
+#include "heap.hpp"
 #include "options.hpp"
 #include "report.hpp"
 #include "rows.hpp"
 
-#include <malloc.h>
-
 #include <exception>
 #include <fstream>
 #include <iostream>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -33,13 +31,6 @@ std::vector<Row> rows_of(const Settings& settings, const std::string& filter) {
         throw std::invalid_argument("--filter: no row's name contains '" + filter + "'");
     }
     return rows;
-}
-
-// Memory that was freed is kept for the next round. Else each would be measured with the kernel's clearing of pages in
-// it, which is the greater part of writing a large result, the same for all, and would hide what they differ in.
-void keep_memory() {
-    mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
 int run(const Options& options) {

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSL-1.0
+// For glibc.
+#include "heap.hpp"
+
+#include <malloc.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdlib>
+#include <limits>
+
+namespace benchmark {
+
+namespace {
+
+// What a thread's cache of freed blocks holds: seven of each size up to 1032 bytes. They lie anywhere, and what is
+// free between them cannot be joined.
+constexpr std::size_t sizes = 64;
+constexpr std::size_t blocks_per_size = 7;
+
+using Blocks = std::array<void*, sizes * blocks_per_size>;
+
+Blocks allocate_of_every_size() {
+    Blocks blocks{};
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+        blocks[i] = std::malloc(24 + 16 * (i / blocks_per_size));
+    }
+    return blocks;
+}
+
+void release(const Blocks& blocks) {
+    for (void* block : blocks) {
+        std::free(block);
+    }
+}
+
+}  // namespace
+
+void keep_memory() {
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+}
+
+void tidy_heap() {
+    const Blocks from_cache = allocate_of_every_size();
+    const Blocks side_by_side = allocate_of_every_size();
+    release(side_by_side);  // these fill the cache, so that those go back to the heap
+    release(from_cache);
+    std::free(std::malloc(std::size_t{1} << 16));  // a large block, before which the heap joins the small ones
+}
+
+}  // namespace benchmark
