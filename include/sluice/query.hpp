@@ -72,7 +72,7 @@ struct StreamItem {
     std::size_t index;
     Result result;
 
-    StreamItem(std::size_t query_index, Result query_result) : index(query_index), result(std::move(query_result)) {}
+    StreamItem(std::size_t query_index, Result&& query_result) : index(query_index), result(std::move(query_result)) {}
 };
 
 }  // namespace sluice

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/stream_state.hpp>
+#include <sluice/detail/waiter.hpp>
 #include <sluice/query.hpp>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/system/system_error.hpp>
 
 #include <memory>
 #include <optional>
@@ -16,7 +20,8 @@ namespace sluice {
 /// Results as they complete: what InferencePipeline::process_stream() gives.
 ///
 /// Work begins with the first next(). Queries that run and results that wait to be asked for never outnumber the
-/// window, so a slow consumer slows intake. Destroying the stream stops it: nothing new starts, what runs is cancelled,
+/// window, so a slow consumer slows intake. (A result that came while somebody asked, and whose asker was then
+/// cancelled, is in excess of that.) Destroying the stream stops it: nothing new starts, what runs is cancelled,
 /// and every slot comes back as it ends. To wait for that, co_await close() first.
 ///
 /// @par Thread safety
@@ -57,36 +62,50 @@ public:
     ///
     /// @par Cancellation
     /// Terminal, partial, total: of this wait alone. The stream runs on and no result is lost.
-    [[nodiscard]] boost::asio::awaitable<std::optional<Item>, Executor> next() { return next(state_); }
+    [[nodiscard]] boost::asio::awaitable<std::optional<Item>, Executor> next() {
+        return next(detail::Pooled(), state_);
+    }
 
     /// Stops the stream and waits until nothing of it runs any more; results not yet asked for are dropped. What the
     /// stream itself runs, a model function or a dead-letter sink, must not wait for that: it would wait for itself.
     ///
     /// @par Cancellation
     /// Of the wait alone: the stream stops all the same.
-    [[nodiscard]] boost::asio::awaitable<void, Executor> close() { return close(state_); }
+    [[nodiscard]] boost::asio::awaitable<void, Executor> close() { return close(detail::Pooled(), state_); }
 
 private:
     using State = detail::StreamState<Result, Executor>;
 
-    static boost::asio::awaitable<std::optional<Item>, Executor> next(std::shared_ptr<State> state) {
+    static boost::asio::awaitable<std::optional<Item>, Executor> next(detail::Pooled, std::shared_ptr<State> state) {
         state->start(co_await boost::asio::this_coro::executor);
         while (!state->has_result() && state->running()) {
-            co_await state->change();
+            detail::Waiter waiter;
+            co_await state->change(waiter);
+            throw_if_aborted(waiter);
         }
-        std::optional<Item> item;
-        if (state->has_result()) {
-            item.emplace(state->take_result());
-        } else {
+        if (!state->has_result()) {
             state->rethrow_error();
+            co_return std::nullopt;
         }
-        co_return item;
+        const struct Remove {
+            State& state;
+            ~Remove() { state.remove_result(); }
+        } after_it_was_moved{*state};
+        co_return std::move(state->result());
     }
 
-    static boost::asio::awaitable<void, Executor> close(std::shared_ptr<State> state) {
+    static boost::asio::awaitable<void, Executor> close(detail::Pooled, std::shared_ptr<State> state) {
         state->stop();
         while (state->running()) {
-            co_await state->change();
+            detail::Waiter waiter;
+            co_await state->change(waiter);
+            throw_if_aborted(waiter);
+        }
+    }
+
+    static void throw_if_aborted(const detail::Waiter& waiter) {
+        if (waiter.outcome == detail::Outcome::aborted) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "ResultStream");
         }
     }
 

@@ -3,14 +3,11 @@
 
 #include <sluice/detail/wait_queue.hpp>
 #include <sluice/query.hpp>
-#include <sluice/stage_semaphore.hpp>
 #include <sluice/task_group.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/error.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
-#include <boost/system/system_error.hpp>
 
 #include <cstddef>
 #include <deque>
@@ -61,8 +58,8 @@ struct Work {
 
 // What a ResultStream shares with the coroutines that work for it; whoever makes a stream derives from it.
 //
-// The window is a semaphore of places: a query takes one before it is pulled, and gives it back when the consumer has
-// its result. So a slow consumer slows intake, and one that is gone ends it.
+// A query takes a place in the window before it is pulled, and its result keeps it until a consumer asks. So a slow
+// consumer slows intake, and one that is gone ends it.
 template <class Result, class Executor>
 class StreamState : public std::enable_shared_from_this<StreamState<Result, Executor>> {
 public:
@@ -78,7 +75,7 @@ public:
         if (started_ || stopped_) {
             return;
         }
-        started_.emplace(executor, window_);
+        started_.emplace(executor);
         boost::asio::co_spawn(executor, run(), [self = this->shared_from_this()](const std::exception_ptr& error) {
             if (error && !self->stopped_) {
                 self->error_ = error;
@@ -100,22 +97,19 @@ public:
 
     bool running() const noexcept { return started_ && !ended_; }
 
-    // Suspends until something has changed.
-    boost::asio::awaitable<void, Executor> change() {
-        Waiter waiter;
-        co_await started_->changed->wait(waiter);
-        if (waiter.outcome == Outcome::aborted) {
-            throw boost::system::system_error(boost::asio::error::operation_aborted, "ResultStream::next");
-        }
-    }
+    // An asynchronous operation: waits until something has changed.
+    auto change(Waiter& waiter) noexcept { return started_->changed->wait(waiter); }
 
     bool has_result() const noexcept { return !results_.empty(); }
 
-    // The oldest result; its place in the window is free again.
-    Item take_result() {
-        Item item = std::move(results_.front().item);
+    // The oldest result; when it is removed, its place in the window is free again.
+    Item& result() noexcept { return results_.front().item; }
+    void remove_result() noexcept {
+        const bool has_place = results_.front().has_place;
         results_.pop_front();
-        return item;
+        if (has_place && taken_-- == window_) {
+            started_->room->notify_one();  // who takes this place looks whether there are more
+        }
     }
 
     void rethrow_error() {
@@ -129,16 +123,19 @@ private:
     friend struct Work<StreamState>;
 
     struct Started {
-        Started(const Executor& executor, std::ptrdiff_t window)
-            : places(executor, window), changed(make_queue<Condition>(executor)) {}
+        explicit Started(const Executor& executor)
+            : room(make_queue<Condition>(executor)), changed(make_queue<Condition>(executor)) {}
 
-        StageSemaphore places;
+        boost::intrusive_ptr<Condition> room;     // there is a place in the window, or no query left
         boost::intrusive_ptr<Condition> changed;  // a result came in, or the stream ended
     };
 
     struct Completed {
+        Completed(std::size_t index, Result&& result, bool in_window)
+            : item(index, std::move(result)), has_place(in_window) {}
+
         Item item;
-        Slot place;
+        bool has_place;  // not if a consumer was waiting for it when it came
     };
 
     virtual std::optional<Query> pull() = 0;
@@ -169,30 +166,48 @@ private:
     }
 
     boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
-        while (!stopped_) {
-            Slot place = co_await started_->places.template acquire<Executor>();
-            std::optional<Query> query;
-            try {
-                query = pull();
-            } catch (...) {
-                if (!stopped_) {
-                    error_ = std::current_exception();  // what was taken in before goes on to its end
-                }
+        while (!stopped_ && !input_ended_) {
+            if (taken_ == window_) {
+                Waiter waiter;
+                co_await started_->room->wait(waiter);
+                continue;
             }
+            ++taken_;
+            std::optional<Query> query = pull_or_end();
             if (!query || stopped_) {
                 co_return;
             }
             const std::size_t index = pulled_++;
             if (workers_ < window_) {
                 add_worker(group);
+            } else if (taken_ < window_) {
+                started_->room->notify_one();
             }
             Result result(std::move(*query));
             co_await process(result);
             if (!stopped_) {
-                results_.push_back(Completed{Item(index, std::move(result)), std::move(place)});
+                const bool awaited = started_->changed->waiting() != 0;
+                taken_ -= awaited;
+                results_.emplace_back(index, std::move(result), !awaited);
                 started_->changed->notify_one();
             }
         }
+    }
+
+    std::optional<Query> pull_or_end() {
+        std::optional<Query> query;
+        try {
+            query = pull();
+        } catch (...) {
+            if (!stopped_) {
+                error_ = std::current_exception();  // what was taken in before goes on to its end
+            }
+        }
+        if (!query) {
+            input_ended_ = true;
+            started_->room->notify_all();
+        }
+        return query;
     }
 
     const std::ptrdiff_t window_;
@@ -201,7 +216,9 @@ private:
     std::exception_ptr error_;        // what ended the input early
     TaskGroup* group_ = nullptr;      // that all work runs in
     std::ptrdiff_t workers_ = 0;      // begun; each ends when the input does
+    std::ptrdiff_t taken_ = 0;        // places: queries that run, and results that wait to be asked for
     std::size_t pulled_ = 0;
+    bool input_ended_ = false;
     bool stopped_ = false;
     bool ended_ = false;
 };
