@@ -30,7 +30,9 @@
 #include <optional>
 #include <random>
 #include <sluice/stage_semaphore.hpp>
+#include <sluice/task_group.hpp>
 #include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timeout.hpp>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -55,7 +57,8 @@ static_assert(std::is_nothrow_move_constructible_v<Slot> && std::is_nothrow_move
 static_assert(!std::is_convertible_v<Slot, bool> && std::is_constructible_v<bool, Slot>);
 static_assert(!std::is_copy_constructible_v<StageSemaphore> && !std::is_move_constructible_v<StageSemaphore>);
 static_assert(!std::is_copy_assignable_v<StageSemaphore> && !std::is_move_assignable_v<StageSemaphore>);
-static_assert(std::is_same_v<decltype(std::declval<StageSemaphore&>().acquire()), asio::awaitable<Slot>>);
+static_assert(std::is_convertible_v<StageSemaphore::Acquisition, asio::awaitable<Slot>>);
+static_assert(!std::is_copy_constructible_v<StageSemaphore::Acquisition>);
 
 // A semaphore and its context, each of which a test may destroy first. Nothing runs but when the test polls.
 struct Fixture {
@@ -1035,7 +1038,7 @@ TEST_CASE("semaphore: an exception that a resumed coroutine lets out into the lo
     asio::io_context context;
     const auto executor = on_strand ? asio::any_io_executor(asio::make_strand(context)) : context.get_executor();
     StageSemaphore semaphore(executor, 0);
-    const auto acquire = [&] { return semaphore.acquire(); };
+    const auto acquire = [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); };
     std::vector<Task<Slot>> tasks;
     for (std::size_t i = 0; i != 3; ++i) {
         if (i == thrower) {
@@ -1124,16 +1127,85 @@ namespace {
 
 template <class Executor>
 asio::awaitable<void, Executor> typed_visit(StageSemaphore& semaphore, Order& order, std::size_t number) {
-    const Slot slot = co_await semaphore.acquire<Executor>();
+    const Slot slot = co_await semaphore.acquire();
     order.push_back(number);
     co_await asio::post(asio::deferred);
 }
 
 using TypedExecutor = asio::io_context::executor_type;
-static_assert(std::is_same_v<decltype(std::declval<StageSemaphore&>().acquire<TypedExecutor>()),
-                             asio::awaitable<Slot, TypedExecutor>>);
+static_assert(std::is_convertible_v<StageSemaphore::Acquisition, asio::awaitable<Slot, TypedExecutor>>);
 
 }  // namespace
+
+TEST_CASE("semaphore: an acquisition serves wherever an awaitable is asked for", "[semaphore]") {
+    Fixture f(1);
+    StageSemaphore& semaphore = *f.semaphore;
+    const auto executor = f.context->get_executor();
+    int slots = 0;
+    const auto count = [&](const std::exception_ptr& error, const Slot& slot) { slots += !error && slot; };
+
+    asio::co_spawn(executor, semaphore.acquire(), count);
+    asio::awaitable<Slot> awaitable = semaphore.acquire();
+    asio::co_spawn(executor, std::move(awaitable), count);
+    const Task<> task(executor, [&]() -> asio::awaitable<void> {
+        StageSemaphore::Acquisition named = semaphore.acquire();
+        StageSemaphore::Acquisition moved = std::move(named);
+        slots += bool(co_await std::move(moved));
+        slots += bool(co_await sluice::with_timeout(std::chrono::hours(1), semaphore.acquire()));
+        co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+            group.spawn(semaphore.acquire());
+            co_return;
+        });
+    });
+    f.poll();
+    CHECK(task.succeeded());
+    CHECK(slots == 4);
+    CHECK(f.counts(0, 0));
+}
+
+TEST_CASE("semaphore: a loop of free slots neither grows the stack without bound nor keeps others waiting",
+          "[semaphore]") {
+    Fixture f(1);
+    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
+    std::uintptr_t highest = 0;
+    bool other_ran = false;
+    std::size_t taken_before_other = 0;
+    const Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
+        asio::post(*f.context, [&] { other_ran = true; });
+        for (int i = 0; i != 100'000; ++i) {
+            const Slot slot = co_await f.semaphore->acquire();
+            const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+            lowest = std::min(lowest, here);
+            highest = std::max(highest, here);
+            taken_before_other += !other_ran;
+        }
+    });
+    f.poll();
+    CHECK(task.succeeded());
+    CHECK(taken_before_other < 100);
+    CHECK(highest - lowest < 200'000);  // bytes
+}
+
+TEST_CASE("semaphore: many free semaphores in a row are a loop like one", "[semaphore]") {
+    asio::io_context context;
+    std::deque<StageSemaphore> semaphores;
+    for (int i = 0; i != 1000; ++i) {
+        semaphores.emplace_back(context.get_executor(), 1);
+    }
+    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
+    std::uintptr_t highest = 0;
+    const Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (StageSemaphore& semaphore : semaphores) {
+            const Slot slot = co_await semaphore.acquire();
+            const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+            lowest = std::min(lowest, here);
+            highest = std::max(highest, here);
+        }
+    });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(highest - lowest < 200'000);  // bytes
+}
 
 TEST_CASE("semaphore: coroutines with a typed executor can wait, be served and be cancelled", "[semaphore][typed]") {
     Fixture f(1);

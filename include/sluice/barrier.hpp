@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/detail/frame_pool.hpp>
+#include <sluice/detail/operation.hpp>
 #include <sluice/detail/wait_queue.hpp>
+#include <sluice/detail/waiter.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/awaitable.hpp>
+#include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/executor.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
@@ -17,6 +18,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace sluice {
@@ -55,11 +57,10 @@ public:
         return --missing_ == 0;
     }
 
-    // An asynchronous operation: waits with those that have arrived at the same phase.
-    auto join(Arrival& arrival) noexcept {
+    // To be called before the arrival's wait begins.
+    void join(Arrival& arrival) noexcept {
         arrival.round = round_;
         arrival.index = waiting();
-        return wait(arrival);
     }
 
     // Ends the phase that everyone has arrived at, and gives the last arrival's index. The caller keeps this object
@@ -153,8 +154,9 @@ private:
 /// A reusable meeting point: nobody leaves a phase until every party has arrived at it.
 ///
 /// When the last party arrives, the completion function runs, the phase is complete, and the barrier is at once ready
-/// for the next phase: a fast party may arrive again before slow ones have resumed. The last arrival goes on without
-/// suspending, the others are resumed through the executor in the order of their arrival.
+/// for the next phase: a fast party may arrive again before slow ones have resumed. The last arrival goes on at once
+/// (but every so often through the executor, lest a loop of them gives nobody else a turn), the others are resumed
+/// through the executor in the order of their arrival.
 ///
 /// @par Thread safety
 /// Distinct objects: safe. Shared objects: unsafe. The barrier and its parties belong to one thread or strand, that of
@@ -181,11 +183,14 @@ public:
     Barrier(const Barrier&) = delete;
     Barrier& operator=(const Barrier&) = delete;
 
+    class Arrival;
+
     /// Arrives, then waits until the phase is complete. Gives the index of this arrival among those that waited in this
     /// phase, from 0: each phase in which anyone waits has exactly one index 0. A party that dropped out takes no
     /// index.
     ///
-    /// `Executor` is that of the awaiting coroutine, if it is not `any_io_executor`.
+    /// To be awaited, once, in a coroutine of any executor, which is when the party arrives; converts to an
+    /// `asio::awaitable<std::size_t, E>` where one is asked for.
     ///
     /// @throws BrokenBarrier if the barrier is broken, or breaks or is reset during the wait, or if every party has
     /// dropped out.
@@ -198,12 +203,9 @@ public:
     /// wait, as it is when the barrier was broken or reset.
     ///
     /// @par Complexity
-    /// O(1); O(parties) for the last arrival if one was withdrawn in its phase. No allocation beside the coroutine's
-    /// frame and its cancellation slot's entry.
-    template <class Executor = executor_type>
-    [[nodiscard]] boost::asio::awaitable<std::size_t, Executor> arrive_and_wait() {
-        return arrive_and_wait<Executor>(detail::Pooled(), state_);
-    }
+    /// O(1); O(parties) for the last arrival if one was withdrawn in its phase. No allocation beside the cancellation
+    /// slot's entry.
+    Arrival arrive_and_wait() noexcept;
 
     /// Arrives at the current phase without waiting, and leaves: later phases need one party fewer. With no party left,
     /// later arrivals throw BrokenBarrier.
@@ -236,24 +238,61 @@ public:
     executor_type get_executor() const { return state_->get_executor(); }
 
 private:
-    template <class Executor>
-    static boost::asio::awaitable<std::size_t, Executor> arrive_and_wait(
-        detail::Pooled, boost::intrusive_ptr<detail::BarrierState> state) {
-        if (state->arrive()) {
-            co_return state->complete_phase();
+    boost::intrusive_ptr<detail::BarrierState> state_;
+};
+
+/// What Barrier::arrive_and_wait() gives: an asynchronous operation that gives the index of the arrival.
+class [[nodiscard]] Barrier::Arrival : public detail::Operation<Arrival, std::size_t> {
+public:
+    /// Moves an operation that has yet to be awaited.
+    Arrival(Arrival&& other) noexcept : state_(std::move(other.state_)) {}
+
+private:
+    friend class Barrier;
+    friend Operation;
+
+    explicit Arrival(boost::intrusive_ptr<detail::BarrierState> state) noexcept : state_(std::move(state)) {}
+
+    template <class Handler>
+    void start(Handler&& handler) {
+        try {
+            if (state_->arrive()) {
+                const auto state = state_;  // the completion function may destroy the barrier
+                waiter_.index = state->complete_phase();
+                waiter_.outcome = detail::Outcome::granted;
+            }
+        } catch (...) {
+            error_ = std::current_exception();
+            waiter_.outcome = detail::Outcome::aborted;
         }
-        detail::Arrival arrival;
-        co_await state->join(arrival);
-        if (arrival.outcome == detail::Outcome::broken) {
-            throw BrokenBarrier("Barrier: broke or was reset during the wait");
+        if (waiter_.outcome == detail::Outcome::waiting) {
+            state_->join(waiter_);
+        } else if (detail::InlineCompletion::allowed() || state_->context_gone()) {
+            const detail::InlineCompletion here;
+            complete(std::forward<Handler>(handler));
+            return;
         }
-        if (arrival.outcome == detail::Outcome::aborted) {
-            throw boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait");
+        const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
+        state_->enter(waiter_, cancellation, Completion<std::decay_t<Handler>>{this, std::forward<Handler>(handler)});
+    }
+
+    // This object is gone when the handler returns; the handler does not lie in it.
+    template <class Handler>
+    void complete(Handler&& handler) {
+        if (waiter_.outcome == detail::Outcome::broken) {
+            error_ = std::make_exception_ptr(BrokenBarrier("Barrier: broke or was reset during the wait"));
+        } else if (waiter_.outcome == detail::Outcome::aborted && !error_) {
+            error_ = std::make_exception_ptr(
+                boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait"));
         }
-        co_return arrival.index;
+        std::forward<Handler>(handler)(std::exchange(error_, nullptr), std::size_t{waiter_.index});
     }
 
     boost::intrusive_ptr<detail::BarrierState> state_;
+    std::exception_ptr error_;
+    detail::Arrival waiter_;
 };
+
+inline Barrier::Arrival Barrier::arrive_and_wait() noexcept { return Arrival(state_); }
 
 }  // namespace sluice

@@ -188,13 +188,8 @@ private:
             auto started = detail::now<TimerType>(executor);
             if (!slot) {
                 const auto queued = started;
-                try {  // as StageSemaphore::acquire(), but for the coroutine frame
-                    const auto semaphore = stage.semaphore_.state_;
-                    detail::Waiter waiter;
-                    if (!semaphore->closed()) {
-                        co_await semaphore->wait(waiter);
-                    }
-                    slot = StageSemaphore::granted(semaphore, waiter);
+                try {
+                    slot = co_await stage.semaphore_.acquire();
                 } catch (...) {
                     error = std::current_exception();
                 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/detail/frame_pool.hpp>
+#include <sluice/detail/operation.hpp>
 #include <sluice/detail/wait_queue.hpp>
-#include <sluice/timer.hpp>
+#include <sluice/detail/waiter.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/awaitable.hpp>
+#include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/executor.hpp>
 #include <boost/assert.hpp>
@@ -14,8 +14,10 @@
 #include <boost/system/system_error.hpp>
 
 #include <cstddef>
+#include <exception>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace sluice {
@@ -110,7 +112,11 @@ public:
         moved.semaphore_.swap(semaphore_);
         return *this;
     }
-    ~Slot() { release(); }
+    ~Slot() {
+        if (semaphore_) {
+            release();
+        }
+    }
 
     /// Gives the slot back early: the longest waiting coroutine gets it. An empty slot stays empty. O(1).
     void release() noexcept {
@@ -160,9 +166,13 @@ public:
     StageSemaphore(const StageSemaphore&) = delete;
     StageSemaphore& operator=(const StageSemaphore&) = delete;
 
-    /// Waits for a slot. Completes without suspending when one is free, else through the executor.
+    class Acquisition;
+
+    /// Waits for a slot. To be awaited, once, in a coroutine of any executor; converts to an `asio::awaitable<Slot, E>`
+    /// where one is asked for.
     ///
-    /// `Executor` is that of the awaiting coroutine, if it is not `any_io_executor`.
+    /// Completes at once when a slot is free, and through the executor when it has to wait. Of many free ones in a row
+    /// some go through the executor as well, lest a loop of them gives nobody else a turn.
     ///
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled, or the semaphore was
     /// closed or destroyed before it was granted a slot.
@@ -173,11 +183,8 @@ public:
     /// runs again, cancellation wins. No cancellation loses or creates a slot.
     ///
     /// @par Complexity
-    /// O(1), no allocation beside the coroutine's frame and its cancellation slot's entry.
-    template <class Executor = executor_type>
-    [[nodiscard]] boost::asio::awaitable<Slot, Executor> acquire() {
-        return acquire<Executor>(detail::Pooled(), state_);
-    }
+    /// O(1), no allocation beside the cancellation slot's entry.
+    Acquisition acquire() noexcept;
 
     /// Takes a slot if one is free and nobody waits; else, and when closed, gives an empty Slot. O(1).
     Slot try_acquire() noexcept { return state_->try_take() ? Slot(state_) : Slot(); }
@@ -203,31 +210,53 @@ public:
     executor_type get_executor() const { return state_->get_executor(); }
 
 private:
-    template <class, Timer>
-    friend class Stage;
+    boost::intrusive_ptr<detail::SemaphoreState> state_;
+};
 
-    template <class Executor>
-    static boost::asio::awaitable<Slot, Executor> acquire(detail::Pooled,
-                                                          boost::intrusive_ptr<detail::SemaphoreState> state) {
-        if (state->try_take()) {
-            co_return Slot(std::move(state));
+/// What StageSemaphore::acquire() gives: an asynchronous operation that gives a Slot.
+class [[nodiscard]] StageSemaphore::Acquisition : public detail::Operation<Acquisition, Slot> {
+public:
+    /// Moves an operation that has yet to be awaited.
+    Acquisition(Acquisition&& other) noexcept : state_(std::move(other.state_)) {}
+
+private:
+    friend class StageSemaphore;
+    friend Operation;
+
+    explicit Acquisition(boost::intrusive_ptr<detail::SemaphoreState> state) noexcept : state_(std::move(state)) {}
+
+    template <class Handler>
+    void start(Handler&& handler) {
+        using detail::Outcome;
+        if (state_->try_take()) {
+            waiter_.outcome = Outcome::granted;
+        } else if (state_->closed()) {
+            waiter_.outcome = Outcome::aborted;
         }
-        detail::Waiter waiter;
-        if (!state->closed()) {
-            co_await state->wait(waiter);
+        if (waiter_.outcome != Outcome::waiting && (detail::InlineCompletion::allowed() || state_->context_gone())) {
+            const detail::InlineCompletion here;
+            complete(std::forward<Handler>(handler));
+            return;
         }
-        co_return granted(std::move(state), waiter);
+        const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
+        state_->enter(waiter_, cancellation, Completion<std::decay_t<Handler>>{this, std::forward<Handler>(handler)});
     }
 
-    // What a wait was for.
-    static Slot granted(boost::intrusive_ptr<detail::SemaphoreState> state, const detail::Waiter& waiter) {
-        if (waiter.outcome != detail::Outcome::granted) {
-            throw boost::system::system_error(boost::asio::error::operation_aborted, "StageSemaphore::acquire");
+    // This object is gone when the handler returns; the handler does not lie in it.
+    template <class Handler>
+    void complete(Handler&& handler) {
+        if (waiter_.outcome == detail::Outcome::granted) {
+            std::forward<Handler>(handler)(std::exception_ptr(), Slot(std::move(state_)));
+        } else {
+            const boost::system::system_error aborted(boost::asio::error::operation_aborted, "StageSemaphore::acquire");
+            std::forward<Handler>(handler)(std::make_exception_ptr(aborted), Slot());
         }
-        return Slot(std::move(state));
     }
 
     boost::intrusive_ptr<detail::SemaphoreState> state_;
+    detail::Waiter waiter_;
 };
+
+inline StageSemaphore::Acquisition StageSemaphore::acquire() noexcept { return Acquisition(state_); }
 
 }  // namespace sluice

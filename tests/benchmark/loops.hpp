@@ -94,7 +94,7 @@ public:
 
     asio::awaitable<void, Executor> operator()(std::size_t turns) {
         for (std::size_t i = 0; i < turns; ++i) {
-            sluice::Slot slot = co_await semaphore_.acquire<Executor>();
+            sluice::Slot slot = co_await semaphore_.acquire();
             this->enter();
             if constexpr (SluiceLoop::posts) {
                 co_await this->post();
@@ -164,7 +164,7 @@ public:
     asio::awaitable<void, Executor> operator()(std::size_t phases) {
         for (std::size_t i = 0; i < phases; ++i) {
             this->enter();
-            co_await barrier_.arrive_and_wait<Executor>();
+            co_await barrier_.arrive_and_wait();
             this->leave();
         }
     }

@@ -7,6 +7,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/execution/context.hpp>
 #include <boost/asio/execution_context.hpp>
@@ -63,6 +64,24 @@ public:
     auto yield(Waiter& waiter) noexcept {
         waiter.outcome = Outcome::granted;
         return wait(waiter);
+    }
+
+    // Lets `waiter` in, among those that are ready if its outcome is decided. `resume` is called in the end, or
+    // destroyed with the context.
+    template <class Resume>
+    void enter(Waiter& waiter, boost::asio::cancellation_slot cancellation, Resume&& resume) {
+        waiter.queue = this;
+        if (cancellation.is_connected() && waiter.outcome == Outcome::waiting) {
+            cancellation.emplace<OnCancel>(OnCancel{&waiter});
+        }
+        waiter.store(std::forward<Resume>(resume), cancellation);
+        if (waiter.outcome == Outcome::waiting) {
+            waiting_.push_back(waiter);
+            ++waiting_count_;
+        } else {
+            ready_.push_back(waiter);
+            schedule();
+        }
     }
 
     std::size_t waiting() const noexcept { return waiting_count_; }
@@ -150,24 +169,10 @@ private:
 
         template <class Handler>
         void start(Handler&& handler) const {
-            auto slot = boost::asio::get_associated_cancellation_slot(handler);
-            if (slot.is_connected() && waiter->outcome == Outcome::waiting) {
-                slot.template emplace<OnCancel>(OnCancel{waiter});
-            }
-            waiter->store(std::forward<Handler>(handler), slot);
-            waiter->queue->enter(*waiter);
+            const auto slot = boost::asio::get_associated_cancellation_slot(handler);
+            waiter->queue->enter(*waiter, slot, std::forward<Handler>(handler));
         }
     };
-
-    void enter(Waiter& waiter) noexcept {
-        if (waiter.outcome == Outcome::waiting) {
-            waiting_.push_back(waiter);
-            ++waiting_count_;
-        } else {
-            ready_.push_back(waiter);
-            schedule();
-        }
-    }
 
     // Resumes those that are ready now; whoever becomes ready meanwhile has the next drain, so that the handlers which
     // others have posted get their turn.
