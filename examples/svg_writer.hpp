@@ -38,13 +38,13 @@ private:
     using Time = Timeline::Time;
     using Ending = Timeline::Ending;
 
-    static constexpr double width = 960, left = 92, right = 24, top = 74, queue_height = 30, gap = 18;
+    static constexpr double width = 960, left = 98, right = 24, top = 74, queue_height = 30, gap = 18;
 
     static double lane_height(const Timeline::Stage& stage) {
         return std::clamp(104.0 / static_cast<double>(std::max<std::size_t>(stage.slots, 1)), 7.0, 18.0);
     }
     static double block_height(const Timeline::Stage& stage) {
-        return std::max(32.0, lane_height(stage) * static_cast<double>(stage.slots));
+        return std::max(48.0, lane_height(stage) * static_cast<double>(stage.slots));
     }
     double x(Time at) const {
         const double whole = static_cast<double>(std::max(timeline_.end(), Time(1)).count());
@@ -100,7 +100,7 @@ private:
              << "\" height=\"" << number(h) << "\" class=\"" << classes << '"';
     }
 
-    // A small cross: a dead letter.
+    // The sign of a dead letter.
     void cross(double at_x, double at_y) {
         out_ << "<path d=\"M" << number(at_x - 2.5) << ' ' << number(at_y - 2.5)
              << "l5 5m0 -5l-5 5\" class=\"cross\"/>\n";
@@ -118,7 +118,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
 .end { text-anchor: end } .middle { text-anchor: middle } .id { font-size: 10px; fill: #082f49 }
 .card { fill: #0f172a; stroke: #334155 } .block { fill: #1e293b } .grid { stroke: #475569; stroke-opacity: .55 }
 .ok { fill: #38bdf8 } .again { fill: #fbbf24 } .lost { fill: #f43f5e } .off { fill: #64748b }
-.queue { fill: #a78bfa; fill-opacity: .55; stroke: #c4b5fd } .cross { stroke: #fecdd3; stroke-width: 1.6 }
+.queue { fill: #a78bfa; fill-opacity: .55; stroke: #c4b5fd } .cross { stroke: #fff; stroke-width: 1.5 }
 </style>
 )";
         rectangle(0.5, 0.5, width - 1, height - 1, "card");
@@ -144,20 +144,22 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
             rectangle(at_x, at_y - 8, 18, 8, classes);
             out_ << " rx=\"1.5\"/>\n";
             text(at_x + 24, at_y, "", words);
-            at_x += 24 + 6 * static_cast<double>(words.size()) + 20;
+            at_x += 52 + 5.8 * static_cast<double>(words.size());
         };
         const auto any = [&](Ending ending) {
             return std::ranges::any_of(timeline_.attempts(), [&](const auto& each) { return each.ending == ending; });
         };
         swatch("ok", "succeeded");
-        for (const Ending ending : {Ending::retried, Ending::failed, Ending::cancelled}) {
-            if (any(ending)) {
-                if (ending == Ending::failed) {
-                    cross(at_x + 22, at_y - 4);
-                    at_x += 6;
-                }
-                swatch(style(ending), std::string(name(ending)) + (ending == Ending::failed ? ": dead letter" : ""));
-            }
+        if (any(Ending::retried)) {
+            swatch("again", "failed, tried again");
+        }
+        if (any(Ending::failed)) {
+            const double middle = at_x + 9;
+            swatch("lost", "failed: dead letter");
+            cross(middle, at_y - 4);
+        }
+        if (any(Ending::cancelled)) {
+            swatch("off", "cancelled");
         }
         swatch("queue", "waiting for a slot");
     }
@@ -185,6 +187,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         const double block = block_height(stage);
         text(left - 12, y + 13, "name end", stage.name);
         text(left - 12, y + 28, "end", std::to_string(stage.slots) + (stage.slots == 1 ? " slot" : " slots"));
+        text(left - 12, y + 43, "end", std::to_string(percent_busy(index)) + " % busy");
         rectangle(left, y, width - left - right, block, "block");
         out_ << " fill-opacity=\".6\"/>\n";
         for (const Timeline::Attempt& attempt : timeline_.attempts()) {
@@ -193,6 +196,19 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
             }
         }
         draw_queue(stage, y + block);
+    }
+
+    // How much of the whole time its slots were taken.
+    long percent_busy(std::size_t stage) const {
+        Time busy{};
+        for (const Timeline::Attempt& attempt : timeline_.attempts()) {
+            if (attempt.stage == stage) {
+                busy += attempt.end - attempt.begin;
+            }
+        }
+        const double all =
+            static_cast<double>(timeline_.end().count()) * static_cast<double>(timeline_.stages()[stage].slots);
+        return std::lround(all > 0 ? 100 * static_cast<double>(busy.count()) / all : 0);
     }
 
     void draw_attempt(const Timeline::Attempt& attempt, double y, double lane) {
@@ -206,7 +222,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
             text(from + 5, y + lane / 2 + 3.5, "id", attempt.query.str());
         }
         if (attempt.ending == Ending::failed) {
-            cross(from + long_ + 4.5, y + lane / 2);
+            cross(from + long_ / 2, y + lane / 2);
         }
     }
 

@@ -47,50 +47,59 @@ inline std::string microseconds(std::chrono::nanoseconds time) {
 inline void write_trace(std::ostream& out, const Timeline& timeline) {
     using detail::json;
     using detail::microseconds;
-    out << "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
-    const char* separator = "\n";
+    const auto& stages = timeline.stages();
+    // Unlike that of any process, which a viewer may take for the main thread, and unlike those of other stages.
+    const auto thread = [&](std::size_t stage, std::size_t slot) {
+        std::size_t id = stages.size() + 1 + slot;
+        for (std::size_t i = 0; i != stage; ++i) {
+            id += stages[i].slots;
+        }
+        return id;
+    };
     // Begins an event; what is written after it belongs to the event.
-    const auto event = [&](const char* phase, std::size_t stage, const std::string& name) -> std::ostream& {
-        out << separator << "{\"ph\":\"" << phase << "\",\"pid\":" << stage + 1 << ",\"name\":" << name;
+    const char* separator = "\n";
+    const auto event = [&](const char* phase, std::size_t stage, std::size_t slot,
+                           const std::string& name) -> std::ostream& {
+        out << separator << R"({"ph":")" << phase << R"(","pid":)" << stage + 1 << R"(,"tid":)" << thread(stage, slot)
+            << R"(,"name":)" << json(name);
         separator = "},\n";
         return out;
     };
 
-    const auto& stages = timeline.stages();
+    out << R"({"displayTimeUnit":"ms","traceEvents":[)";
     for (std::size_t i = 0; i != stages.size(); ++i) {
-        const std::string title = json(stages[i].name + " (" + std::to_string(stages[i].slots) + " slots)");
-        event("M", i, "\"process_name\"") << ",\"args\":{\"name\":" << title << '}';
-        event("M", i, "\"process_sort_index\"") << ",\"args\":{\"sort_index\":" << i << '}';
-        for (std::size_t slot = 1; slot <= stages[i].slots; ++slot) {
-            event("M", i, "\"thread_name\"") << ",\"tid\":" << slot << ",\"args\":{\"name\":\"slot " << slot << "\"}";
-            event("M", i, "\"thread_sort_index\"")
-                << ",\"tid\":" << slot << ",\"args\":{\"sort_index\":" << slot << '}';
+        const std::string title = stages[i].name + " (" + std::to_string(stages[i].slots) + " slots)";
+        event("M", i, 0, "process_name") << R"(,"args":{"name":)" << json(title) << '}';
+        event("M", i, 0, "process_sort_index") << R"(,"args":{"sort_index":)" << i << '}';
+        for (std::size_t slot = 0; slot != stages[i].slots; ++slot) {
+            event("M", i, slot, "thread_name") << R"(,"args":{"name":"slot )" << slot + 1 << R"("})";
+            event("M", i, slot, "thread_sort_index") << R"(,"args":{"sort_index":)" << slot << '}';
         }
         for (const auto& [at, waiting] : stages[i].queue) {
-            event("C", i, "\"waiting\"") << ",\"ts\":" << microseconds(at) << ",\"args\":{\"queries\":" << waiting
-                                         << '}';
+            event("C", i, 0, "waiting") << R"(,"ts":)" << microseconds(at) << R"(,"args":{"queries":)" << waiting
+                                        << '}';
         }
     }
     for (const Timeline::Attempt& attempt : timeline.attempts()) {
         constexpr std::string_view colours[] = {"good", "bad", "terrible", "grey"};  // of chrome://tracing
         const std::string ending(name(attempt.ending));
-        const std::string args = ",\"args\":{\"query\":" + json(attempt.query.str()) +
-                                 ",\"attempt\":" + std::to_string(attempt.number) + ",\"ending\":" + json(ending) +
-                                 (attempt.error.empty() ? "" : ",\"error\":" + json(attempt.error)) + '}';
         const bool succeeded = attempt.ending == Timeline::Ending::succeeded;
-        event("X", attempt.stage, json(attempt.query.str() + (succeeded ? "" : " (" + ending + ')')))
-            << ",\"cat\":\"attempt\",\"tid\":" << attempt.slot + 1 << ",\"ts\":" << microseconds(attempt.begin)
-            << ",\"dur\":" << microseconds(attempt.end - attempt.begin) << ",\"cname\":\""
-            << colours[static_cast<int>(attempt.ending)] << '"' << args;
+        const std::string args = R"(,"args":{"query":)" + json(attempt.query.str()) + R"(,"attempt":)" +
+                                 std::to_string(attempt.number) + R"(,"ending":)" + json(ending) +
+                                 (attempt.error.empty() ? "" : R"(,"error":)" + json(attempt.error)) + '}';
+        event("X", attempt.stage, attempt.slot, attempt.query.str() + (succeeded ? "" : " (" + ending + ')'))
+            << R"(,"cat":"attempt","ts":)" << microseconds(attempt.begin) << R"(,"dur":)"
+            << microseconds(attempt.end - attempt.begin) << R"(,"cname":")" << colours[static_cast<int>(attempt.ending)]
+            << '"' << args;
         if (!succeeded) {
-            event("i", attempt.stage, json(ending)) << ",\"cat\":\"attempt\",\"s\":\"t\",\"tid\":" << attempt.slot + 1
-                                                    << ",\"ts\":" << microseconds(attempt.end) << args;
+            event("i", attempt.stage, attempt.slot, ending)
+                << R"(,"cat":"attempt","s":"t","ts":)" << microseconds(attempt.end) << args;
         }
     }
     for (const Timeline::DeadLetter& letter : timeline.dead_letters()) {
-        event("i", letter.stage, json("dead letter " + letter.query.str()))
-            << ",\"cat\":\"dead letter\",\"s\":\"p\",\"tid\":0,\"ts\":" << microseconds(letter.at)
-            << ",\"args\":{\"query\":" << json(letter.query.str()) << ",\"error\":" << json(letter.error) << '}';
+        event("i", letter.stage, 0, "dead letter " + letter.query.str())
+            << R"(,"cat":"dead letter","s":"p","ts":)" << microseconds(letter.at) << R"(,"args":{"query":)"
+            << json(letter.query.str()) << R"(,"error":)" << json(letter.error) << '}';
     }
     out << (*separator == '}' ? "}\n]}\n" : "]}\n");
 }
