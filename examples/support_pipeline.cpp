@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: BSL-1.0
 // Customer support: classify, extract, generate. 50 queries through limits of 20, 10 and 5, and what became of them.
 #include "dead_letter_queue.hpp"
+#include "progress.hpp"
 #include "simulated_models.hpp"
+#include "svg_writer.hpp"
+#include "timeline.hpp"
+#include "trace_writer.hpp"
 
 #include <sluice/inference_pipeline.hpp>
+#include <sluice/observer.hpp>
+#include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -11,12 +17,17 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_future.hpp>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <fstream>
 #include <iostream>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -27,11 +38,14 @@ namespace {
 
 constexpr std::string_view usage = R"(usage: support_pipeline [options]
 
-  --queries N   how many queries to run (default 50)
-  --seed N      what the queries and the models' behaviour are drawn from (default 7)
-  --retries N   how often a failed stage is tried again (default 0)
-  --stream      print each result as it completes
-  --help        print this text
+  --queries N      how many queries to run (default 50)
+  --seed N         what the queries and the models' behaviour are drawn from (default 7)
+  --retries N      how often a failed stage is tried again (default 0)
+  --stream         print each result as it completes
+  --virtual-time   let time jump from one event to the next, instead of waiting
+  --trace FILE     write what each slot did as a trace, for https://ui.perfetto.dev
+  --timeline FILE  draw the same as an SVG; best of some hundred queries at most
+  --help           print this text
 )";
 
 struct Options {
@@ -39,6 +53,9 @@ struct Options {
     std::uint64_t seed = 7;
     int retries = 0;
     bool stream = false;
+    bool virtual_time = false;
+    std::string trace;
+    std::string timeline;
     bool help = false;
 };
 
@@ -58,9 +75,9 @@ Options parse(int argc, char** argv) {
     Options options;
     for (int i = 1; i < argc; ++i) {
         const std::string option = argv[i];
-        const auto value = [&]() -> std::string {
+        const auto value = [&](const char* what = "a number") -> std::string {
             if (++i == argc) {
-                throw std::invalid_argument(option + " takes a number");
+                throw std::invalid_argument(option + " takes " + what);
             }
             return argv[i];
         };
@@ -72,6 +89,12 @@ Options parse(int argc, char** argv) {
             options.retries = parse_number<int>(option, value(), 1000);
         } else if (option == "--stream") {
             options.stream = true;
+        } else if (option == "--virtual-time") {
+            options.virtual_time = true;
+        } else if (option == "--trace") {
+            options.trace = value("a file name");
+        } else if (option == "--timeline") {
+            options.timeline = value("a file name");
         } else if (option == "--help") {
             options.help = true;
         } else {
@@ -81,9 +104,12 @@ Options parse(int argc, char** argv) {
     return options;
 }
 
-asio::awaitable<void> run(Options options) {
+constexpr sluice::StageLimits limits{.classify = 20, .extract = 10, .generate = 5};
+
+template <class Timer>
+asio::awaitable<void> run(Options options, sluice::Observer* observer) {
     using namespace std::chrono_literals;
-    support::SimulatedModels<asio::steady_timer> models(options.seed);
+    support::SimulatedModels<Timer> models(options.seed);
     support::DeadLetterQueue dead_letters;
 
     sluice::InferencePipeline pipeline(
@@ -92,9 +118,10 @@ asio::awaitable<void> run(Options options) {
         [&](support::Intent intent, const support::Entities& entities, const std::string& text) {
             return models.generate_response(intent, entities, text);
         },
-        sluice::StageLimits{.classify = 20, .extract = 10, .generate = 5}, dead_letters,
-        sluice::PipelineOptions(sluice::StageOptions(
-            sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}))));
+        limits, dead_letters,
+        sluice::BasicPipelineOptions<Timer>(
+            sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}),
+            observer));
 
     const auto queries = support::generate_test_queries(options.queries, options.seed);
     std::ptrdiff_t completed = 0;
@@ -121,6 +148,76 @@ asio::awaitable<void> run(Options options) {
     }
 }
 
+void run(const Options& options, asio::io_context& context, sluice::Observer* observer) {
+    if (options.virtual_time) {
+        auto done = asio::co_spawn(context, run<sluice::testing::VirtualTimer>(options, observer), asio::use_future);
+        sluice::testing::run(context);
+        done.get();
+    } else {
+        auto done = asio::co_spawn(context, run<asio::steady_timer>(options, observer), asio::use_future);
+        context.run();
+        done.get();
+    }
+}
+
+// A file to write, opened before the run: whoever mistypes its name is told at once.
+class Output {
+public:
+    explicit Output(std::string name) : name_(std::move(name)) {
+        if (!name_.empty()) {
+            file_.open(name_);
+            check();
+        }
+    }
+
+    template <class Write>
+    void write(Write write) {
+        if (!name_.empty()) {
+            write(file_);
+            file_.close();
+            check();
+        }
+    }
+
+private:
+    void check() const {
+        if (!file_) {
+            throw std::runtime_error("cannot write '" + name_ + "'");
+        }
+    }
+
+    std::string name_;
+    std::ofstream file_;
+};
+
+void run(const Options& options) {
+    Output trace(options.trace);
+    Output svg(options.timeline);
+    asio::io_context context(1);
+
+    const auto begin = std::chrono::steady_clock::now();
+    const auto real_time = [=] { return std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin); };
+    support::Timeline timeline(
+        [&] {
+            return options.virtual_time ? sluice::testing::VirtualTimer::now(context.get_executor()).time_since_epoch()
+                                        : real_time();
+        },
+        {{"classify", limits.classify}, {"extract", limits.extract}, {"generate", limits.generate}});
+    support::Progress progress(std::cerr, options.queries, "generate", real_time);
+
+    support::Observers observers;
+    if (!options.trace.empty() || !options.timeline.empty()) {
+        observers.add(timeline);
+    }
+    if (isatty(STDERR_FILENO) && !(options.stream && isatty(STDOUT_FILENO))) {  // where results come, they show it
+        observers.add(progress);
+    }
+    run(options, context, observers.empty() ? nullptr : &observers);
+
+    trace.write([&](std::ostream& out) { support::write_trace(out, timeline); });
+    svg.write([&](std::ostream& out) { support::write_svg(out, timeline); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -130,12 +227,9 @@ int main(int argc, char** argv) {
             std::cout << usage;
             return 0;
         }
-        asio::io_context context(1);
-        auto done = asio::co_spawn(context, run(options), asio::use_future);
-        context.run();
-        done.get();
+        run(options);
         return 0;
-    } catch (const std::invalid_argument& error) {
+    } catch (const std::exception& error) {
         std::cerr << "support_pipeline: " << error.what() << '\n';
         return 2;
     }

@@ -11,6 +11,7 @@
 #include <boost/asio/io_context.hpp>
 #include <catch2/catch_test_macros.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <map>
@@ -37,6 +38,39 @@ struct CollectingSink {
         lost.push_back(query.id.str() + " in " + why.stage.str() + ": " + why.error.message());
     }
 };
+
+struct Gauge : sluice::Observer {
+    int waiting = 0;  // for a slot, now
+    void on_queued(const sluice::StageResult<>&) noexcept override { ++waiting; }
+    void on_started(const sluice::StageResult<>&) noexcept override { --waiting; }
+    void on_finished(const sluice::StageResult<>&, Outcome, Event last) noexcept override {
+        waiting -= last == Event::queued;  // it has left the line without a slot
+    }
+};
+
+TEST_CASE("readme: an observer that counts who waits", "[readme]") {
+    asio::io_context context;
+    CollectingSink sink;
+    Gauge gauge;
+    int most = 0;
+    auto model = [&](const std::string&) -> asio::awaitable<int> {
+        most = std::max(most, gauge.waiting);
+        co_await wait<sluice::testing::VirtualTimer>(1ms);
+        co_return 1;
+    };
+    auto answer = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 2; };
+    sluice::BasicPipelineOptions<sluice::testing::VirtualTimer> options;
+    options.observer = &gauge;
+    sluice::InferencePipeline pipeline(context.get_executor(), model, model, answer, sluice::StageLimits{1, 1, 1}, sink,
+                                       options);
+    test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        const std::vector<sluice::Query> queries{{"1", "one"}, {"2", "two"}, {"3", "three"}};
+        (void)co_await pipeline.process_batch(queries);
+    });
+    sluice::testing::run(context);
+    CHECK(most == 2);
+    CHECK(gauge.waiting == 0);
+}
 
 struct Log {
     std::vector<std::string> lines;

@@ -3,6 +3,7 @@
 
 #include <sluice/dead_letter.hpp>
 #include <sluice/detail/input.hpp>
+#include <sluice/observer.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result_stream.hpp>
 #include <sluice/stage.hpp>
@@ -50,11 +51,16 @@ struct BasicPipelineOptions {
     /// which keeps every stage busy. A query in backoff keeps its place in the window.
     std::optional<std::ptrdiff_t> window;
 
+    /// Is told of every dead letter, and of every run of those stages that have no observer of their own. Default:
+    /// none.
+    Observer* observer = nullptr;
+
     BasicPipelineOptions() = default;
 
     /// The same options for all three stages.
-    explicit BasicPipelineOptions(const BasicStageOptions<TimerType>& every_stage)
-        : classify(every_stage), extract(every_stage), generate(every_stage) {}
+    explicit BasicPipelineOptions(const BasicStageOptions<TimerType>& every_stage,
+                                  Observer* pipeline_observer = nullptr)
+        : classify(every_stage), extract(every_stage), generate(every_stage), observer(pipeline_observer) {}
 };
 
 using PipelineOptions = BasicPipelineOptions<>;
@@ -81,9 +87,9 @@ using PipelineOptions = BasicPipelineOptions<>;
 /// that of the executor. Model functions may do their work elsewhere.
 ///
 /// @par Lifetime
-/// The pipeline must outlive the coroutines of its operations, streams excepted; the sink and ranges given by reference
-/// must outlive all of them. The execution context may be destroyed before or after the pipeline. One that was moved
-/// from can only be destroyed or assigned to.
+/// The pipeline must outlive the coroutines of its operations, streams excepted; the sink, the observer and ranges
+/// given by reference must outlive all of them. The execution context may be destroyed before or after the pipeline.
+/// One that was moved from can only be destroyed or assigned to.
 template <class Classify, class Extract, class Generate, DeadLetterSink Sink,
           Timer TimerType = boost::asio::steady_timer>
 class InferencePipeline {
@@ -162,15 +168,27 @@ private:
     struct State {
         State(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn, StageLimits limits,
               Sink& sink, BasicPipelineOptions<TimerType> options)
-            : classify(executor, "classify", limits.classify, std::move(classify_fn), std::move(options.classify)),
-              extract(executor, "extract", limits.extract, std::move(extract_fn), std::move(options.extract)),
-              generate(executor, "generate", limits.generate, std::move(generate_fn), std::move(options.generate)),
+            : classify(executor, "classify", limits.classify, std::move(classify_fn),
+                       observed(options.classify, options)),
+              extract(executor, "extract", limits.extract, std::move(extract_fn), observed(options.extract, options)),
+              generate(executor, "generate", limits.generate, std::move(generate_fn),
+                       observed(options.generate, options)),
               dead_letters(&sink),
+              observer(options.observer),
               window(options.window.value_or(sum(limits))) {
             if (window < 1) {
                 throw std::invalid_argument("InferencePipeline: window must be at least 1, got " +
                                             std::to_string(window));
             }
+        }
+
+        // A stage's options, with the pipeline's observer if it has none of its own.
+        static BasicStageOptions<TimerType> observed(BasicStageOptions<TimerType> stage,
+                                                     const BasicPipelineOptions<TimerType>& options) {
+            if (!stage.observer) {
+                stage.observer = options.observer;
+            }
+            return stage;
         }
 
         // Cut off at the largest number there is.
@@ -184,6 +202,7 @@ private:
         Stage<Extract, TimerType> extract;
         Stage<Generate, TimerType> generate;
         Sink* dead_letters;
+        Observer* observer;
         std::ptrdiff_t window;
     };
 
@@ -207,6 +226,9 @@ private:
         }
         if (!result.completed) {
             co_await bury(detail::Pooled(), *state.dead_letters, result);
+            if (state.observer) {
+                state.observer->on_dead_letter(result.query, result.stage_results.back(), result.dead_letter_error);
+            }
         }
     }
 

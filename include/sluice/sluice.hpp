@@ -4,6 +4,7 @@
 #include <sluice/barrier.hpp>
 #include <sluice/dead_letter.hpp>
 #include <sluice/inference_pipeline.hpp>
+#include <sluice/observer.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result_stream.hpp>
 #include <sluice/retry.hpp>

@@ -4,6 +4,7 @@
 #include <sluice/dead_letter.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
 #include <sluice/detail/frame_pool.hpp>
+#include <sluice/observer.hpp>
 #include <sluice/query.hpp>
 #include <sluice/retry.hpp>
 #include <sluice/stage_semaphore.hpp>
@@ -42,10 +43,12 @@ template <Timer TimerType = boost::asio::steady_timer>
 struct BasicStageOptions {
     RetryPolicy retry;                                ///< Default: no retries.
     std::optional<std::chrono::nanoseconds> timeout;  ///< Of each attempt, in its slot; positive. Default: none.
+    Observer* observer = nullptr;                     ///< Is told of every run. Default: none.
 
     BasicStageOptions() = default;
-    BasicStageOptions(RetryPolicy retry_policy, std::optional<std::chrono::nanoseconds> attempt_timeout = {})
-        : retry(std::move(retry_policy)), timeout(attempt_timeout) {}
+    BasicStageOptions(RetryPolicy retry_policy, std::optional<std::chrono::nanoseconds> attempt_timeout = {},
+                      Observer* stage_observer = nullptr)
+        : retry(std::move(retry_policy)), timeout(attempt_timeout), observer(stage_observer) {}
 };
 
 using StageOptions = BasicStageOptions<>;
@@ -62,7 +65,8 @@ using StageOptions = BasicStageOptions<>;
 /// strand, that of the executor.
 ///
 /// @par Lifetime
-/// A stage must outlive the coroutines that run it. The execution context may be destroyed before or after it.
+/// A stage, and its observer, must outlive the coroutines that run it. The execution context may be destroyed before or
+/// after it.
 template <class Function, Timer TimerType = boost::asio::steady_timer>
 class Stage {
 public:
@@ -182,8 +186,12 @@ private:
                 throw boost::system::system_error(boost::asio::error::operation_aborted, "Stage::run");
             }
         };
+        Observer* const observer = stage.options_.observer;
         for (;;) {
             std::exception_ptr error;
+            if (observer) {
+                observer->on_queued(result);
+            }
             Slot slot = stage.semaphore_.try_acquire();
             auto started = detail::now<TimerType>(executor);
             if (!slot) {
@@ -199,6 +207,9 @@ private:
             const bool attempted = static_cast<bool>(slot);
             if (attempted) {
                 ++result.attempts;
+                if (observer) {
+                    observer->on_started(result);
+                }
                 try {
                     if (stage.options_.timeout) {
                         Call<Args&...> call(stage.function_, args...);
@@ -214,19 +225,38 @@ private:
             }
             if (!error) {
                 result.success = true;
+                if (observer) {
+                    observer->on_finished(result, Observer::Outcome::succeeded, Observer::Event::started);
+                }
                 co_return;
             }
-            throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
-            if (!attempted || !stage.wants_retry(result.attempts, error)) {
-                result.error = std::move(error);
-                co_return;
+            auto last = attempted ? Observer::Event::started : Observer::Event::queued;
+            try {
+                throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
+                if (attempted && observer) {
+                    last = Observer::Event::attempt_failed;
+                    observer->on_attempt_failed(result, error);
+                }
+                if (!attempted || !stage.wants_retry(result.attempts, error)) {
+                    result.error = std::move(error);
+                    if (observer) {
+                        observer->on_finished(result, Observer::Outcome::failed, last);
+                    }
+                    co_return;
+                }
+                if (const auto delay = stage.options_.retry.delay(result.attempts, stream); delay.count() > 0) {
+                    TimerType backoff(executor);
+                    backoff.expires_after(std::chrono::duration_cast<typename TimerType::duration>(delay));
+                    co_await backoff.async_wait(boost::asio::deferred);
+                }
+                throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);  // too late for the backoff
+            } catch (...) {
+                if (observer) {
+                    result.error = std::current_exception();
+                    observer->on_finished(result, Observer::Outcome::cancelled, last);
+                }
+                throw;
             }
-            if (const auto delay = stage.options_.retry.delay(result.attempts, stream); delay.count() > 0) {
-                TimerType backoff(executor);
-                backoff.expires_after(std::chrono::duration_cast<typename TimerType::duration>(delay));
-                co_await backoff.async_wait(boost::asio::deferred);
-            }
-            throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);  // too late for the backoff
         }
     }
 

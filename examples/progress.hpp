@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/observer.hpp>
+#include <sluice/query.hpp>
+#include <sluice/stage_error.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace support {
+
+/// How far a run has come: one line on a terminal, written anew at most ten times a second, and wiped out at the end.
+class Progress final : public sluice::Observer {
+public:
+    using Time = std::chrono::nanoseconds;
+
+    /// A query has gone through when it succeeded in `last_stage`, or is a dead letter.
+    Progress(std::ostream& terminal, std::size_t queries, std::string last_stage, std::function<Time()> clock)
+        : terminal_(terminal), queries_(queries), last_stage_(std::move(last_stage)), clock_(std::move(clock)) {}
+
+    ~Progress() override { show({}); }
+
+    void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
+        if (outcome == Outcome::succeeded && run.stage == last_stage_) {
+            ++completed_;
+            show_now_and_then();
+        }
+    }
+
+    void on_dead_letter(const sluice::Query&, const sluice::StageResult<>&,
+                        const sluice::StageError&) noexcept override {
+        ++dead_letters_;
+        show_now_and_then();
+    }
+
+private:
+    void show_now_and_then() {
+        const std::size_t done = completed_ + dead_letters_;
+        if (done == queries_) {
+            show({});
+        } else if (const Time now = clock_(); now >= next_) {
+            next_ = now + std::chrono::milliseconds(100);
+            show(std::to_string(done) + '/' + std::to_string(queries_) + " queries (" +
+                 std::to_string(done * 100 / queries_) + " %), " + std::to_string(dead_letters_) + " dead letters");
+        }
+    }
+
+    // Over what is there, which may be longer.
+    void show(const std::string& line) {
+        const std::string blanks(shown_ > line.size() ? shown_ - line.size() : 0, ' ');
+        if (shown_ != 0 || !line.empty()) {
+            terminal_ << '\r' << line << blanks << (line.empty() ? "\r" : "") << std::flush;
+        }
+        shown_ = line.size();
+    }
+
+    std::ostream& terminal_;
+    std::size_t queries_;
+    std::string last_stage_;
+    std::function<Time()> clock_;
+    Time next_ = std::chrono::milliseconds(100);  // a short run shows nothing
+    std::size_t completed_ = 0;
+    std::size_t dead_letters_ = 0;
+    std::size_t shown_ = 0;  // characters on the line
+};
+
+/// Tells several observers of everything.
+class Observers final : public sluice::Observer {
+public:
+    void add(sluice::Observer& observer) { all_.push_back(&observer); }
+    bool empty() const noexcept { return all_.empty(); }
+
+    void on_queued(const sluice::StageResult<>& run) noexcept override {
+        for (auto* each : all_) each->on_queued(run);
+    }
+    void on_started(const sluice::StageResult<>& run) noexcept override {
+        for (auto* each : all_) each->on_started(run);
+    }
+    void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError& error) noexcept override {
+        for (auto* each : all_) each->on_attempt_failed(run, error);
+    }
+    void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event last) noexcept override {
+        for (auto* each : all_) each->on_finished(run, outcome, last);
+    }
+    void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>& run,
+                        const sluice::StageError& sink_error) noexcept override {
+        for (auto* each : all_) each->on_dead_letter(query, run, sink_error);
+    }
+
+private:
+    std::vector<Observer*> all_;
+};
+
+}  // namespace support

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "timeline.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <ostream>
+#include <string>
+#include <string_view>
+
+namespace support {
+
+/// Draws a timeline as one SVG: for each stage a lane per slot, and below them how many queries wait for one.
+class SvgWriter {
+public:
+    SvgWriter(std::ostream& out, const Timeline& timeline) : out_(out), timeline_(timeline) {}
+
+    void write() {
+        double height = top;
+        for (const Timeline::Stage& stage : timeline_.stages()) {
+            height += block_height(stage) + queue_height + gap;
+        }
+        begin(height + 22);
+        draw_axis(height);
+        double y = top;
+        for (std::size_t i = 0; i != timeline_.stages().size(); ++i) {
+            draw_stage(i, y);
+            y += block_height(timeline_.stages()[i]) + queue_height + gap;
+        }
+        out_ << "</svg>\n";
+    }
+
+private:
+    using Time = Timeline::Time;
+    using Ending = Timeline::Ending;
+
+    static constexpr double width = 960, left = 98, right = 24, top = 74, queue_height = 30, gap = 18;
+
+    static double lane_height(const Timeline::Stage& stage) {
+        return std::clamp(104.0 / static_cast<double>(std::max<std::size_t>(stage.slots, 1)), 7.0, 18.0);
+    }
+    static double block_height(const Timeline::Stage& stage) {
+        return std::max(48.0, lane_height(stage) * static_cast<double>(stage.slots));
+    }
+    double x(Time at) const {
+        const double whole = static_cast<double>(std::max(timeline_.end(), Time(1)).count());
+        return left + (width - left - right) * static_cast<double>(at.count()) / whole;
+    }
+
+    // With one decimal at most.
+    static std::string number(double value) {
+        char text[32];
+        std::snprintf(text, sizeof text, "%.1f", value);
+        const std::string_view whole(text);
+        return std::string(whole.ends_with(".0") ? whole.substr(0, whole.size() - 2) : whole);
+    }
+
+    static std::string seconds(Time time, int decimals) {
+        char text[32];
+        std::snprintf(text, sizeof text, "%.*f s", decimals, std::chrono::duration<double>(time).count());
+        return text;
+    }
+
+    static std::string escaped(const std::string& text) {
+        std::string result;
+        for (const char c : text) {
+            switch (c) {
+                case '&':
+                    result += "&amp;";
+                    break;
+                case '<':
+                    result += "&lt;";
+                    break;
+                case '>':
+                    result += "&gt;";
+                    break;
+                default:
+                    result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // which XML does not allow
+            }
+        }
+        return result;
+    }
+
+    static const char* style(Ending ending) {
+        constexpr const char* classes[] = {"ok", "again", "lost", "off"};
+        return classes[static_cast<int>(ending)];
+    }
+
+    void text(double at_x, double at_y, const char* classes, const std::string& words) {
+        out_ << "<text x=\"" << number(at_x) << "\" y=\"" << number(at_y) << "\" class=\"" << classes << "\">"
+             << escaped(words) << "</text>\n";
+    }
+
+    void rectangle(double at_x, double at_y, double w, double h, const char* classes) {
+        out_ << "<rect x=\"" << number(at_x) << "\" y=\"" << number(at_y) << "\" width=\"" << number(w)
+             << "\" height=\"" << number(h) << "\" class=\"" << classes << '"';
+    }
+
+    // The sign of a dead letter.
+    void cross(double at_x, double at_y) {
+        out_ << "<path d=\"M" << number(at_x - 2.5) << ' ' << number(at_y - 2.5)
+             << "l5 5m0 -5l-5 5\" class=\"cross\"/>\n";
+    }
+
+    void begin(double height) {
+        const std::string words = title();
+        out_ << "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 " << number(width) << ' ' << number(height)
+             << "\" width=\"" << number(width) << "\" height=\"" << number(height) << "\" role=\"img\">\n<title>"
+             << escaped(words) << "</title>\n"
+             << R"(<style>
+text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #94a3b8 }
+.title { font-size: 17px; font-weight: 600; fill: #f1f5f9 }
+.name { font-size: 13px; font-weight: 600; fill: #f1f5f9 }
+.end { text-anchor: end } .middle { text-anchor: middle } .id { font-size: 10px; fill: #082f49 }
+.card { fill: #0f172a; stroke: #334155 } .block { fill: #1e293b } .grid { stroke: #475569; stroke-opacity: .55 }
+.ok { fill: #38bdf8 } .again { fill: #fbbf24 } .lost { fill: #f43f5e } .off { fill: #64748b }
+.queue { fill: #a78bfa; fill-opacity: .55; stroke: #c4b5fd } .cross { stroke: #fff; stroke-width: 1.5 }
+</style>
+)";
+        rectangle(0.5, 0.5, width - 1, height - 1, "card");
+        out_ << " rx=\"10\"/>\n";
+        text(22, 33, "title", words);
+        draw_legend(22, 54);
+    }
+
+    // What became of the queries; those have gone through that succeeded in the last stage.
+    std::string title() const {
+        const auto completed =
+            static_cast<std::size_t>(std::ranges::count_if(timeline_.attempts(), [&](const auto& attempt) {
+                return attempt.stage + 1 == timeline_.stages().size() && attempt.ending == Ending::succeeded;
+            }));
+        const std::size_t lost = timeline_.dead_letters().size();
+        return std::to_string(completed + lost) + " queries in " + seconds(timeline_.end(), 1) + ": " +
+               std::to_string(completed) + " completed, " + std::to_string(lost) +
+               (lost == 1 ? " dead letter" : " dead letters");
+    }
+
+    void draw_legend(double at_x, double at_y) {
+        const auto swatch = [&](const char* classes, const std::string& words) {
+            rectangle(at_x, at_y - 8, 18, 8, classes);
+            out_ << " rx=\"1.5\"/>\n";
+            text(at_x + 24, at_y, "", words);
+            at_x += 52 + 5.8 * static_cast<double>(words.size());
+        };
+        const auto any = [&](Ending ending) {
+            return std::ranges::any_of(timeline_.attempts(), [&](const auto& each) { return each.ending == ending; });
+        };
+        swatch("ok", "succeeded");
+        if (any(Ending::retried)) {
+            swatch("again", "failed, tried again");
+        }
+        if (any(Ending::failed)) {
+            const double middle = at_x + 9;
+            swatch("lost", "failed: dead letter");
+            cross(middle, at_y - 4);
+        }
+        if (any(Ending::cancelled)) {
+            swatch("off", "cancelled");
+        }
+        swatch("queue", "waiting for a slot");
+    }
+
+    // Lines at round times, about eight of them.
+    void draw_axis(double bottom) {
+        const double about = std::max(std::chrono::duration<double>(timeline_.end()).count(), 1e-6) / 8;
+        const double power = std::pow(10, std::floor(std::log10(about)));
+        const double step = power * (about / power < 1.5 ? 1 : about / power < 3.5 ? 2 : about / power < 7.5 ? 5 : 10);
+        const int decimals = std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9)));
+        for (int i = 0;; ++i) {
+            const auto at = std::chrono::duration_cast<Time>(std::chrono::duration<double>(step * i));
+            if (at > timeline_.end()) {
+                break;
+            }
+            out_ << "<path d=\"M" << number(x(at)) << ' ' << number(top) << 'V' << number(bottom - gap + 5)
+                 << "\" class=\"grid\"/>\n";
+            text(x(at), bottom + 2, "middle", seconds(at, decimals));
+        }
+    }
+
+    void draw_stage(std::size_t index, double y) {
+        const Timeline::Stage& stage = timeline_.stages()[index];
+        const double lane = lane_height(stage);
+        const double block = block_height(stage);
+        text(left - 12, y + 13, "name end", stage.name);
+        text(left - 12, y + 28, "end", std::to_string(stage.slots) + (stage.slots == 1 ? " slot" : " slots"));
+        text(left - 12, y + 43, "end", std::to_string(percent_busy(index)) + " % busy");
+        rectangle(left, y, width - left - right, block, "block");
+        out_ << " fill-opacity=\".6\"/>\n";
+        for (const Timeline::Attempt& attempt : timeline_.attempts()) {
+            if (attempt.stage == index) {
+                draw_attempt(attempt, y + lane * static_cast<double>(attempt.slot), lane);
+            }
+        }
+        draw_queue(stage, y + block);
+    }
+
+    // How much of the whole time its slots were taken.
+    long percent_busy(std::size_t stage) const {
+        Time busy{};
+        for (const Timeline::Attempt& attempt : timeline_.attempts()) {
+            if (attempt.stage == stage) {
+                busy += attempt.end - attempt.begin;
+            }
+        }
+        const double all =
+            static_cast<double>(timeline_.end().count()) * static_cast<double>(timeline_.stages()[stage].slots);
+        return std::lround(all > 0 ? 100 * static_cast<double>(busy.count()) / all : 0);
+    }
+
+    void draw_attempt(const Timeline::Attempt& attempt, double y, double lane) {
+        const double from = x(attempt.begin);
+        const double long_ = std::max(x(attempt.end) - from - 1, 1.0);  // neighbours stay apart
+        rectangle(from, y + 0.5, long_, lane - 1, style(attempt.ending));
+        out_ << " rx=\"1.5\"><title>" << escaped(attempt.query.str()) << ", attempt " << attempt.number << ": "
+             << seconds(attempt.begin, 3) << " to " << seconds(attempt.end, 3)
+             << (attempt.error.empty() ? "" : ", " + escaped(attempt.error)) << "</title></rect>\n";
+        if (lane >= 12 && long_ > 8 + 6 * static_cast<double>(attempt.query.str().size())) {
+            text(from + 5, y + lane / 2 + 3.5, "id", attempt.query.str());
+        }
+        if (attempt.ending == Ending::failed) {
+            cross(from + long_ / 2, y + lane / 2);
+        }
+    }
+
+    void draw_queue(const Timeline::Stage& stage, double y) {
+        std::size_t most = 0;
+        for (const auto& [at, waiting] : stage.queue) {
+            most = std::max(most, waiting);
+        }
+        text(left - 12, y + 22, "end", most == 0 ? "nobody waits" : "up to " + std::to_string(most) + " wait");
+        if (most == 0) {
+            return;
+        }
+        const double bottom = y + queue_height;
+        const auto height = [&](std::size_t waiting) {
+            return number(bottom - (queue_height - 6) * static_cast<double>(waiting) / static_cast<double>(most));
+        };
+        out_ << "<path class=\"queue\" d=\"M" << number(left) << ' ' << number(bottom);
+        std::string drawn = number(bottom);
+        for (std::size_t i = 0; i != stage.queue.size(); ++i) {
+            const auto& [at, waiting] = stage.queue[i];
+            if (i + 1 != stage.queue.size() && x(stage.queue[i + 1].at) - x(at) < 0.5) {
+                continue;  // too short to be seen
+            }
+            if (const std::string y_now = height(waiting); y_now != drawn) {
+                out_ << 'H' << number(x(at)) << 'V' << y_now;
+                drawn = y_now;
+            }
+        }
+        out_ << 'H' << number(x(stage.queue.back().at)) << 'V' << number(bottom) << "z\"/>\n";
+    }
+
+    std::ostream& out_;
+    const Timeline& timeline_;
+};
+
+inline void write_svg(std::ostream& out, const Timeline& timeline) { SvgWriter(out, timeline).write(); }
+
+}  // namespace support
