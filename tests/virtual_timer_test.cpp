@@ -83,6 +83,8 @@ struct OwnClock {
     static time_point now() { return time_point(77ns); }
 };
 struct OwnTimer {
+    explicit OwnTimer(int) {}
+    using executor_type = int;
     using clock_type = OwnClock;
     using duration = nanoseconds;
     using time_point = OwnClock::time_point;
