@@ -44,7 +44,6 @@
 namespace {
 
 namespace asio = boost::asio;
-namespace this_coro = boost::asio::this_coro;
 using namespace std::chrono_literals;
 using boost::system::error_code;
 using boost::system::system_error;

@@ -120,9 +120,9 @@ public:
 
     /// @throws std::invalid_argument naming the stage or option and the value, if a limit, the window or a timeout is
     /// out of range or a function is empty.
-    InferencePipeline(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+    InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
                       StageLimits limits, Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
-        : state_(std::make_shared<State>(std::move(executor), std::move(classify_fn), std::move(extract_fn),
+        : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
                                          std::move(generate_fn), limits, dead_letters, std::move(options))) {}
 
     InferencePipeline(InferencePipeline&&) noexcept = default;
@@ -185,8 +185,8 @@ public:
 private:
     // Shared with streams, which may have work to cancel when the pipeline has gone.
     struct State {
-        State(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn, StageLimits limits,
-              Sink& sink, BasicPipelineOptions<TimerType> options)
+        State(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+              StageLimits limits, Sink& sink, BasicPipelineOptions<TimerType> options)
             : classify(executor, "classify", limits.classify, std::move(classify_fn), std::move(options.classify)),
               extract(executor, "extract", limits.extract, std::move(extract_fn), std::move(options.extract)),
               generate(executor, "generate", limits.generate, std::move(generate_fn), std::move(options.generate)),

@@ -101,7 +101,7 @@ private:
 
     template <class Executor>
     Executor executor() const {
-        const boost::asio::any_io_executor any = state_->get_executor();
+        boost::asio::any_io_executor any = state_->get_executor();
         if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
             return any;
         } else if (const auto* typed = any.template target<Executor>()) {
