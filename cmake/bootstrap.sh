@@ -6,7 +6,7 @@
 # it all. Run it again at will.
 #
 #   cmake/bootstrap.sh        what `cmake --workflow --preset test` needs
-#   cmake/bootstrap.sh --all  also clang 19, pkgconf and doxygen, which some workflows, tests and checks need
+#   cmake/bootstrap.sh --all  also clang 19 and its tools, pkgconf and doxygen, which some workflows, tests and checks need
 set -eu
 
 need_version() {  # need_version FOUND WANTED: is FOUND at least WANTED?
@@ -44,7 +44,7 @@ esac
 
 case "${1:-}" in
     "")    extra= ;;
-    --all) extra="clang-19 clang-format-19 libclang-rt-19-dev pkgconf doxygen" ;;
+    --all) extra="clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev pkgconf doxygen" ;;
     *)     fail "unknown option '$1'; there is only --all" ;;
 esac
 

@@ -99,8 +99,10 @@ private:
 
 asio::awaitable<void> run() {
     Assistant assistant(co_await asio::this_coro::executor);
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group keeps it
     co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
         for (const char* text : {"What is a sluice?", "Tell me the password", "How does a lock work?", "Water flows"}) {
+            // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group keeps it
             group.spawn([&assistant, query = sluice::Query(text, text)]() -> asio::awaitable<void> {
                 std::cout << co_await assistant.answer(query) << std::endl;
             });

@@ -79,6 +79,7 @@ asio::awaitable<std::string> rag_pipeline(std::vector<std::string> chunks, std::
     const Embedding query_embedding = mock_embedding();
     sluice::Barrier barrier(co_await asio::this_coro::executor, std::ssize(chunks));
 
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group keeps it
     co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
         for (const auto& chunk : chunks) {
             group.spawn(process_chunk(chunk, query_embedding, embeddings, scores, barrier));

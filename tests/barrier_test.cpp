@@ -234,13 +234,13 @@ TEST_CASE("barrier: over 1000 phases each party has an index of its own and none
                 const std::size_t expected = next_index[phase]++;
                 const std::size_t index = co_await f.barrier->arrive_and_wait();
                 in_order = in_order && index == expected;
-                const auto [least, most] = std::minmax_element(arrived.begin(), arrived.end());
+                const auto [least, most] = std::ranges::minmax_element(arrived);
                 in_step = in_step && *least >= phase + 1 && *most <= phase + 2 && completions >= phase + 1;
             }
         });
     }
     f.poll();
-    CHECK(std::all_of(tasks.begin(), tasks.end(), [](const auto& task) { return task.succeeded(); }));
+    CHECK(std::ranges::all_of(tasks, [](const auto& task) { return task.succeeded(); }));
     CHECK(in_order);
     CHECK(in_step);
     CHECK(next_index == std::vector<std::size_t>(phases, parties));
@@ -843,7 +843,7 @@ TEST_CASE("barrier: when it is destroyed each waiter ends with operation_aborted
     f.barrier = std::nullopt;
     arrivals[2].cancel();
     f.poll();
-    CHECK(std::all_of(arrivals.begin(), arrivals.end(), [](const auto& arrival) { return arrival.aborted(); }));
+    CHECK(std::ranges::all_of(arrivals, [](const auto& arrival) { return arrival.aborted(); }));
 }
 
 TEST_CASE("barrier: a phase that is complete stays complete when it is destroyed", "[barrier][shutdown]") {
@@ -971,8 +971,7 @@ TEST_CASE("barrier: it may be destroyed before its context, at every step of a r
         if (runs_on) {  // and nobody hangs
             run.context->restart();
             run.context->poll();
-            CHECK(std::all_of(run.tasks.begin(), run.tasks.end(),
-                              [](const auto& task) { return task.succeeded() || task.aborted(); }));
+            CHECK(std::ranges::all_of(run.tasks, [](const auto& task) { return task.succeeded() || task.aborted(); }));
         } else {
             run.context = std::nullopt;
         }
@@ -1035,7 +1034,7 @@ TEST_CASE("barrier: a waiter that dies with its context may cancel, abort and re
     f.context = std::nullopt;
     CHECK(deaths == 4);
     CHECK(barrier.waiting() == 0);
-    CHECK(std::none_of(arrivals.begin(), arrivals.end(), [](const auto& arrival) { return arrival.done(); }));
+    CHECK(std::ranges::none_of(arrivals, [](const auto& arrival) { return arrival.done(); }));
 }
 
 TEST_CASE("barrier: an exception that a resumed coroutine lets out into the loop loses no other waiter", "[barrier]") {
@@ -1064,7 +1063,7 @@ TEST_CASE("barrier: an exception that a resumed coroutine lets out into the loop
         arrivals.emplace_back(executor, arrive);
     }
     sluice::testing::run(context);
-    CHECK(std::all_of(arrivals.begin(), arrivals.end(), [](const auto& arrival) { return arrival.succeeded(); }));
+    CHECK(std::ranges::all_of(arrivals, [](const auto& arrival) { return arrival.succeeded(); }));
 }
 
 TEST_CASE("barrier: 100,000 parties are released at once, in order and without stack growth", "[barrier][stress]") {

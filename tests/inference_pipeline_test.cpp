@@ -45,7 +45,6 @@ using test::Endpoint;
 using test::idle;
 using test::make_queries;
 using test::make_query;
-using test::Model;
 using test::PipelineOptions;
 using test::retries;
 using test::run_until;

@@ -34,7 +34,6 @@ using test::endless;
 using test::Endpoint;
 using test::idle;
 using test::make_queries;
-using test::make_query;
 using test::PipelineOptions;
 using test::retries;
 using test::run_until;

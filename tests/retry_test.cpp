@@ -4,6 +4,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -49,12 +50,7 @@ std::string complaint(int max_retries, Backoff settings) {
 }
 
 bool has(const std::string& text, std::initializer_list<const char*> parts) {
-    for (const char* part : parts) {
-        if (text.find(part) == std::string::npos) {
-            return false;
-        }
-    }
-    return true;
+    return std::ranges::all_of(parts, [&](const char* part) { return text.find(part) != std::string::npos; });
 }
 
 std::vector<nanoseconds> delays(const RetryPolicy& policy, std::uint64_t stream = 0) {

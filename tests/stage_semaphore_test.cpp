@@ -691,7 +691,7 @@ TEST_CASE("semaphore: whatever is cancelled and when, the books agree with a mod
         }
         poll();
         Order served = f.order;
-        std::sort(served.begin(), served.end());
+        std::ranges::sort(served);
         CHECK(f.order == served);  // whatever happened, those who were served were served in order
     }
 }
@@ -715,7 +715,7 @@ TEST_CASE("semaphore: 100,000 waiters that are cancelled, half of them granted a
     CHECK(f.counts(0, 0));
     f.poll();
     CHECK(f.order.empty());
-    CHECK(std::all_of(tasks.begin(), tasks.end(), [](const auto& task) { return task.aborted(); }));
+    CHECK(std::ranges::all_of(tasks, [](const auto& task) { return task.aborted(); }));
     CHECK(f.counts(0, 0));
 }
 
@@ -952,8 +952,7 @@ TEST_CASE("semaphore: it may be destroyed before its context, at every step of a
         if (runs_on) {  // and nobody hangs
             run.context->restart();
             run.context->poll();
-            CHECK(std::all_of(run.tasks.begin(), run.tasks.end(),
-                              [](const auto& task) { return task.succeeded() || task.aborted(); }));
+            CHECK(std::ranges::all_of(run.tasks, [](const auto& task) { return task.succeeded() || task.aborted(); }));
         } else {
             run.context = std::nullopt;
         }
@@ -1027,7 +1026,7 @@ TEST_CASE("semaphore: a waiter that dies with its context may release, cancel an
     CHECK(deaths == 4);
     CHECK(semaphore.active() == 0);
     CHECK(semaphore.waiting() == 0);
-    CHECK(std::none_of(tasks.begin(), tasks.end(), [](const auto& task) { return task.done(); }));
+    CHECK(std::ranges::none_of(tasks, [](const auto& task) { return task.done(); }));
 }
 
 TEST_CASE("semaphore: an exception that a resumed coroutine lets out into the loop loses no other waiter",

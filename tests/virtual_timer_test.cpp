@@ -44,7 +44,6 @@
 namespace {
 
 namespace asio = boost::asio;
-namespace this_coro = boost::asio::this_coro;
 using namespace std::chrono_literals;
 using boost::system::error_code;
 using boost::system::system_error;
@@ -83,6 +82,8 @@ struct OwnClock {
     static time_point now() { return time_point(77ns); }
 };
 struct OwnTimer {
+    explicit OwnTimer(int) {}
+    using executor_type = int;
     using clock_type = OwnClock;
     using duration = nanoseconds;
     using time_point = OwnClock::time_point;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/concepts.hpp>
 #include <sluice/dead_letter.hpp>
 #include <sluice/detail/input.hpp>
 #include <sluice/observer.hpp>
@@ -90,22 +91,44 @@ using PipelineOptions = BasicPipelineOptions<>;
 /// The pipeline must outlive the coroutines of its operations, streams excepted; the sink, the observer and ranges
 /// given by reference must outlive all of them. The execution context may be destroyed before or after the pipeline.
 /// One that was moved from can only be destroyed or assigned to.
-template <class Classify, class Extract, class Generate, DeadLetterSink Sink,
-          Timer TimerType = boost::asio::steady_timer>
+template <class Classify, class Extract, class Generate, class Sink, Timer TimerType = boost::asio::steady_timer>
 class InferencePipeline {
 public:
     using Executor = detail::awaiting_executor_t<Classify&, const std::string&>;
-    using Intent = detail::awaited_t<Classify&, const std::string&>;
-    using Entities = detail::awaited_t<Extract&, const std::string&>;
-    using Response = detail::awaited_t<Generate&, Intent&, Entities&, const std::string&>;
+    using Intent = detail::model_value_t<Classify&, const std::string&>;
+    using Entities = detail::model_value_t<Extract&, const std::string&>;
+    using Response = detail::model_value_t<Generate&, Intent&, Entities&, const std::string&>;
     using Result = PipelineResult<Intent, Entities, Response>;
     using Stream = ResultStream<Result, Executor>;
 
+    // Not constraints, since to those compilers say "no matching function" first, and what is wrong far below.
+    static_assert(ModelFunction<Classify, const std::string&>,
+                  "sluice::ModelFunction: classify(const std::string&) must give an asio::awaitable of a value: not "
+                  "void, no reference, nothing that may throw when it is moved");
+    static_assert(
+        ModelFunction<Extract, const std::string&>,
+        "sluice::ModelFunction: extract(const std::string&) must give an asio::awaitable of a value: not void, "
+        "no reference, nothing that may throw when it is moved");
+    static_assert(
+        ModelFunction<Generate, Intent&, Entities&, const std::string&>,
+        "sluice::ModelFunction: generate(intent, entities, const std::string&), with what classify and extract "
+        "give, must give an asio::awaitable of a value: not void, no reference, nothing that may throw when it "
+        "is moved");
+    static_assert(
+        std::same_as<Executor, detail::awaiting_executor_t<Extract&, const std::string&>> &&
+            std::same_as<Executor, detail::awaiting_executor_t<Generate&, Intent&, Entities&, const std::string&>>,
+        "sluice::InferencePipeline: the awaitables of classify, extract and generate must have the same "
+        "executor type");
+    static_assert(std::constructible_from<TimerType, const Executor&>,
+                  "sluice::Timer: the timer must be constructible from the executor of the models' coroutines");
+    static_assert(DeadLetterSink<Sink>,
+                  "sluice::DeadLetterSink: the sink must have put(const sluice::Query&, const sluice::StageResult<>&)");
+
     /// @throws std::invalid_argument naming the stage or option and the value, if a limit, the window or a timeout is
     /// out of range or a function is empty.
-    InferencePipeline(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+    InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
                       StageLimits limits, Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
-        : state_(std::make_shared<State>(std::move(executor), std::move(classify_fn), std::move(extract_fn),
+        : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
                                          std::move(generate_fn), limits, dead_letters, std::move(options))) {}
 
     InferencePipeline(InferencePipeline&&) noexcept = default;
@@ -143,15 +166,17 @@ public:
     ///
     /// @note Model functions that complete without suspending give nothing else a turn while they do, not even whoever
     /// would cancel the batch.
-    template <detail::QueryRange Range>
+    template <class Range>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
+        static_assert(QueryRange<Range>, "sluice::QueryRange: process_batch() needs a range of sluice::Query");
         return process_batch(state_, detail::Input<Range>(std::forward<Range>(queries)));
     }
 
     /// Runs the queries of a range, which may be lazy or endless, and gives their results as they complete. See
     /// ResultStream. The range is kept or referred to as by process_batch().
-    template <detail::QueryRange Range>
+    template <class Range>
     Stream process_stream(Range&& queries) {
+        static_assert(QueryRange<Range>, "sluice::QueryRange: process_stream() needs a range of sluice::Query");
         return Stream(std::make_shared<Streaming<Range>>(state_, detail::Input<Range>(std::forward<Range>(queries))));
     }
 
@@ -166,8 +191,8 @@ public:
 private:
     // Shared with streams, which may have work to cancel when the pipeline has gone.
     struct State {
-        State(Executor executor, Classify classify_fn, Extract extract_fn, Generate generate_fn, StageLimits limits,
-              Sink& sink, BasicPipelineOptions<TimerType> options)
+        State(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+              StageLimits limits, Sink& sink, BasicPipelineOptions<TimerType> options)
             : classify(executor, "classify", limits.classify, std::move(classify_fn),
                        observed(options.classify, options)),
               extract(executor, "extract", limits.extract, std::move(extract_fn), observed(options.extract, options)),
@@ -250,7 +275,7 @@ private:
     static boost::asio::awaitable<void, Executor> bury(detail::Pooled, Sink& sink, Result& result) {
         const StageResult<>& reason = result.stage_results.back();
         try {
-            if constexpr (detail::Awaitable<decltype(sink.put(result.query, reason))>) {
+            if constexpr (Awaitable<decltype(sink.put(result.query, reason))>) {
                 // As a coroutine of its own, which no cancellation reaches: a dead letter is put whole or not at all.
                 Put put{sink, result.query, reason};
                 co_await boost::asio::co_spawn(

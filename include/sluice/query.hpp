@@ -5,8 +5,10 @@
 #include <sluice/stage_error.hpp>
 
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <optional>
+#include <ranges>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +26,12 @@ struct Query {
           std::chrono::system_clock::time_point when = std::chrono::system_clock::now())
         : id(std::move(query_id)), text(std::move(query_text)), timestamp(when) {}
 };
+
+/// What process_batch() and process_stream() take queries from: an input range, such as a container, a view or a
+/// generator, of what converts to Query. An lvalue is referred to, and an rvalue that is a container moved from.
+template <class Range>
+concept QueryRange = std::ranges::input_range<Range> && std::ranges::viewable_range<Range> &&
+                     std::convertible_to<std::ranges::range_reference_t<Range>, Query>;
 
 /// How one query fared in one stage: `StageResult<T>` with the data, `StageResult<>` without.
 template <class T = void>

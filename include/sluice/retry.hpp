@@ -35,7 +35,7 @@ public:
     using Predicate = std::function<bool(const std::exception_ptr&)>;
 
     /// No retries.
-    RetryPolicy() noexcept {}
+    RetryPolicy() noexcept = default;
 
     /// `max_retries` retries are `max_retries + 1` attempts. An empty `retry_if` retries every exception.
     /// @throws std::invalid_argument naming the setting that is out of range and its value.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/barrier.hpp>
+#include <sluice/concepts.hpp>
 #include <sluice/dead_letter.hpp>
 #include <sluice/inference_pipeline.hpp>
 #include <sluice/observer.hpp>

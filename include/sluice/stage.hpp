@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/concepts.hpp>
 #include <sluice/dead_letter.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
 #include <sluice/detail/frame_pool.hpp>
@@ -35,7 +36,7 @@
 
 namespace sluice {
 
-template <class, class, class, DeadLetterSink, Timer>
+template <class, class, class, class, Timer>
 class InferencePipeline;
 
 /// What a Stage may be told beside its limit. `TimerType` is what it waits with and measures time by.
@@ -55,7 +56,7 @@ using StageOptions = BasicStageOptions<>;
 
 /// One model function behind a limit, a retry policy and a timeout.
 ///
-/// The model function is any callable that gives an `asio::awaitable<T>`, `T` not void; the arguments it takes are
+/// The model function is a ModelFunction: any callable that gives an `asio::awaitable<T>`. The arguments it takes are
 /// those of run(), as lvalues, since an attempt may have to be repeated. It may do its work elsewhere, on a thread pool
 /// say, as long as its coroutine comes back to its executor. It must not call `this_coro::reset_cancellation_state` or
 /// `this_coro::throw_if_cancelled` and leave them changed: they belong to the coroutine that runs the query.
@@ -110,6 +111,10 @@ public:
     template <class... Args>
         requires std::invocable<Function&, std::remove_reference_t<Args>&...>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) {
+        static_assert(
+            ModelFunction<Function, std::remove_reference_t<Args>&...>,
+            "sluice::ModelFunction: the model function of a Stage must give an asio::awaitable of a value: not "
+            "void, no reference, nothing that may throw when it is moved");
         return run<Args...>(detail::Pooled(), *this, std::move(query_id), std::forward<Args>(args)...);
     }
 
@@ -120,11 +125,11 @@ public:
     const StageSemaphore& semaphore() const noexcept { return semaphore_; }
 
 private:
-    template <class, class, class, DeadLetterSink, Timer>
+    template <class, class, class, class, Timer>
     friend class InferencePipeline;
 
     template <class... Args>
-    using Value = detail::awaited_t<Function&, std::remove_reference_t<Args>&...>;
+    using Value = detail::model_value_t<Function&, std::remove_reference_t<Args>&...>;
     template <class... Args>
     using Executor = detail::awaiting_executor_t<Function&, std::remove_reference_t<Args>&...>;
 
@@ -173,8 +178,6 @@ private:
     template <class... Args>
     static boost::asio::awaitable<void, Executor<Args&...>> fill(detail::Pooled, Stage& stage, StageResult<>& result,
                                                                  std::optional<Value<Args&...>>& data, Args&... args) {
-        static_assert(!std::is_void_v<Value<Args&...>>,
-                      "sluice::Stage: the model function must give a value, not void");
         using Ex = Executor<Args&...>;
         const Ex executor = co_await boost::asio::this_coro::executor;
         const std::uint64_t stream = stage.runs_++;

@@ -101,15 +101,19 @@ private:
 /// Goes back when it is released, assigned to, or destroyed, which must happen on the semaphore's thread or strand. It
 /// may outlive the semaphore and the execution context. Giving a slot back posts at most one handler; if memory for
 /// that is exhausted, the program terminates, as from any destructor that throws.
+///
+/// With g++ 12, `free ? Slot() : co_await semaphore.acquire()` and `Aggregate{co_await semaphore.acquire()}` make a
+/// bitwise copy of a slot that is given back at the end of the expression. Such a copy holds nothing and gives nothing
+/// back, and an assertion says so. Name the slot first.
 class [[nodiscard]] Slot {
 public:
     /// An empty slot.
     Slot() noexcept = default;
 
-    Slot(Slot&&) noexcept = default;
+    Slot(Slot&& other) noexcept : semaphore_(std::move(other.own())) {}
     Slot& operator=(Slot&& other) noexcept {
         Slot moved(std::move(other));
-        moved.semaphore_.swap(semaphore_);
+        moved.semaphore_.swap(own());
         return *this;
     }
     ~Slot() {
@@ -120,13 +124,13 @@ public:
 
     /// Gives the slot back early: the longest waiting coroutine gets it. An empty slot stays empty. O(1).
     void release() noexcept {
-        if (const auto semaphore = std::exchange(semaphore_, nullptr)) {
+        if (const auto semaphore = std::exchange(own(), nullptr)) {
             semaphore->give_back();
         }
     }
 
     /// Whether this holds a slot.
-    explicit operator bool() const noexcept { return semaphore_ != nullptr; }
+    explicit operator bool() const noexcept { return semaphore_ != nullptr && at_ == this; }
 
 private:
     friend class StageSemaphore;
@@ -134,7 +138,20 @@ private:
     // Adopts a slot that was counted already.
     explicit Slot(boost::intrusive_ptr<detail::SemaphoreState> semaphore) noexcept : semaphore_(std::move(semaphore)) {}
 
+    // What this owns: nothing, if it is a copy that nobody constructed.
+    boost::intrusive_ptr<detail::SemaphoreState>& own() noexcept {
+        if (at_ != this) [[unlikely]] {
+            BOOST_ASSERT_MSG(false,
+                             "sluice::Slot: a bitwise copy, such as g++ 12 makes of `co_await acquire()` in a "
+                             "conditional expression or in the braces of an aggregate. It holds no slot.");
+            semaphore_.detach();  // the original has given it back, or will
+            at_ = this;
+        }
+        return semaphore_;
+    }
+
     boost::intrusive_ptr<detail::SemaphoreState> semaphore_;
+    const Slot* at_ = this;
 };
 
 /// Limits how many coroutines are in a stage at once, strictly first come, first served.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/concepts.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
 #include <sluice/detail/task_group_state.hpp>
 #include <sluice/detail/wait_queue.hpp>
@@ -73,16 +74,16 @@ public:
     /// @throws boost::asio::execution::bad_executor if the child's coroutine is bound to another type of executor than
     /// the group's.
     /// @throws std::logic_error if every child has ended already.
-    template <detail::Awaitable Coroutine>
-    void spawn(Coroutine coroutine) {
-        spawn(detail::Given<Coroutine>{std::move(coroutine)});
-    }
-
-    /// @copydoc spawn
-    template <std::invocable Function>
-        requires detail::Awaitable<std::invoke_result_t<Function&>>
-    void spawn(Function function) {
-        state_->spawn(executor<detail::awaiting_executor_t<Function&>>(), std::move(function));
+    template <class Task>
+    void spawn(Task task) {
+        if constexpr (Awaitable<Task>) {
+            spawn(detail::Given<Task>{std::move(task)});
+        } else {
+            static_assert(AwaitableFunction<Task>,
+                          "sluice::AwaitableFunction: spawn() needs an asio::awaitable, or a function that gives one "
+                          "when it is called without arguments");
+            state_->spawn(executor<detail::awaiting_executor_t<Task&>>(), std::move(task));
+        }
     }
 
     /// Cancels the body and every child, each once. A group that was cancelled in this way ends normally when they have
@@ -100,7 +101,7 @@ private:
 
     template <class Executor>
     Executor executor() const {
-        const boost::asio::any_io_executor any = state_->get_executor();
+        boost::asio::any_io_executor any = state_->get_executor();
         if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
             return any;
         } else if (const auto* typed = any.template target<Executor>()) {
@@ -153,6 +154,10 @@ struct GroupRun {
 
 template <class Executor, class Body>
 auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_t<Body&, TaskGroup&>, Executor> {
+    static_assert(
+        AwaitableFunction<Body, TaskGroup&>,
+        "sluice::AwaitableFunction: the body of with_task_group() must be callable with a TaskGroup& and give "
+        "an asio::awaitable");
     return detail::GroupRun<Executor, Body>::run(std::move(body));
 }
 

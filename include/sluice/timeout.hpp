@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/concepts.hpp>
 #include <sluice/detail/to_text.hpp>
 #include <sluice/task_group.hpp>
 #include <sluice/timer.hpp>
@@ -91,8 +92,12 @@ struct TimedRun {
 /// @par Cancellation
 /// As with_task_group(): the coroutine is cancelled and waited for, and `operation_aborted` comes out, unless it gives
 /// a value all the same.
-template <Timer T = boost::asio::steady_timer, class Function>
+template <class T = boost::asio::steady_timer, class Function>
 [[nodiscard]] auto with_timeout(std::chrono::nanoseconds timeout, Function function) {
+    static_assert(Timer<T>, "sluice::Timer: what with_timeout() waits with must be like asio::steady_timer");
+    static_assert(AwaitableFunction<Function>,
+                  "sluice::AwaitableFunction: with_timeout() needs a function that gives an asio::awaitable when it is "
+                  "called without arguments");
     return detail::TimedRun<T, Function>::run(timeout, std::move(function));
 }
 

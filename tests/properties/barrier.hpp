@@ -65,7 +65,7 @@ inline void check_barrier(Choices& choices) {
                 } catch (const CompletionFailed&) {
                 }
                 if (quiet) {
-                    const auto [least, most] = std::minmax_element(passed.begin(), passed.end());
+                    const auto [least, most] = std::ranges::minmax_element(passed);
                     require(*most - *least <= 1, "two parties are more than a phase apart");
                 }
             }
@@ -101,8 +101,8 @@ inline void check_barrier(Choices& choices) {
         require(barrier->waiting() == 0, "a waiter was lost");
     }
     for (auto& [phase, got] : indices) {
-        std::sort(got.begin(), got.end());
-        require(std::adjacent_find(got.begin(), got.end()) == got.end(), "two arrivals have the same index");
+        std::ranges::sort(got);
+        require(std::ranges::adjacent_find(got) == got.end(), "two arrivals have the same index");
         require(got.back() < parties, "an index is out of range");
         require(!quiet || got.size() == parties, "an arrival was lost");
     }

@@ -54,7 +54,7 @@ public:
     bool one_in(std::size_t n) { return below(n) == 0; }
 
 private:
-    std::mt19937_64 random_{};
+    std::mt19937_64 random_;
     std::span<const std::uint8_t> bytes_;
     bool from_bytes_ = false;
 };

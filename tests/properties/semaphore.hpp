@@ -16,7 +16,7 @@ namespace properties {
 /// destroyed.
 inline void check_semaphore(Choices& choices) {
     InterleavingContext context([&](std::size_t n) { return choices.below(n); });
-    std::ptrdiff_t limit = static_cast<std::ptrdiff_t>(choices.below(4));
+    auto limit = static_cast<std::ptrdiff_t>(choices.below(4));
     std::optional<sluice::StageSemaphore> semaphore(std::in_place, context.get_executor(), limit);
     Actors actors(context.get_executor());
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/concepts.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 
 #include <optional>
@@ -10,19 +13,34 @@
 
 namespace sluice::detail {
 
-template <class T>
-inline constexpr bool is_awaitable = false;
-template <class T, class Executor>
-inline constexpr bool is_awaitable<boost::asio::awaitable<T, Executor>> = true;
+// Stands for what a callable would give that gives no awaitable of a value. A static_assert has said so where this
+// turns up; it converts to all so that the compiler has little to add.
+struct Unknown {
+    template <class T>
+    operator T&() const;
+};
 
-template <class T>
-concept Awaitable = is_awaitable<T>;
+template <class Function, class... Args>
+struct CallTraits {
+    using Value = Unknown;
+    using Executor = boost::asio::any_io_executor;
+};
+template <class Function, class... Args>
+    requires AwaitableFunction<Function, Args...>
+struct CallTraits<Function, Args...> {
+    using Value = typename std::invoke_result_t<Function&, Args...>::value_type;
+    using Executor = typename std::invoke_result_t<Function&, Args...>::executor_type;
+};
 
-// What came out of a callable's awaitable: its value and the executor of its coroutine.
+// What comes out of a callable's awaitable: its value and the executor of its coroutine.
 template <class Function, class... Args>
-using awaited_t = typename std::invoke_result_t<Function, Args...>::value_type;
+using awaited_t = typename CallTraits<Function, Args...>::Value;
 template <class Function, class... Args>
-using awaiting_executor_t = typename std::invoke_result_t<Function, Args...>::executor_type;
+using awaiting_executor_t = typename CallTraits<Function, Args...>::Executor;
+
+// The same value of a model function.
+template <class Function, class... Args>
+using model_value_t = std::conditional_t<ModelFunction<Function, Args...>, awaited_t<Function, Args...>, Unknown>;
 
 // What holds a T that may have yet to come, if T is not void.
 template <class T>

@@ -3,7 +3,6 @@
 
 #include <sluice/query.hpp>
 
-#include <concepts>
 #include <cstddef>
 #include <iterator>
 #include <optional>
@@ -12,10 +11,6 @@
 #include <utility>
 
 namespace sluice::detail {
-
-template <class Range>
-concept QueryRange = std::ranges::input_range<Range> && std::ranges::viewable_range<Range> &&
-                     std::convertible_to<std::ranges::range_reference_t<Range>, Query>;
 
 // Takes queries out of a range one at a time. Never looks further ahead than it is asked to: an iterator is advanced
 // only when the next query is wanted, since for a lazy range that is work, or a wait.

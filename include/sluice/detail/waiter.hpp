@@ -40,7 +40,7 @@ public:
         finish_ = [](std::byte* storage, bool resume) {
             Stored& stored = *std::launder(reinterpret_cast<Stored*>(storage));
             Stored moved(std::move(stored));
-            stored.~Stored();
+            stored.~Stored();  // NOLINT(bugprone-use-after-move): this is what is left to do
             if (resume) {
                 std::move(moved)();
             }

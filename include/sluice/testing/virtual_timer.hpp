@@ -99,7 +99,7 @@ private:
 
     void shutdown() noexcept override;
 
-    time_point now_{};
+    time_point now_;
     std::uint64_t sequence_ = 0;
     Waits waits_;
 };

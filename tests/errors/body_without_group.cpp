@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/task_group.hpp>
+
+#include <boost/asio/awaitable.hpp>
+
+// The body of a group is where its children are spawned.
+void body_without_group() {
+#ifdef MISTAKE
+    auto body = []() -> boost::asio::awaitable<void> { co_return; };
+#else
+    auto body = [](sluice::TaskGroup&) -> boost::asio::awaitable<void> { co_return; };
+#endif
+    static_cast<void>(sluice::with_task_group(body));
+}

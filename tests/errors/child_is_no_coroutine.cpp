@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/task_group.hpp>
+
+#include <boost/asio/awaitable.hpp>
+
+// A child is a coroutine.
+void child_is_no_coroutine(sluice::TaskGroup& group) {
+#ifdef MISTAKE
+    group.spawn([] {});
+#else
+    group.spawn([]() -> boost::asio::awaitable<void> { co_return; });
+#endif
+}
