@@ -3,8 +3,13 @@
 
 #include <sluice/concepts.hpp>
 #include <sluice/dead_letter.hpp>
+#include <sluice/detail/awaitable_traits.hpp>
+#include <sluice/detail/batch.hpp>
+#include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/input.hpp>
-#include <sluice/observer.hpp>
+#include <sluice/detail/pipeline_state.hpp>
+#include <sluice/detail/stream_state.hpp>
+#include <sluice/pipeline_options.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result_stream.hpp>
 #include <sluice/stage.hpp>
@@ -12,59 +17,16 @@
 #include <sluice/timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/bind_cancellation_slot.hpp>
-#include <boost/asio/cancellation_signal.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/deferred.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/this_coro.hpp>
 
-#include <algorithm>
 #include <concepts>
 #include <cstddef>
-#include <exception>
-#include <limits>
 #include <memory>
-#include <optional>
-#include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace sluice {
-
-/// How many queries may be in each stage at once; each at least 1.
-struct StageLimits {
-    std::ptrdiff_t classify;
-    std::ptrdiff_t extract;
-    std::ptrdiff_t generate;
-};
-
-/// What an InferencePipeline may be told beside its limits. `TimerType` is what it waits with and measures time by.
-template <Timer TimerType = boost::asio::steady_timer>
-struct BasicPipelineOptions {
-    BasicStageOptions<TimerType> classify;
-    BasicStageOptions<TimerType> extract;
-    BasicStageOptions<TimerType> generate;
-
-    /// How many queries process_batch() and process_stream() run at once; at least 1. Default: the sum of the limits,
-    /// which keeps every stage busy. A query in backoff keeps its place in the window.
-    std::optional<std::ptrdiff_t> window;
-
-    /// Is told of every dead letter, and of every run of those stages that have no observer of their own. Default:
-    /// none.
-    Observer* observer = nullptr;
-
-    BasicPipelineOptions() = default;
-
-    /// The same options for all three stages.
-    explicit BasicPipelineOptions(const BasicStageOptions<TimerType>& every_stage,
-                                  Observer* pipeline_observer = nullptr)
-        : classify(every_stage), extract(every_stage), generate(every_stage), observer(pipeline_observer) {}
-};
-
-using PipelineOptions = BasicPipelineOptions<>;
 
 /// Runs queries through three models, classify, extract and generate, each behind its own limit.
 ///
@@ -147,7 +109,7 @@ public:
     /// As the model functions provide. The slot comes back, `operation_aborted` comes out, and there is no dead letter;
     /// one that is being put already is finished, and the result comes back.
     [[nodiscard]] boost::asio::awaitable<Result, Executor> process_one(Query query) {
-        return process_one(state_, std::move(query));
+        return process_one(detail::Pooled(), state_, std::move(query));
     }
 
     /// Runs all queries of a range, at most `window` at once, and gives their results in the order of the input. A
@@ -177,7 +139,8 @@ public:
     template <class Range>
     Stream process_stream(Range&& queries) {
         static_assert(QueryRange<Range>, "sluice::QueryRange: process_stream() needs a range of sluice::Query");
-        return Stream(std::make_shared<Streaming<Range>>(state_, detail::Input<Range>(std::forward<Range>(queries))));
+        return Stream(std::make_shared<detail::PipelineStream<State, Range>>(
+            state_, detail::Input<Range>(std::forward<Range>(queries))));
     }
 
     /// The stages, to look at or to change their limits.
@@ -189,171 +152,22 @@ public:
     std::ptrdiff_t window() const noexcept { return state_->window; }
 
 private:
-    // Shared with streams, which may have work to cancel when the pipeline has gone.
-    struct State {
-        State(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
-              StageLimits limits, Sink& sink, BasicPipelineOptions<TimerType> options)
-            : classify(executor, "classify", limits.classify, std::move(classify_fn),
-                       observed(options.classify, options)),
-              extract(executor, "extract", limits.extract, std::move(extract_fn), observed(options.extract, options)),
-              generate(executor, "generate", limits.generate, std::move(generate_fn),
-                       observed(options.generate, options)),
-              dead_letters(&sink),
-              observer(options.observer),
-              window(options.window.value_or(sum(limits))) {
-            if (window < 1) {
-                throw std::invalid_argument("InferencePipeline: window must be at least 1, got " +
-                                            std::to_string(window));
-            }
-        }
+    using State = detail::PipelineState<Classify, Extract, Generate, Sink, TimerType, Result, Executor>;
 
-        // A stage's options, with the pipeline's observer if it has none of its own.
-        static BasicStageOptions<TimerType> observed(BasicStageOptions<TimerType> stage,
-                                                     const BasicPipelineOptions<TimerType>& options) {
-            if (!stage.observer) {
-                stage.observer = options.observer;
-            }
-            return stage;
-        }
-
-        // Cut off at the largest number there is.
-        static std::ptrdiff_t sum(StageLimits limits) noexcept {
-            constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max();
-            const auto add = [](std::ptrdiff_t a, std::ptrdiff_t b) { return a > most - b ? most : a + b; };
-            return add(add(limits.classify, limits.extract), limits.generate);
-        }
-
-        Stage<Classify, TimerType> classify;
-        Stage<Extract, TimerType> extract;
-        Stage<Generate, TimerType> generate;
-        Sink* dead_letters;
-        Observer* observer;
-        std::ptrdiff_t window;
-    };
-
-    static boost::asio::awaitable<Result, Executor> process_one(std::shared_ptr<State> state, Query query) {
+    static boost::asio::awaitable<Result, Executor> process_one(detail::Pooled, std::shared_ptr<State> state,
+                                                                Query query) {
         Result result(std::move(query));
-        co_await process(detail::Pooled(), *state, result);
+        co_await state->process(result);
         co_return result;
     }
-
-    // Runs result.query and fills in the rest.
-    static boost::asio::awaitable<void, Executor> process(detail::Pooled, State& state, Result& result) {
-        const std::string& text = result.query.text;
-        result.stage_results.reserve(3);
-        co_await run(state.classify, result, result.intent, text);
-        if (result.stage_results.back().success) {
-            co_await run(state.extract, result, result.entities, text);
-            if (result.stage_results.back().success) {
-                co_await run(state.generate, result, result.response, *result.intent, *result.entities, text);
-                result.completed = result.stage_results.back().success;
-            }
-        }
-        if (!result.completed) {
-            co_await bury(detail::Pooled(), *state.dead_letters, result);
-            if (state.observer) {
-                state.observer->on_dead_letter(result.query, result.stage_results.back(), result.dead_letter_error);
-            }
-        }
-    }
-
-    // Runs result.query through one stage.
-    template <class StageType, class T, class... Args>
-    static auto run(StageType& stage, Result& result, std::optional<T>& data, Args&... args) {
-        StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
-        return StageType::fill(detail::Pooled(), stage, stage_result, data, args...);
-    }
-
-    struct Put {
-        Sink& sink;
-        const Query& query;
-        const StageResult<>& reason;
-
-        auto operator()() const { return sink.put(query, reason); }
-    };
-
-    static boost::asio::awaitable<void, Executor> bury(detail::Pooled, Sink& sink, Result& result) {
-        const StageResult<>& reason = result.stage_results.back();
-        try {
-            if constexpr (Awaitable<decltype(sink.put(result.query, reason))>) {
-                // As a coroutine of its own, which no cancellation reaches: a dead letter is put whole or not at all.
-                Put put{sink, result.query, reason};
-                co_await boost::asio::co_spawn(
-                    co_await boost::asio::this_coro::executor, std::move(put),
-                    boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
-            } else {
-                sink.put(result.query, reason);
-            }
-        } catch (...) {
-            result.dead_letter_error = std::current_exception();
-        }
-    }
-
-    // What the workers of one batch share. Each takes the next query when it is done with its last.
-    template <class Range>
-    struct Batch {
-        State& state;
-        detail::Input<Range> queries;
-        std::vector<Result> results;
-        std::ptrdiff_t workers = 0;
-
-        void add_worker(TaskGroup& group) {
-            ++workers;
-            group.spawn(detail::Work<Batch>{*this, group});
-        }
-
-        // What the group runs first.
-        boost::asio::awaitable<void, Executor> begin(TaskGroup& group) {
-            add_worker(group);
-            co_return;
-        }
-
-        boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
-            while (!group.cancelled()) {
-                std::optional<Query> query = queries.pull();
-                if (!query) {
-                    co_return;
-                }
-                const std::size_t index = results.size();
-                results.emplace_back();
-                if (workers < state.window) {
-                    add_worker(group);
-                }
-                Result result(std::move(*query));
-                co_await process(detail::Pooled(), state, result);
-                results[index] = std::move(result);
-            }
-        }
-    };
 
     template <class Range>
     static boost::asio::awaitable<std::vector<Result>, Executor> process_batch(std::shared_ptr<State> state,
                                                                                detail::Input<Range> queries) {
-        Batch<Range> batch{*state, std::move(queries), {}};
-        batch.results.reserve(
-            std::min(batch.queries.size_hint(), std::size_t{1} << 20));  // a huge range may be endless
-        co_await with_task_group<Executor>(detail::Begin<Batch<Range>>{batch});
-        co_return std::move(batch.results);
+        detail::Batch<State, Range> batch(*state, std::move(queries));
+        co_await with_task_group<Executor>(detail::Begin<detail::Batch<State, Range>>{batch});
+        co_return batch.take_results();
     }
-
-    template <class Range>
-    class Streaming final : public detail::StreamState<Result, Executor> {
-    public:
-        Streaming(std::shared_ptr<State> state, detail::Input<Range> queries)
-            : detail::StreamState<Result, Executor>(state->window),
-              state_(std::move(state)),
-              queries_(std::move(queries)) {}
-
-    private:
-        std::optional<Query> pull() override { return queries_.pull(); }
-
-        boost::asio::awaitable<void, Executor> process(Result& result) override {
-            return InferencePipeline::process(detail::Pooled(), *state_, result);
-        }
-
-        std::shared_ptr<State> state_;
-        detail::Input<Range> queries_;
-    };
 
     std::shared_ptr<State> state_;
 };

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <sluice/concepts.hpp>
-#include <sluice/dead_letter.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
 #include <sluice/detail/frame_pool.hpp>
+#include <sluice/detail/watched.hpp>
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
 #include <sluice/retry.hpp>
+#include <sluice/stage_options.hpp>
 #include <sluice/stage_semaphore.hpp>
 #include <sluice/task_group.hpp>
 #include <sluice/timeout.hpp>
@@ -36,23 +37,10 @@
 
 namespace sluice {
 
-template <class, class, class, class, Timer>
-class InferencePipeline;
-
-/// What a Stage may be told beside its limit. `TimerType` is what it waits with and measures time by.
-template <Timer TimerType = boost::asio::steady_timer>
-struct BasicStageOptions {
-    RetryPolicy retry;                                ///< Default: no retries.
-    std::optional<std::chrono::nanoseconds> timeout;  ///< Of each attempt, in its slot; positive. Default: none.
-    Observer* observer = nullptr;                     ///< Is told of every run. Default: none.
-
-    BasicStageOptions() = default;
-    BasicStageOptions(RetryPolicy retry_policy, std::optional<std::chrono::nanoseconds> attempt_timeout = {},
-                      Observer* stage_observer = nullptr)
-        : retry(std::move(retry_policy)), timeout(attempt_timeout), observer(stage_observer) {}
-};
-
-using StageOptions = BasicStageOptions<>;
+namespace detail {
+template <class, class, class, class, class, class, class>
+class PipelineState;
+}
 
 /// One model function behind a limit, a retry policy and a timeout.
 ///
@@ -125,8 +113,8 @@ public:
     const StageSemaphore& semaphore() const noexcept { return semaphore_; }
 
 private:
-    template <class, class, class, class, Timer>
-    friend class InferencePipeline;
+    template <class, class, class, class, class, class, class>
+    friend class detail::PipelineState;
 
     template <class... Args>
     using Value = detail::model_value_t<Function&, std::remove_reference_t<Args>&...>;
@@ -178,8 +166,7 @@ private:
     template <class... Args>
     static boost::asio::awaitable<void, Executor<Args&...>> fill(detail::Pooled, Stage& stage, StageResult<>& result,
                                                                  std::optional<Value<Args&...>>& data, Args&... args) {
-        using Ex = Executor<Args&...>;
-        const Ex executor = co_await boost::asio::this_coro::executor;
+        const Executor<Args&...> executor = co_await boost::asio::this_coro::executor;
         const std::uint64_t stream = stage.runs_++;
         // A coroutine that was cancelled before, and does not mind, is cancelled no further by that.
         const boost::asio::cancellation_state before = co_await boost::asio::this_coro::cancellation_state;
@@ -189,12 +176,10 @@ private:
                 throw boost::system::system_error(boost::asio::error::operation_aborted, "Stage::run");
             }
         };
-        Observer* const observer = stage.options_.observer;
+        const detail::Watched run{stage.options_.observer, result};
         for (;;) {
             std::exception_ptr error;
-            if (observer) {
-                observer->on_queued(result);
-            }
+            run.queued();
             Slot slot = stage.semaphore_.try_acquire();
             auto started = detail::now<TimerType>(executor);
             if (!slot) {
@@ -210,9 +195,7 @@ private:
             const bool attempted = static_cast<bool>(slot);
             if (attempted) {
                 ++result.attempts;
-                if (observer) {
-                    observer->on_started(result);
-                }
+                run.started();
                 try {
                     if (stage.options_.timeout) {
                         Call<Args&...> call(stage.function_, args...);
@@ -228,23 +211,19 @@ private:
             }
             if (!error) {
                 result.success = true;
-                if (observer) {
-                    observer->on_finished(result, Observer::Outcome::succeeded, Observer::Event::started);
-                }
+                run.finished(Observer::Outcome::succeeded, Observer::Event::started);
                 co_return;
             }
             auto last = attempted ? Observer::Event::started : Observer::Event::queued;
             try {
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
-                if (attempted && observer) {
+                if (attempted) {
                     last = Observer::Event::attempt_failed;
-                    observer->on_attempt_failed(result, error);
+                    run.attempt_failed(error);
                 }
                 if (!attempted || !stage.wants_retry(result.attempts, error)) {
                     result.error = std::move(error);
-                    if (observer) {
-                        observer->on_finished(result, Observer::Outcome::failed, last);
-                    }
+                    run.finished(Observer::Outcome::failed, last);
                     co_return;
                 }
                 if (const auto delay = stage.options_.retry.delay(result.attempts, stream); delay.count() > 0) {
@@ -254,10 +233,8 @@ private:
                 }
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);  // too late for the backoff
             } catch (...) {
-                if (observer) {
-                    result.error = std::current_exception();
-                    observer->on_finished(result, Observer::Outcome::cancelled, last);
-                }
+                result.error = std::current_exception();
+                run.finished(Observer::Outcome::cancelled, last);
                 throw;
             }
         }

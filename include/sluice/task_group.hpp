@@ -3,6 +3,7 @@
 
 #include <sluice/concepts.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
+#include <sluice/detail/on_executor.hpp>
 #include <sluice/detail/task_group_state.hpp>
 #include <sluice/detail/wait_queue.hpp>
 

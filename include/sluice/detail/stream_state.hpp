@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/crew.hpp>
+#include <sluice/detail/input.hpp>
+#include <sluice/detail/on_executor.hpp>
 #include <sluice/detail/wait_queue.hpp>
 #include <sluice/query.hpp>
 #include <sluice/task_group.hpp>
@@ -38,22 +41,6 @@ private:
             notify_one();  // what it was woken for is still there
         }
     }
-};
-
-// The body of the group that a batch or a stream runs in, and its children.
-template <class Crew>
-struct Begin {
-    Crew& crew;
-
-    auto operator()(TaskGroup& group) const { return crew.begin(group); }
-};
-
-template <class Crew>
-struct Work {
-    Crew& crew;
-    TaskGroup& group;
-
-    auto operator()() const { return crew.work(group); }
 };
 
 // What a ResultStream shares with the coroutines that work for it; whoever makes a stream derives from it.
@@ -221,6 +208,24 @@ private:
     bool input_ended_ = false;
     bool stopped_ = false;
     bool ended_ = false;
+};
+
+// A stream of a pipeline's results.
+template <class State, class Range>
+class PipelineStream final : public StreamState<typename State::Result, typename State::Executor> {
+public:
+    PipelineStream(std::shared_ptr<State> state, Input<Range> queries)
+        : PipelineStream::StreamState(state->window), state_(std::move(state)), queries_(std::move(queries)) {}
+
+private:
+    std::optional<Query> pull() override { return queries_.pull(); }
+
+    boost::asio::awaitable<void, typename State::Executor> process(typename State::Result& result) override {
+        return state_->process(result);
+    }
+
+    std::shared_ptr<State> state_;
+    Input<Range> queries_;
 };
 
 }  // namespace sluice::detail

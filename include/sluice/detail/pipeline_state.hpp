@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/concepts.hpp>
+#include <sluice/detail/frame_pool.hpp>
+#include <sluice/observer.hpp>
+#include <sluice/pipeline_options.hpp>
+#include <sluice/query.hpp>
+#include <sluice/stage.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/this_coro.hpp>
+
+#include <cstddef>
+#include <exception>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sluice::detail {
+
+// What an InferencePipeline shares with its streams, which may have work to cancel when the pipeline has gone; and how
+// one query goes through.
+template <class Classify, class Extract, class Generate, class Sink, class TimerType, class ResultType,
+          class ExecutorType>
+class PipelineState {
+public:
+    using Result = ResultType;
+    using Executor = ExecutorType;
+
+    PipelineState(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+                  StageLimits limits, Sink& sink, BasicPipelineOptions<TimerType> options)
+        : classify(executor, "classify", limits.classify, std::move(classify_fn), observed(options.classify, options)),
+          extract(executor, "extract", limits.extract, std::move(extract_fn), observed(options.extract, options)),
+          generate(executor, "generate", limits.generate, std::move(generate_fn), observed(options.generate, options)),
+          dead_letters(&sink),
+          observer(options.observer),
+          window(options.window.value_or(sum(limits))) {
+        if (window < 1) {
+            throw std::invalid_argument("InferencePipeline: window must be at least 1, got " + std::to_string(window));
+        }
+    }
+
+    // Runs result.query and fills in the rest.
+    boost::asio::awaitable<void, Executor> process(Result& result) { return process(Pooled(), *this, result); }
+
+    Stage<Classify, TimerType> classify;
+    Stage<Extract, TimerType> extract;
+    Stage<Generate, TimerType> generate;
+    Sink* dead_letters;
+    Observer* observer;
+    std::ptrdiff_t window;
+
+private:
+    // A stage's options, with the pipeline's observer if it has none of its own.
+    static BasicStageOptions<TimerType> observed(BasicStageOptions<TimerType> stage,
+                                                 const BasicPipelineOptions<TimerType>& options) {
+        if (!stage.observer) {
+            stage.observer = options.observer;
+        }
+        return stage;
+    }
+
+    // Cut off at the largest number there is.
+    static std::ptrdiff_t sum(StageLimits limits) noexcept {
+        constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max();
+        const auto add = [](std::ptrdiff_t a, std::ptrdiff_t b) { return a > most - b ? most : a + b; };
+        return add(add(limits.classify, limits.extract), limits.generate);
+    }
+
+    static boost::asio::awaitable<void, Executor> process(Pooled, PipelineState& state, Result& result) {
+        const std::string& text = result.query.text;
+        result.stage_results.reserve(3);
+        co_await run(state.classify, result, result.intent, text);
+        if (result.stage_results.back().success) {
+            co_await run(state.extract, result, result.entities, text);
+            if (result.stage_results.back().success) {
+                co_await run(state.generate, result, result.response, *result.intent, *result.entities, text);
+                result.completed = result.stage_results.back().success;
+            }
+        }
+        if (!result.completed) {
+            co_await bury(Pooled(), *state.dead_letters, result);
+            if (state.observer) {
+                state.observer->on_dead_letter(result.query, result.stage_results.back(), result.dead_letter_error);
+            }
+        }
+    }
+
+    // Runs result.query through one stage.
+    template <class StageType, class T, class... Args>
+    static auto run(StageType& stage, Result& result, std::optional<T>& data, Args&... args) {
+        StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
+        return StageType::fill(Pooled(), stage, stage_result, data, args...);
+    }
+
+    struct Put {
+        Sink& sink;
+        const Query& query;
+        const StageResult<>& reason;
+
+        auto operator()() const { return sink.put(query, reason); }
+    };
+
+    static boost::asio::awaitable<void, Executor> bury(Pooled, Sink& sink, Result& result) {
+        const StageResult<>& reason = result.stage_results.back();
+        try {
+            if constexpr (Awaitable<decltype(sink.put(result.query, reason))>) {
+                // As a coroutine of its own, which no cancellation reaches: a dead letter is put whole or not at all.
+                Put put{sink, result.query, reason};
+                co_await boost::asio::co_spawn(
+                    co_await boost::asio::this_coro::executor, std::move(put),
+                    boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
+            } else {
+                sink.put(result.query, reason);
+            }
+        } catch (...) {
+            result.dead_letter_error = std::current_exception();
+        }
+    }
+};
+
+}  // namespace sluice::detail
