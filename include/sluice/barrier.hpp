@@ -8,7 +8,6 @@
 #include <sluice/detail/waiter.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/executor.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
@@ -139,13 +138,8 @@ private:
         }
         if (waiter_.outcome == detail::Outcome::waiting) {
             state_->join(waiter_);
-        } else if (detail::InlineCompletion::allowed() || state_->context_gone()) {
-            const detail::InlineCompletion here;
-            complete(std::forward<Handler>(handler));
-            return;
         }
-        const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
-        state_->enter(waiter_, cancellation, Completion<std::decay_t<Handler>>{this, std::forward<Handler>(handler)});
+        complete_or_enter(*state_, waiter_, std::forward<Handler>(handler));
     }
 
     // This object is gone when the handler returns; the handler does not lie in it.

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <sluice/detail/frame_pool.hpp>
+#include <sluice/detail/wait_queue.hpp>
+#include <sluice/detail/waiter.hpp>
 
-#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/awaitable.hpp>
 
 #include <exception>
+#include <type_traits>
 #include <utility>
 
 namespace sluice::detail {
@@ -36,9 +39,6 @@ private:
 template <class Derived, class Value>
 class Operation {
 public:
-    using value_type = Value;
-    using executor_type = boost::asio::any_io_executor;
-
     // Constrained, since co_await asks of every operand whether it can be called with a coroutine frame.
     template <boost::asio::completion_token_for<void(std::exception_ptr, Value)> Token>
     auto operator()(Token&& token) {
@@ -54,7 +54,21 @@ public:
     }
 
 protected:
-    // Calls `operation.complete(handler)` when the waiter resumes.
+    // Completes now if the waiter's outcome is decided, and else lets it into the queue to complete when it resumes.
+    // This object may be gone afterwards.
+    template <class Handler>
+    void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
+        if (waiter.outcome != Outcome::waiting && (InlineCompletion::allowed() || queue.context_gone())) {
+            const InlineCompletion here;
+            self().complete(std::forward<Handler>(handler));
+        } else {
+            const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
+            queue.enter(waiter, cancellation,
+                        Completion<std::decay_t<Handler>>{&self(), std::forward<Handler>(handler)});
+        }
+    }
+
+private:
     template <class Handler>
     struct Completion {
         Derived* operation;
@@ -63,7 +77,6 @@ protected:
         void operator()() { operation->complete(std::move(handler)); }
     };
 
-private:
     Derived& self() noexcept { return static_cast<Derived&>(*this); }
 
     template <class Executor>
