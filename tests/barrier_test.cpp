@@ -11,6 +11,7 @@
 #include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_future.hpp>
+#include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
@@ -945,6 +946,27 @@ struct Run {
 };
 
 }  // namespace
+
+TEST_CASE("barrier: with its context destroyed it refuses at once, however many arrive in a row",
+          "[barrier][shutdown]") {
+    std::optional<asio::io_context> gone(std::in_place);
+    Barrier barrier(gone->get_executor(), 2);
+    gone = std::nullopt;
+    asio::io_context context;
+    int refused = 0;
+    const Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (int i = 0; i != 1000; ++i) {
+            try {
+                co_await barrier.arrive_and_wait();
+            } catch (const boost::system::system_error& error) {
+                refused += error.code() == asio::error::operation_aborted;
+            }
+        }
+    });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(refused == 1000);
+}
 
 TEST_CASE("barrier: its context may be destroyed before it, at every step of a run", "[barrier][shutdown]") {
     bool more = true;

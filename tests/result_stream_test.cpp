@@ -205,6 +205,29 @@ TEST_CASE("stream: results that nobody asks for fill the window, and no more is 
     }
 }
 
+TEST_CASE("stream: as many queries begin as results are taken at once", "[stream]") {
+    Rig rig;
+    auto pipeline = rig.pipeline({9, 9, 9}, with_window(4));
+    Source source(endless);
+    auto stream = pipeline.process_stream(source);
+    auto first = next(rig, stream);
+    rig.run();
+    REQUIRE(source.made == 5);
+    REQUIRE(idle(pipeline));  // four results wait
+    const auto full = test::now(rig.context);
+    Task<> consumer(rig.context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (int i = 0; i != 3; ++i) {
+            const auto item = co_await stream.next();
+        }
+    });
+    run_until(rig.context, full + 20ms);
+    CHECK(consumer.succeeded());
+    CHECK(rig.classify.running == 3);
+    rig.run();
+    CHECK(source.made == 8);
+    CHECK(test::now(rig.context) - full == 700ms);
+}
+
 TEST_CASE("stream: an endless range ends with the consumer that walks away", "[stream][cancellation]") {
     Rig rig;
     rig.classify.failures["t3"] = 1;

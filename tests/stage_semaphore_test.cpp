@@ -839,6 +839,23 @@ TEST_CASE("semaphore: with its context destroyed it has no executor and can stil
     CHECK(f.counts(0, 0));
 }
 
+TEST_CASE("semaphore: with its context destroyed it answers at once, however many ask in a row",
+          "[semaphore][shutdown]") {
+    std::optional<asio::io_context> gone(std::in_place);
+    StageSemaphore semaphore(gone->get_executor(), 1);
+    gone = std::nullopt;
+    asio::io_context context;
+    int granted = 0;
+    const Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (; granted != 1000; ++granted) {
+            const Slot slot = co_await semaphore.acquire();
+        }
+    });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(granted == 1000);
+}
+
 TEST_CASE("semaphore: an acquire that is awaited after the semaphore was destroyed ends with operation_aborted",
           "[semaphore][shutdown]") {
     asio::io_context context;

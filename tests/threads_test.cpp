@@ -7,6 +7,7 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
@@ -17,8 +18,10 @@
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -121,6 +124,18 @@ TEST_CASE("threads: cancelled from another thread, through the strand", "[thread
     CHECK(pipeline.classify().semaphore().active() == 0);
     CHECK(pipeline.extract().semaphore().active() == 0);
     CHECK(pipeline.generate().semaphore().active() == 0);
+}
+
+TEST_CASE("threads: a coroutine may be destroyed after all else of its thread", "[threads][shutdown]") {
+    using Acquisition = asio::awaitable<sluice::Slot>;
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 1);
+    std::thread([&semaphore] {
+        thread_local std::optional<Acquisition> late;  // what the thread comes to need later is destroyed before it
+        late = semaphore.acquire();
+        const Acquisition early = semaphore.acquire();
+    }).join();
+    CHECK(semaphore.active() == 0);  // and nothing leaks
 }
 
 asio::awaitable<void> use_primitives(std::atomic<int>& rounds) {
