@@ -106,7 +106,7 @@ private:
             Waiter start;
             co_await group.yield(start);
             if (!group.cancelled_) {
-                co_await function();
+                static_cast<void>(co_await function());
             }
         }
     };
