@@ -840,3 +840,68 @@ TEST_CASE("observer: over a random run that is cancelled here and there, every c
     CHECK(finished > 0);
     CHECK(finished <= static_cast<int>(cancelled));  // some were cancelled between two stages
 }
+
+namespace {
+
+// Cancels whatever runs when a run has failed.
+struct CancelsOnFailure : sluice::Observer {
+    boost::asio::cancellation_signal signal;
+
+    void on_finished(const sluice::StageResult<>&, Outcome outcome, Event) noexcept override {
+        if (outcome == Outcome::failed) {
+            signal.emit(boost::asio::cancellation_type::terminal);
+        }
+    }
+};
+
+template <class Sink>
+void fail_and_cancel(Sink& sink) {
+    namespace asio = boost::asio;
+    asio::io_context context;
+    CancelsOnFailure observer;
+    sluice::PipelineOptions options;
+    options.observer = &observer;
+    const auto fails = [](const std::string&) -> asio::awaitable<int> {
+        co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
+        throw std::runtime_error("no");
+        co_return 0;
+    };
+    const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 0; };
+    sluice::InferencePipeline pipeline(context.get_executor(), fails, fails, generate, sluice::StageLimits{1, 1, 1},
+                                       sink, options);
+    bool ended = false;
+    asio::co_spawn(
+        context, pipeline.process_one(sluice::Query("1", "text")),
+        asio::bind_cancellation_slot(observer.signal.slot(), [&](std::exception_ptr error, const auto& result) {
+            ended = true;
+            CHECK_FALSE(error);
+            CHECK_FALSE(result.completed);
+            CHECK_FALSE(result.dead_letter_error);
+        }));
+    context.run();
+    CHECK(ended);
+}
+
+}  // namespace
+
+TEST_CASE("observer: who cancels a query that has failed comes too late: it is a dead letter", "[observer]") {
+    SECTION("of a plain sink") {
+        struct {
+            int letters = 0;
+            void put(const sluice::Query&, const sluice::StageResult<>&) { ++letters; }
+        } sink;
+        fail_and_cancel(sink);
+        CHECK(sink.letters == 1);
+    }
+    SECTION("of an awaitable one") {
+        struct {
+            int letters = 0;
+            boost::asio::awaitable<void> put(const sluice::Query&, const sluice::StageResult<>&) {
+                co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
+                ++letters;
+            }
+        } sink;
+        fail_and_cancel(sink);
+        CHECK(sink.letters == 1);
+    }
+}

@@ -190,6 +190,25 @@ TEST_CASE("stream: a slow consumer slows intake", "[stream]") {
     CHECK(rig.running() == 0);
 }
 
+TEST_CASE("stream: one whose context was destroyed has ended for whoever asks from elsewhere", "[stream][shutdown]") {
+    auto rig = std::make_unique<Rig>();
+    auto stream = rig->pipeline({1, 1, 1}).process_stream(test::make_queries(3));
+    {
+        auto task = next(*rig, stream);
+        test::steps(rig->context, 3);
+    }
+    rig.reset();
+    asio::io_context elsewhere;
+    bool ended = false;
+    const Task<> asker(elsewhere.get_executor(), [&]() -> asio::awaitable<void> {
+        ended = !co_await stream.next();
+        co_await stream.close();
+    });
+    sluice::testing::run(elsewhere);
+    CHECK(asker.succeeded());
+    CHECK(ended);
+}
+
 TEST_CASE("stream: results that nobody asks for fill the window, and no more is taken in", "[stream]") {
     Rig rig;
     auto pipeline = rig.pipeline({9, 9, 9}, with_window(4));

@@ -59,6 +59,10 @@ static_assert(!std::is_copy_constructible_v<StageSemaphore> && !std::is_move_con
 static_assert(!std::is_copy_assignable_v<StageSemaphore> && !std::is_move_assignable_v<StageSemaphore>);
 static_assert(std::is_convertible_v<StageSemaphore::Acquisition, asio::awaitable<Slot>>);
 static_assert(!std::is_copy_constructible_v<StageSemaphore::Acquisition>);
+// Nothing but a coroutine that awaits it keeps an acquisition alive.
+static_assert(!std::is_invocable_v<StageSemaphore::Acquisition, asio::use_future_t<>>);
+static_assert(!std::is_invocable_v<StageSemaphore::Acquisition, asio::detached_t>);
+static_assert(!std::is_invocable_v<StageSemaphore::Acquisition, void (*)(std::exception_ptr, Slot)>);
 
 // A semaphore and its context, each of which a test may destroy first. Nothing runs but when the test polls.
 struct Fixture {
@@ -841,6 +845,8 @@ TEST_CASE("semaphore: with its context destroyed it has no executor and can stil
 
 TEST_CASE("semaphore: with its context destroyed it answers at once, however many ask in a row",
           "[semaphore][shutdown]") {
+    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
+    std::uintptr_t highest = 0;
     std::optional<asio::io_context> gone(std::in_place);
     StageSemaphore semaphore(gone->get_executor(), 1);
     gone = std::nullopt;
@@ -849,11 +855,35 @@ TEST_CASE("semaphore: with its context destroyed it answers at once, however man
     const Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
         for (; granted != 1000; ++granted) {
             const Slot slot = co_await semaphore.acquire();
+            const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+            lowest = std::min(lowest, here);
+            highest = std::max(highest, here);
         }
     });
     sluice::testing::run(context);
     CHECK(task.succeeded());
     CHECK(granted == 1000);
+    CHECK(highest - lowest < 200'000);  // bytes
+}
+
+TEST_CASE("semaphore: cancellation wins over a free slot that comes through the executor", "[semaphore][cancel]") {
+    Fixture f(1);
+    std::size_t taken = 0;
+    Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
+        for (;;) {
+            const Slot slot = co_await f.semaphore->acquire();
+            ++taken;
+        }
+    });
+    f.context->poll_one();  // until one of them goes through the executor
+    REQUIRE(taken > 10);
+    REQUIRE(f.counts(1, 0));
+    const std::size_t before = taken;
+    task.cancel();
+    f.poll();
+    CHECK(task.aborted());
+    CHECK(taken == before);
+    CHECK(f.counts(0, 0));
 }
 
 TEST_CASE("semaphore: an acquire that is awaited after the semaphore was destroyed ends with operation_aborted",

@@ -41,8 +41,8 @@ public:
     using executor_type = boost::asio::any_io_executor;
 
     /// `completion`, if not empty, runs once per phase, on the stack of the last arrival and before anyone resumes.
-    /// Arrivals, abort() and reset() from inside it concern the next phase. If it throws, the barrier is broken: the
-    /// exception goes to the last arrival, BrokenBarrier to the others.
+    /// Arrivals, abort() and reset() from inside it concern the next phase; a phase that they complete is resumed
+    /// first. If it throws, the barrier is broken: the exception goes to the last arrival, BrokenBarrier to the others.
     /// @throws std::invalid_argument if `parties` is less than 1.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value

@@ -45,7 +45,11 @@ public:
 private:
     static constexpr std::size_t granule = 64;
     static constexpr std::size_t largest = 1024;
+#if defined(BOOST_ASIO_DISABLE_AWAITABLE_FRAME_RECYCLING)  // Asio's own switch, of use under AddressSanitizer
+    static constexpr std::size_t most_kept = 0;
+#else
     static constexpr std::size_t most_kept = 64;  // of each size
+#endif
 
     struct Block {
         Block* next;

@@ -6,9 +6,12 @@
 #include <sluice/detail/waiter.hpp>
 
 #include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/post.hpp>
 
+#include <concepts>
 #include <exception>
 #include <type_traits>
 #include <utility>
@@ -31,6 +34,16 @@ private:
     static inline thread_local constinit int depth_ = 0;
 };
 
+// What may start an operation: a coroutine that awaits it, and Asio when it asks what it is. Nothing else keeps it
+// alive until it completes.
+template <class Token, class Value>
+concept CoroutineToken = std::same_as<Token, boost::asio::detail::async_operation_probe> ||
+                         std::same_as<Token, boost::asio::detail::completion_signature_probe> ||
+                         (std::invocable<Token&, std::exception_ptr, Value> && requires {
+                             typename Token::executor_type;
+                             typename Token::cancellation_slot_type;
+                         });
+
 // What an operation that waits gives: awaiting it makes no coroutine frame, for its state lies in the frame of the
 // coroutine that awaits it. Where that will not do, it turns into an awaitable.
 //
@@ -39,8 +52,8 @@ private:
 template <class Derived, class Value>
 class Operation {
 public:
-    // Constrained, since co_await asks of every operand whether it can be called with a coroutine frame.
-    template <boost::asio::completion_token_for<void(std::exception_ptr, Value)> Token>
+    template <class Token>
+        requires CoroutineToken<std::decay_t<Token>, Value>
     auto operator()(Token&& token) {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, Value)>(
             [this](auto&& handler) { self().start(std::forward<decltype(handler)>(handler)); }, token);
@@ -58,13 +71,16 @@ protected:
     // This object may be gone afterwards.
     template <class Handler>
     void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
-        if (waiter.outcome != Outcome::waiting && (InlineCompletion::allowed() || queue.context_gone())) {
+        using Later = Completion<std::decay_t<Handler>>;
+        if (waiter.outcome != Outcome::waiting && InlineCompletion::allowed()) {
             const InlineCompletion here;
             self().complete(std::forward<Handler>(handler));
+        } else if (queue.context_gone()) {  // nobody drains that queue any more
+            const auto executor = boost::asio::get_associated_executor(handler);
+            boost::asio::post(executor, Later{&self(), std::forward<Handler>(handler)});
         } else {
             const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
-            queue.enter(waiter, cancellation,
-                        Completion<std::decay_t<Handler>>{&self(), std::forward<Handler>(handler)});
+            queue.enter(waiter, cancellation, Later{&self(), std::forward<Handler>(handler)});
         }
     }
 

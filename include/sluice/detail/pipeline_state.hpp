@@ -86,9 +86,26 @@ private:
             }
         }
         if (!result.completed) {
-            co_await bury(Pooled(), *state.dead_letters, result);
+            const StageResult<>& reason = result.stage_results.back();
+            // Who cancels from here on comes too late: a dead letter is put whole.
+            const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
+            co_await boost::asio::this_coro::throw_if_cancelled(false);
+            try {
+                if constexpr (Awaitable<decltype(state.dead_letters->put(result.query, reason))>) {
+                    // As a coroutine of its own, which no cancellation reaches.
+                    Put put{*state.dead_letters, result.query, reason};
+                    co_await boost::asio::co_spawn(
+                        co_await boost::asio::this_coro::executor, std::move(put),
+                        boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
+                } else {
+                    state.dead_letters->put(result.query, reason);
+                }
+            } catch (...) {
+                result.dead_letter_error = std::current_exception();
+            }
+            co_await boost::asio::this_coro::throw_if_cancelled(throws);
             if (state.observer) {
-                state.observer->on_dead_letter(result.query, result.stage_results.back(), result.dead_letter_error);
+                state.observer->on_dead_letter(result.query, reason, result.dead_letter_error);
             }
         }
     }
@@ -107,23 +124,6 @@ private:
 
         auto operator()() const { return sink.put(query, reason); }
     };
-
-    static boost::asio::awaitable<void, Executor> bury(Pooled, Sink& sink, Result& result) {
-        const StageResult<>& reason = result.stage_results.back();
-        try {
-            if constexpr (Awaitable<decltype(sink.put(result.query, reason))>) {
-                // As a coroutine of its own, which no cancellation reaches: a dead letter is put whole or not at all.
-                Put put{sink, result.query, reason};
-                co_await boost::asio::co_spawn(
-                    co_await boost::asio::this_coro::executor, std::move(put),
-                    boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
-            } else {
-                sink.put(result.query, reason);
-            }
-        } catch (...) {
-            result.dead_letter_error = std::current_exception();
-        }
-    }
 };
 
 }  // namespace sluice::detail

@@ -82,7 +82,7 @@ public:
         }
     }
 
-    bool running() const noexcept { return started_ && !ended_; }
+    bool running() const noexcept { return started_ && !ended_ && !started_->changed->context_gone(); }
 
     // An asynchronous operation: waits until something has changed.
     auto change(Waiter& waiter) noexcept { return started_->changed->wait(waiter); }

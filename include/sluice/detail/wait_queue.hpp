@@ -10,6 +10,7 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/execution_context.hpp>
+#include <boost/assert.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <cstddef>
@@ -67,7 +68,8 @@ public:
     template <class Resume>
     void enter(Waiter& waiter, boost::asio::cancellation_slot cancellation, Resume&& resume) {
         waiter.queue = this;
-        if (cancellation.is_connected() && waiter.outcome == Outcome::waiting) {
+        BOOST_ASSERT(!context_gone());
+        if (cancellation.is_connected()) {
             cancellation.emplace<OnCancel>(OnCancel{&waiter});
         }
         waiter.store(std::forward<Resume>(resume), cancellation);
@@ -165,7 +167,9 @@ private:
 
         template <class Handler>
         void start(Handler&& handler) const {
-            const auto slot = boost::asio::get_associated_cancellation_slot(handler);
+            const auto slot = waiter->outcome == Outcome::waiting
+                                  ? boost::asio::get_associated_cancellation_slot(handler)
+                                  : boost::asio::cancellation_slot();
             waiter->queue->enter(*waiter, slot, std::forward<Handler>(handler));
         }
     };
