@@ -108,7 +108,7 @@ private:
 
     void begin(double height) {
         const std::string words = title();
-        out_ << "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 " << number(width) << ' ' << number(height)
+        out_ << R"(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 )" << number(width) << ' ' << number(height)
              << "\" width=\"" << number(width) << "\" height=\"" << number(height) << "\" role=\"img\">\n<title>"
              << escaped(words) << "</title>\n"
              << R"(<style>
@@ -239,7 +239,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         const auto height = [&](std::size_t waiting) {
             return number(bottom - (queue_height - 6) * static_cast<double>(waiting) / static_cast<double>(most));
         };
-        out_ << "<path class=\"queue\" d=\"M" << number(left) << ' ' << number(bottom);
+        out_ << R"(<path class="queue" d="M)" << number(left) << ' ' << number(bottom);
         std::string drawn = number(bottom);
         for (std::size_t i = 0; i != stage.queue.size(); ++i) {
             const auto& [at, waiting] = stage.queue[i];

@@ -86,7 +86,7 @@ public:
         attempt.begin = now();
         attempt.number = run.attempts;
         std::vector<bool>& taken = taken_[attempt.stage];
-        const auto free = std::find(taken.begin(), taken.end(), false);
+        const auto free = std::ranges::find(taken, false);
         attempt.slot = static_cast<std::size_t>(free - taken.begin());
         if (free == taken.end()) {
             taken.push_back(true);
@@ -127,8 +127,7 @@ private:
     Time now() { return end_ = clock_(); }
 
     std::size_t index_of(const std::string& name) {
-        const auto at =
-            std::find_if(stages_.begin(), stages_.end(), [&](const Stage& stage) { return stage.name == name; });
+        const auto at = std::ranges::find_if(stages_, [&](const Stage& stage) { return stage.name == name; });
         if (at != stages_.end()) {
             return static_cast<std::size_t>(at - stages_.begin());
         }

@@ -5,6 +5,7 @@
 #include <sluice/dead_letter.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
 #include <sluice/detail/batch.hpp>
+#include <sluice/detail/crew.hpp>
 #include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/input.hpp>
 #include <sluice/detail/pipeline_state.hpp>
@@ -89,9 +90,9 @@ public:
     /// @throws std::invalid_argument naming the stage or option and the value, if a limit, the window or a timeout is
     /// out of range or a function is empty.
     InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
-                      StageLimits limits, Sink& dead_letters, BasicPipelineOptions<TimerType> options = {})
+                      StageLimits limits, Sink& dead_letters, const BasicPipelineOptions<TimerType>& options = {})
         : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
-                                         std::move(generate_fn), limits, dead_letters, std::move(options))) {}
+                                         std::move(generate_fn), limits, dead_letters, options)) {}
 
     InferencePipeline(InferencePipeline&&) noexcept = default;
     InferencePipeline& operator=(InferencePipeline&&) noexcept = default;

@@ -31,7 +31,8 @@ namespace sluice {
 /// @par Thread safety
 /// Called on the executor of the stage or pipeline, by the coroutine that runs the query, between two of its steps:
 /// nothing else runs there until the function returns. It may do what other code there may, such as close or cancel
-/// something, or change a limit, but not destroy the stage or pipeline that calls it.
+/// something, or change a limit, but not destroy the stage or pipeline that calls it. Who cancels from on_finished
+/// comes too late for that run: a query that has failed becomes a dead letter.
 ///
 /// @par Lifetime
 /// An observer must outlive the coroutines that run the stages it observes, streams that were left included.

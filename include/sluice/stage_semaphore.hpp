@@ -109,8 +109,8 @@ public:
 
     class Acquisition;
 
-    /// Waits for a slot. To be awaited, once, in a coroutine of any executor; converts to an `asio::awaitable<Slot, E>`
-    /// where one is asked for.
+    /// Waits for a slot. To be awaited, once, in a coroutine of any type of executor; converts to an
+    /// `asio::awaitable<Slot, E>` where one is asked for.
     ///
     /// Completes at once when a slot is free, and through the executor when it has to wait. Of many free ones in a row
     /// some go through the executor as well, lest a loop of them gives nobody else a turn.

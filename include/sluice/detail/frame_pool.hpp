@@ -13,6 +13,9 @@ namespace sluice::detail {
 
 // Memory of coroutine frames that ended, kept by each thread for those to come. Asio does the same for two blocks,
 // which the frames of many waiters that are released in one burst overrun.
+//
+// A block may be kept by another thread than made it. At most 64 blocks of each of 16 sizes are kept, half a megabyte a
+// thread. As with Asio, frames of an alignment above that of operator new are not supported.
 class FramePool {
 public:
     static void* allocate(std::size_t size) {

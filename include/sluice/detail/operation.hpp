@@ -85,6 +85,9 @@ protected:
     }
 
 private:
+    friend Derived;
+    Operation() = default;
+
     template <class Handler>
     struct Completion {
         Derived* operation;

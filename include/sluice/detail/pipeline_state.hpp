@@ -35,7 +35,7 @@ public:
     using Executor = ExecutorType;
 
     PipelineState(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
-                  StageLimits limits, Sink& sink, BasicPipelineOptions<TimerType> options)
+                  StageLimits limits, Sink& sink, const BasicPipelineOptions<TimerType>& options)
         : classify(executor, "classify", limits.classify, std::move(classify_fn), observed(options.classify, options)),
           extract(executor, "extract", limits.extract, std::move(extract_fn), observed(options.extract, options)),
           generate(executor, "generate", limits.generate, std::move(generate_fn), observed(options.generate, options)),

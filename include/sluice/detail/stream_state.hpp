@@ -5,6 +5,7 @@
 #include <sluice/detail/input.hpp>
 #include <sluice/detail/on_executor.hpp>
 #include <sluice/detail/wait_queue.hpp>
+#include <sluice/detail/waiter.hpp>
 #include <sluice/query.hpp>
 #include <sluice/task_group.hpp>
 

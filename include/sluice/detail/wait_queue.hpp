@@ -63,8 +63,8 @@ public:
         return wait(waiter);
     }
 
-    // Lets `waiter` in, among those that are ready if its outcome is decided. `resume` is called in the end, or
-    // destroyed with the context.
+    // Lets `waiter` in, to be resumed soon if its outcome is decided. `resume` is called in the end, or destroyed with
+    // the context.
     template <class Resume>
     void enter(Waiter& waiter, boost::asio::cancellation_slot cancellation, Resume&& resume) {
         waiter.queue = this;
@@ -232,7 +232,7 @@ private:
 
     WaitService* service_ = nullptr;  // null once the context is going
     IntrusiveList<Waiter> waiting_;   // first come, first served; their outcome is `waiting`
-    IntrusiveList<Waiter> ready_;     // in the order in which they resume; their outcome is decided
+    IntrusiveList<Waiter> ready_;     // in the order in which they resume; nothing keeps them any more
     std::size_t waiting_count_ = 0;
     std::size_t references_ = 0;
     bool scheduled_ = false;  // a drain is posted or runs
