@@ -1,4 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/barrier.hpp>
+#include <sluice/testing/virtual_timer.hpp>
+
+#include "support/probes.hpp"
+#include "support/task.hpp"
+
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -25,18 +31,13 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <random>
-#include <sluice/barrier.hpp>
-#include <sluice/testing/virtual_timer.hpp>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include "support/task.hpp"
 
 namespace {
 
@@ -45,6 +46,9 @@ using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
 using sluice::Barrier;
 using sluice::BrokenBarrier;
+using test::any_cancellation;
+using test::first_numbers;
+using test::Live;
 using test::Task;
 using Arrival = Task<std::size_t>;
 using Order = std::vector<std::size_t>;
@@ -105,12 +109,6 @@ struct Fixture {
 
 bool broken(const Arrival& arrival) { return arrival.failed_with<BrokenBarrier>(); }
 
-Order first_numbers(std::size_t n) {
-    Order numbers(n);
-    std::iota(numbers.begin(), numbers.end(), std::size_t{0});
-    return numbers;
-}
-
 Order indices(std::vector<Arrival>& arrivals) {
     Order order;
     for (Arrival& arrival : arrivals) {
@@ -118,20 +116,6 @@ Order indices(std::vector<Arrival>& arrivals) {
         order.push_back(arrival.value());
     }
     return order;
-}
-
-// Counts the coroutine frames it stands in.
-struct Alive {
-    explicit Alive(int& counter) : count(counter) { ++count; }
-    ~Alive() { --count; }
-    Alive(const Alive&) = delete;
-    Alive& operator=(const Alive&) = delete;
-    int& count;
-};
-
-auto any_cancellation() {
-    return GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial,
-                    asio::cancellation_type::total);
 }
 
 }  // namespace
@@ -919,7 +903,7 @@ struct Run {
     }
 
     asio::awaitable<void> work(std::size_t i, std::vector<asio::awaitable<std::size_t>> arrivals) {
-        const Alive alive(frames);
+        const Live alive(frames);
         for (asio::awaitable<std::size_t>& arrival : arrivals) {
             for (std::size_t turn = 0; turn != i; ++turn) {
                 co_await test::yield();
@@ -929,7 +913,7 @@ struct Run {
     }
 
     asio::awaitable<void> disturb() {
-        const Alive alive(frames);
+        const Live alive(frames);
         co_await test::yield();
         tasks[0].cancel();  // it waits
         if (barrier) {
@@ -1092,19 +1076,13 @@ TEST_CASE("barrier: 100,000 parties are released at once, in order and without s
     constexpr std::size_t n = 100'000;
     Fixture f(n);
     Order in_order;
-    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
-    std::uintptr_t highest = 0;
-    const auto touch_stack = [&]() __attribute__((noinline)) {
-        const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-        lowest = std::min(lowest, here);
-        highest = std::max(highest, here);
-    };
+    test::StackSpan stack;
     const auto party = [&]() -> asio::awaitable<void> {
         for (int phase = 0; phase != 2; ++phase) {
             const std::size_t index = co_await f.barrier->arrive_and_wait();
             if (index != n - 1) {  // the last arrival was not resumed
                 in_order.push_back(index);
-                touch_stack();
+                stack.touch();
             }
         }
     };
@@ -1116,7 +1094,7 @@ TEST_CASE("barrier: 100,000 parties are released at once, in order and without s
     Order expected = first_numbers(n - 1);
     expected.insert(expected.end(), expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(n - 1));
     CHECK(bool(in_order == expected));  // too long to print
-    CHECK(highest - lowest < 4096);
+    CHECK(stack.size() < 4096);
 }
 
 namespace {

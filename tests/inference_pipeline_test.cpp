@@ -2,6 +2,7 @@
 #include <sluice/inference_pipeline.hpp>
 
 #include "support/models.hpp"
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
@@ -46,6 +47,7 @@ using test::idle;
 using test::make_queries;
 using test::make_query;
 using test::PipelineOptions;
+using test::refusal_of;
 using test::retries;
 using test::run_until;
 using test::SlowDeadLetters;
@@ -71,16 +73,6 @@ Task<Result> start_one(asio::io_context& context, Pipeline& pipeline, Query quer
 template <class Pipeline, class Range>
 Task<Results> start_batch(asio::io_context& context, Pipeline& pipeline, Range& queries) {
     return Task<Results>(context.get_executor(), [&] { return pipeline.process_batch(queries); });
-}
-
-template <class Function>
-std::string error_of(Function function) {
-    try {
-        function();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "no error";
 }
 
 bool is_complete(const Result& result) {
@@ -1062,13 +1054,13 @@ TEST_CASE("pipeline: 100,000 lazy queries run in a bounded window", "[pipeline][
 
 TEST_CASE("pipeline: what cannot work is refused on construction, by stage or option and value", "[pipeline]") {
     Rig rig;
-    const auto with_limits = [&](sluice::StageLimits limits) { return error_of([&] { rig.pipeline(limits); }); };
+    const auto with_limits = [&](sluice::StageLimits limits) { return refusal_of([&] { rig.pipeline(limits); }); };
     CHECK(with_limits({0, 1, 1}) == "Stage 'classify': limit must be at least 1, got 0");
     CHECK(with_limits({1, -1, 1}) == "Stage 'extract': limit must be at least 1, got -1");
     CHECK(with_limits({1, 1, -5}) == "Stage 'generate': limit must be at least 1, got -5");
     CHECK(with_limits({1, 1, 1}) == "no error");
 
-    const auto window = [&](std::ptrdiff_t n) { return error_of([&] { rig.pipeline({1, 1, 1}, with_window(n)); }); };
+    const auto window = [&](std::ptrdiff_t n) { return refusal_of([&] { rig.pipeline({1, 1, 1}, with_window(n)); }); };
     CHECK(window(0) == "InferencePipeline: window must be at least 1, got 0");
     CHECK(window(-3) == "InferencePipeline: window must be at least 1, got -3");
     CHECK(window(1) == "no error");
@@ -1076,7 +1068,7 @@ TEST_CASE("pipeline: what cannot work is refused on construction, by stage or op
     const auto timeouts = [&](auto member, std::chrono::nanoseconds timeout) {
         PipelineOptions options;
         (options.*member).timeout = timeout;
-        return error_of([&] { rig.pipeline({1, 1, 1}, options); });
+        return refusal_of([&] { rig.pipeline({1, 1, 1}, options); });
     };
     CHECK(timeouts(&PipelineOptions::classify, 0ns) == "Stage 'classify': timeout must be positive, got 0 ns");
     CHECK(timeouts(&PipelineOptions::extract, -1ns) == "Stage 'extract': timeout must be positive, got -1 ns");
@@ -1087,7 +1079,7 @@ TEST_CASE("pipeline: what cannot work is refused on construction, by stage or op
     const OfText good = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
     const OfAll all = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
     const auto functions = [&](OfText classify, OfText extract, OfAll generate) {
-        return error_of([&] {
+        return refusal_of([&] {
             InferencePipeline pipeline(rig.context.get_executor(), classify, extract, generate, {1, 1, 1},
                                        rig.dead_letters);
         });

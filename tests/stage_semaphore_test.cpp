@@ -1,4 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/stage_semaphore.hpp>
+#include <sluice/task_group.hpp>
+#include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timeout.hpp>
+
+#include "support/probes.hpp"
+#include "support/task.hpp"
+
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -20,26 +28,18 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <random>
-#include <sluice/stage_semaphore.hpp>
-#include <sluice/task_group.hpp>
-#include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timeout.hpp>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include "support/task.hpp"
 
 namespace {
 
@@ -48,6 +48,10 @@ using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
 using sluice::Slot;
 using sluice::StageSemaphore;
+using test::any_cancellation;
+using test::first_numbers;
+using test::Live;
+using test::StackSpan;
 using test::Task;
 using Order = std::vector<std::size_t>;
 
@@ -107,37 +111,6 @@ struct Fixture {
     std::optional<StageSemaphore> semaphore;
 };
 
-Order first_numbers(std::size_t n) {
-    Order numbers(n);
-    std::iota(numbers.begin(), numbers.end(), std::size_t{0});
-    return numbers;
-}
-
-// Counts the coroutine frames it stands in.
-struct Alive {
-    explicit Alive(int& counter) : count(counter) { ++count; }
-    ~Alive() { --count; }
-    Alive(const Alive&) = delete;
-    Alive& operator=(const Alive&) = delete;
-    int& count;
-};
-
-// How much stack lies between the deepest and the shallowest call of touch().
-class StackSpan {
-public:
-    [[gnu::noinline]] void touch() {
-        const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-        lowest_ = std::min(lowest_, here);
-        highest_ = std::max(highest_, here);
-    }
-
-    std::uintptr_t size() const { return highest_ - lowest_; }
-
-private:
-    std::uintptr_t lowest_ = std::numeric_limits<std::uintptr_t>::max();
-    std::uintptr_t highest_ = 0;
-};
-
 asio::awaitable<bool> was_served(StageSemaphore& semaphore) {
     try {
         const Slot slot = co_await semaphore.acquire();
@@ -145,11 +118,6 @@ asio::awaitable<bool> was_served(StageSemaphore& semaphore) {
     } catch (const boost::system::system_error&) {
         co_return false;
     }
-}
-
-auto any_cancellation() {
-    return GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial,
-                    asio::cancellation_type::total);
 }
 
 }  // namespace
@@ -845,8 +813,7 @@ TEST_CASE("semaphore: with its context destroyed it has no executor and can stil
 
 TEST_CASE("semaphore: with its context destroyed it answers at once, however many ask in a row",
           "[semaphore][shutdown]") {
-    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
-    std::uintptr_t highest = 0;
+    StackSpan stack;
     std::optional<asio::io_context> gone(std::in_place);
     StageSemaphore semaphore(gone->get_executor(), 1);
     gone = std::nullopt;
@@ -855,15 +822,13 @@ TEST_CASE("semaphore: with its context destroyed it answers at once, however man
     const Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
         for (; granted != 1000; ++granted) {
             const Slot slot = co_await semaphore.acquire();
-            const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-            lowest = std::min(lowest, here);
-            highest = std::max(highest, here);
+            stack.touch();
         }
     });
     sluice::testing::run(context);
     CHECK(task.succeeded());
     CHECK(granted == 1000);
-    CHECK(highest - lowest < 200'000);  // bytes
+    CHECK(stack.size() < 200'000);  // bytes
 }
 
 TEST_CASE("semaphore: cancellation wins over a free slot that comes through the executor", "[semaphore][cancel]") {
@@ -933,7 +898,7 @@ struct Run {
     }
 
     asio::awaitable<void> work(std::size_t i, asio::awaitable<Slot> first, asio::awaitable<Slot> second) {
-        const Alive alive(frames);
+        const Live alive(frames);
         Slot slot = co_await std::move(first);
         co_await test::yield();
         slot.release();
@@ -945,7 +910,7 @@ struct Run {
     }
 
     asio::awaitable<void> disturb() {
-        const Alive alive(frames);
+        const Live alive(frames);
         co_await test::yield();
         tasks[4].cancel();  // it waits
         set_limit(3);
@@ -1212,24 +1177,21 @@ TEST_CASE("semaphore: an acquisition serves wherever an awaitable is asked for",
 TEST_CASE("semaphore: a loop of free slots neither grows the stack without bound nor keeps others waiting",
           "[semaphore]") {
     Fixture f(1);
-    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
-    std::uintptr_t highest = 0;
+    StackSpan stack;
     bool other_ran = false;
     std::size_t taken_before_other = 0;
     const Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         asio::post(*f.context, [&] { other_ran = true; });
         for (int i = 0; i != 100'000; ++i) {
             const Slot slot = co_await f.semaphore->acquire();
-            const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-            lowest = std::min(lowest, here);
-            highest = std::max(highest, here);
+            stack.touch();
             taken_before_other += !other_ran;
         }
     });
     f.poll();
     CHECK(task.succeeded());
     CHECK(taken_before_other < 100);
-    CHECK(highest - lowest < 200'000);  // bytes
+    CHECK(stack.size() < 200'000);  // bytes
 }
 
 TEST_CASE("semaphore: many free semaphores in a row are a loop like one", "[semaphore]") {
@@ -1238,19 +1200,16 @@ TEST_CASE("semaphore: many free semaphores in a row are a loop like one", "[sema
     for (int i = 0; i != 1000; ++i) {
         semaphores.emplace_back(context.get_executor(), 1);
     }
-    std::uintptr_t lowest = std::numeric_limits<std::uintptr_t>::max();
-    std::uintptr_t highest = 0;
+    StackSpan stack;
     const Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
         for (StageSemaphore& semaphore : semaphores) {
             const Slot slot = co_await semaphore.acquire();
-            const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
-            lowest = std::min(lowest, here);
-            highest = std::max(highest, here);
+            stack.touch();
         }
     });
     sluice::testing::run(context);
     CHECK(task.succeeded());
-    CHECK(highest - lowest < 200'000);  // bytes
+    CHECK(stack.size() < 200'000);  // bytes
 }
 
 TEST_CASE("semaphore: coroutines with a typed executor can wait, be served and be cancelled", "[semaphore][typed]") {

@@ -2,6 +2,7 @@
 #include <sluice/stage.hpp>
 
 #include "support/models.hpp"
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
@@ -40,6 +41,7 @@ using sluice::Stage;
 using sluice::StageResult;
 using test::Endpoint;
 using test::Model;
+using test::refusal_of;
 using test::retries;
 using test::run_until;
 using test::StageOptions;
@@ -76,16 +78,6 @@ auto run_one(asio::io_context& context, StageType& stage, Args&... args) {
     sluice::testing::run(context);
     REQUIRE(task.succeeded());
     return std::move(task.value());
-}
-
-template <class Function>
-std::string error_of(Function function) {
-    try {
-        function();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "no error";
 }
 
 asio::awaitable<int> answer(int value) { co_return value + 1; }
@@ -885,29 +877,30 @@ TEST_CASE("stage: what cannot work is refused on construction, by stage and valu
     asio::io_context context;
     const auto ex = context.get_executor();
     const auto with_limit = [&](std::ptrdiff_t limit) {
-        return error_of([&] { Stage stage(ex, "judge", limit, &answer, StageOptions()); });
+        return refusal_of([&] { Stage stage(ex, "judge", limit, &answer, StageOptions()); });
     };
     CHECK(with_limit(0) == "Stage 'judge': limit must be at least 1, got 0");
     CHECK(with_limit(-1) == "Stage 'judge': limit must be at least 1, got -1");
     CHECK(with_limit(1) == "no error");
 
-    CHECK(error_of([&] { Stage stage(ex, "", 1, &answer, StageOptions()); }) == "Stage: the name must not be empty");
+    CHECK(refusal_of([&] { Stage stage(ex, "", 1, &answer, StageOptions()); }) == "Stage: the name must not be empty");
 
     using Pointer = asio::awaitable<int> (*)(int);
-    CHECK(error_of([&] { Stage stage(ex, "judge", 1, Pointer{}, StageOptions()); }) ==
+    CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, Pointer{}, StageOptions()); }) ==
           "Stage 'judge': the model function must not be empty");
-    CHECK(error_of([&] { Stage stage(ex, "judge", 1, std::function<asio::awaitable<int>(int)>(), StageOptions()); }) ==
-          "Stage 'judge': the model function must not be empty");
+    CHECK(refusal_of([&] {
+              Stage stage(ex, "judge", 1, std::function<asio::awaitable<int>(int)>(), StageOptions());
+          }) == "Stage 'judge': the model function must not be empty");
     struct Client {
         asio::awaitable<int> ask(int n) { co_return n; }
     };
-    CHECK(error_of([&] {
+    CHECK(refusal_of([&] {
               asio::awaitable<int> (Client::*none)(int) = nullptr;
               Stage stage(ex, "judge", 1, none, StageOptions());
           }) == "Stage 'judge': the model function must not be empty");
 
     const auto with_timeout = [&](std::chrono::nanoseconds timeout) {
-        return error_of([&] { Stage stage(ex, "judge", 1, &answer, StageOptions({}, timeout)); });
+        return refusal_of([&] { Stage stage(ex, "judge", 1, &answer, StageOptions({}, timeout)); });
     };
     CHECK(with_timeout(0ns) == "Stage 'judge': timeout must be positive, got 0 ns");
     CHECK(with_timeout(-1ns) == "Stage 'judge': timeout must be positive, got -1 ns");

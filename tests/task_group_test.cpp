@@ -2,6 +2,7 @@
 #include <sluice/task_group.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
@@ -48,6 +49,7 @@ using sluice::TaskGroup;
 using sluice::with_task_group;
 using sluice::testing::run;
 using sluice::testing::VirtualTime;
+using test::Live;
 using test::Task;
 using test::VirtualTimer;
 using Void = asio::awaitable<void>;
@@ -71,18 +73,6 @@ std::string boom_of(const Task<T>& task) {
     }
     return {};
 }
-
-// Counts itself for as long as it lives. A copy or a destruction too many shows in the count.
-class Live {
-public:
-    explicit Live(int& count) : count_(&count) { ++count; }
-    Live(const Live& other) : count_(other.count_) { ++*count_; }
-    Live& operator=(const Live&) = delete;
-    ~Live() { --*count_; }
-
-private:
-    int* count_;
-};
 
 // Logs its end of life.
 struct Goodbye {

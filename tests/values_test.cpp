@@ -8,6 +8,7 @@
 #include <sluice/stage_semaphore.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/awaitable.hpp>
@@ -45,6 +46,7 @@ using sluice::Slot;
 using sluice::StageError;
 using sluice::StageResult;
 using sluice::testing::run;
+using test::Live;
 using test::Task;
 using test::VirtualTimer;
 using Void = asio::awaitable<void>;
@@ -94,18 +96,6 @@ struct Unrelated {};
 struct Left : std::exception {};
 struct Right : std::exception {};
 struct Ambiguous : Left, Right {};  // not caught as a std::exception
-
-// Counts itself for as long as it lives. A destruction too many shows in the count.
-class Live {
-public:
-    explicit Live(int& count) : count_(&count) { ++count; }
-    Live(const Live& other) : count_(other.count_) { ++*count_; }
-    Live& operator=(const Live&) = delete;
-    ~Live() { --*count_; }
-
-private:
-    int* count_;
-};
 
 // A policy that keeps `live` alive.
 sluice::RetryPolicy policy(const Live& live) {

@@ -110,7 +110,7 @@ Row barrier(const std::string& executor, const Settings& settings) {
     constexpr std::size_t parties = 100;
     const std::size_t phases = settings.size(1000);
     return row("allocations per barrier phase and party, " + executor,
-               {"sluice", [=] { return per_turn<SluiceBarrierLoop<Executor>>(parties, parties, phases); }},
+               {"sluice", [=] { return per_turn<BarrierLoop<Executor, sluice::Barrier>>(parties, parties, phases); }},
                {{"floor: the post alone", [=] { return per_turn<PostLoop<Executor>>(parties, parties, phases); }}});
 }
 

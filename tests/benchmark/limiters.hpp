@@ -96,7 +96,7 @@ private:
 template <class Executor>
 class TimerBarrier {
 public:
-    TimerBarrier(Executor executor, std::size_t parties)
+    TimerBarrier(Executor executor, std::ptrdiff_t parties)
         : parties_(parties), complete_(executor, std::chrono::steady_clock::time_point::max()) {}
 
     asio::awaitable<void, Executor> arrive_and_wait() {
@@ -109,8 +109,8 @@ public:
     }
 
 private:
-    std::size_t parties_;
-    std::size_t arrived_ = 0;
+    std::ptrdiff_t parties_;
+    std::ptrdiff_t arrived_ = 0;
     Timer<Executor> complete_;
 };
 

@@ -155,10 +155,11 @@ private:
     ChannelSemaphore<Executor> semaphore_;
 };
 
-template <class Executor>
-class SluiceBarrierLoop : public Loop<Executor> {
+/// A barrier with an arrive_and_wait() to await.
+template <class Executor, class Barrier>
+class BarrierLoop : public Loop<Executor> {
 public:
-    SluiceBarrierLoop(Executor executor, std::size_t parties)
+    BarrierLoop(Executor executor, std::size_t parties)
         : Loop<Executor>(executor), barrier_(executor, static_cast<std::ptrdiff_t>(parties)) {}
 
     asio::awaitable<void, Executor> operator()(std::size_t phases) {
@@ -170,24 +171,7 @@ public:
     }
 
 private:
-    sluice::Barrier barrier_;
-};
-
-template <class Executor>
-class TimerBarrierLoop : public Loop<Executor> {
-public:
-    TimerBarrierLoop(Executor executor, std::size_t parties) : Loop<Executor>(executor), barrier_(executor, parties) {}
-
-    asio::awaitable<void, Executor> operator()(std::size_t phases) {
-        for (std::size_t i = 0; i < phases; ++i) {
-            this->enter();
-            co_await barrier_.arrive_and_wait();
-            this->leave();
-        }
-    }
-
-private:
-    TimerBarrier<Executor> barrier_;
+    Barrier barrier_;
 };
 
 }  // namespace benchmark

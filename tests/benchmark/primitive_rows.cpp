@@ -109,10 +109,11 @@ Row barrier(std::size_t parties, const std::string& executor, const Settings& se
     const std::size_t phases = settings.size(parties > 1000 ? 1'000'000 : 400'000) / parties + 1;
     return {"barrier: " + std::to_string(parties) + " parties, " + executor,
             "ns",
-            {"sluice", [=] { return time_per_turn<SluiceBarrierLoop<Executor>>(parties, parties, phases); }},
+            {"sluice", [=] { return time_per_turn<BarrierLoop<Executor, sluice::Barrier>>(parties, parties, phases); }},
             {{"floor: the post alone", [=] { return time_per_turn<PostLoop<Executor>>(parties, parties, phases); },
               at_most(0.25)},
-             {"timer recipe", [=] { return time_per_turn<TimerBarrierLoop<Executor>>(parties, parties, phases); },
+             {"timer recipe",
+              [=] { return time_per_turn<BarrierLoop<Executor, TimerBarrier<Executor>>>(parties, parties, phases); },
               at_most(0.4)}}};
 }
 

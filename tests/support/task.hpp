@@ -35,25 +35,10 @@ template <class T = void>
 class Task {
 public:
     /// `function` gives an awaitable<T> and lives as long as its coroutine.
-    template <class Executor, class Function>
-    Task(const Executor& executor, Function function) {
-        auto state = state_;
-        asio::co_spawn(
-            executor,
-            [function = std::move(function), state]() mutable -> asio::awaitable<void> {
-                // Total cancellation as well: by default a coroutine lets only the terminal one through.
-                co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
-                if constexpr (std::is_void_v<T>) {
-                    co_await function();
-                    state->value.emplace(true);
-                } else {
-                    state->value.emplace(co_await function());
-                }
-            },
-            asio::bind_cancellation_slot(state->signal.slot(), [state](const std::exception_ptr& error) {
-                state->error = error;
-                ++state->ends;
-            }));
+    template <class Function>
+    Task(const asio::any_io_executor& executor, Function function) {
+        asio::co_spawn(executor, run(std::move(function), state_),
+                       asio::bind_cancellation_slot(state_->signal.slot(), End{state_}));
     }
 
     void cancel(asio::cancellation_type type = asio::cancellation_type::terminal) { state_->signal.emit(type); }
@@ -102,6 +87,29 @@ private:
         std::exception_ptr error;
         int ends = 0;
     };
+
+    struct End {
+        std::shared_ptr<State> state;
+
+        void operator()(const std::exception_ptr& error) const {
+            state->error = error;
+            ++state->ends;
+        }
+    };
+
+    // All that depends on the type of the function: co_spawn costs far more to compile.
+    template <class Function>
+    static asio::awaitable<void> run(Function function, std::shared_ptr<State> state) {
+        // Total cancellation as well: by default a coroutine lets only the terminal one through.
+        co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
+        if constexpr (std::is_void_v<T>) {
+            co_await function();
+            state->value.emplace(true);
+        } else {
+            state->value.emplace(co_await function());
+        }
+    }
+
     std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 

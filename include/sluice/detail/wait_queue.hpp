@@ -52,10 +52,7 @@ public:
     WaitQueue& operator=(const WaitQueue&) = delete;
 
     // An asynchronous operation with the signature void(): suspends the coroutine until `waiter` is made ready.
-    auto wait(Waiter& waiter) noexcept {
-        waiter.queue = this;
-        return Wait{&waiter};
-    }
+    auto wait(Waiter& waiter) noexcept { return Wait{this, &waiter}; }
 
     // The same for a coroutine that is to go on at the next drain, with nothing to wait for that could be cancelled.
     auto yield(Waiter& waiter) noexcept {
@@ -156,6 +153,7 @@ private:
     };
 
     struct Wait {
+        WaitQueue* queue;
         Waiter* waiter;
 
         // Constrained, since co_await asks of every operand whether it can be called with a coroutine frame.
@@ -170,7 +168,7 @@ private:
             const auto slot = waiter->outcome == Outcome::waiting
                                   ? boost::asio::get_associated_cancellation_slot(handler)
                                   : boost::asio::cancellation_slot();
-            waiter->queue->enter(*waiter, slot, std::forward<Handler>(handler));
+            queue->enter(*waiter, slot, std::forward<Handler>(handler));
         }
     };
 
