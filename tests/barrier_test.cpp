@@ -5,6 +5,7 @@
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -15,8 +16,6 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
-#include <boost/asio/thread_pool.hpp>
-#include <boost/asio/use_future.hpp>
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -1141,47 +1140,5 @@ TEST_CASE("barrier: coroutines with a typed executor are dropped with their cont
     REQUIRE(f.barrier->waiting() == 1);
     f.context = std::nullopt;
     CHECK(f.barrier->waiting() == 0);
-    CHECK(order.empty());
-}
-
-TEST_CASE("barrier: a strand of a thread pool may be its executor, and the pool go before or after it",
-          "[barrier][typed][shutdown]") {
-    using Strand = asio::strand<asio::thread_pool::executor_type>;
-    std::optional<asio::thread_pool> pool(std::in_place, 2);
-    std::optional<Strand> strand(asio::make_strand(*pool));
-    std::optional<Barrier> barrier(std::in_place, *strand, 3);
-    const auto alive = std::make_shared<int>();
-    Order order;
-    std::vector<Arrival> arrivals;
-    // Runs `function` on the strand, and what comes of it.
-    const auto on_strand = [&](auto function) {
-        asio::post(*strand, asio::use_future(function)).get();
-        for (int i = 0; i != 5; ++i) {
-            asio::post(*strand, asio::use_future([] {})).get();
-        }
-    };
-    std::size_t waiting = 0;
-    on_strand([&] {
-        for (int i = 0; i != 4; ++i) {
-            arrivals.emplace_back(*strand,
-                                  [&, alive]() -> asio::awaitable<std::size_t> { return barrier->arrive_and_wait(); });
-        }
-        asio::co_spawn(*strand, typed_party<Strand>(*barrier, order), asio::detached);
-    });
-    on_strand([&] { waiting = barrier->waiting(); });
-    CHECK(waiting == 2);
-    CHECK(arrivals[0].succeeded());
-    CHECK(arrivals[2].succeeded());
-    strand.reset();
-    SECTION("the pool first") {
-        pool.reset();
-        CHECK_FALSE(barrier->get_executor());
-        CHECK(barrier->waiting() == 0);
-    }
-    SECTION("the barrier first") {
-        barrier.reset();
-        pool.reset();
-    }
-    CHECK(alive.use_count() == 1);
     CHECK(order.empty());
 }

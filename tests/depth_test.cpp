@@ -16,6 +16,7 @@
 #include <optional>
 #include <ranges>
 #include <string>
+#include <utility>
 
 namespace asio = boost::asio;
 

@@ -4,13 +4,15 @@
 #include "support/models.hpp"
 #include "support/task.hpp"
 
-#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/strand.hpp>
-#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -367,34 +369,6 @@ TEST_CASE("observer: its functions are noexcept, so what overrides them is too",
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_attempt_failed(run, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_finished(run, {}, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_dead_letter(query, run, {})));
-}
-
-TEST_CASE("observer: it is called on the executor of the stage", "[observer]") {
-    asio::thread_pool pool(2);
-    const auto strand = asio::make_strand(pool);
-    Caller observer;
-    int calls = 0;
-    int elsewhere = 0;
-    observer.call = [&](const std::string&, const StageResult<>&) {
-        ++calls;
-        elsewhere += !strand.running_in_this_thread();
-    };
-    const auto model = [&pool](int value) -> asio::awaitable<int> {
-        const auto home = co_await asio::this_coro::executor;
-        co_await asio::post(pool, asio::deferred);
-        co_await asio::post(home, asio::deferred);
-        if (value == 0) {
-            throw std::runtime_error("no");
-        }
-        co_return value;
-    };
-    Stage stage(strand, "s", 2, model, sluice::StageOptions({}, {}, &observer));
-    for (int i = 0; i != 10; ++i) {
-        asio::co_spawn(strand, stage.run(std::to_string(i), i % 2), [](const std::exception_ptr&, const auto&) {});
-    }
-    pool.join();
-    CHECK(calls == 5 * 3 + 5 * 4);
-    CHECK(elsewhere == 0);
 }
 
 // Cancellation, closing, destruction

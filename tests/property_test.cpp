@@ -13,7 +13,6 @@
 
 #include <cstdint>
 #include <exception>
-#include <string>
 
 namespace {
 

@@ -7,17 +7,18 @@
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_future.hpp>
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
@@ -32,7 +33,6 @@
 #include <exception>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <random>
 #include <stdexcept>
@@ -1246,70 +1246,4 @@ TEST_CASE("semaphore: coroutines with a typed executor are dropped with their co
     f.context = std::nullopt;
     CHECK(f.counts(0, 0));
     CHECK(f.order.empty());
-}
-
-TEST_CASE("semaphore: a strand of a thread pool may be its executor, and the pool go before or after it",
-          "[semaphore][typed][shutdown]") {
-    using Strand = asio::strand<asio::thread_pool::executor_type>;
-    std::optional<asio::thread_pool> pool(std::in_place, 2);
-    std::optional<Strand> strand(asio::make_strand(*pool));
-    std::optional<StageSemaphore> semaphore(std::in_place, *strand, 1);
-    const auto alive = std::make_shared<int>();
-    Order order;
-    std::vector<Task<Slot>> tasks;
-    // Runs `function` on the strand, and what comes of it.
-    const auto on_strand = [&](auto function) {
-        asio::post(*strand, asio::use_future(function)).get();
-        for (int i = 0; i != 5; ++i) {
-            asio::post(*strand, asio::use_future([] {})).get();
-        }
-    };
-    on_strand([&] {
-        for (int i = 0; i != 4; ++i) {
-            tasks.emplace_back(*strand, [&, alive] { return semaphore->acquire(); });
-        }
-        asio::co_spawn(*strand, typed_visit<Strand>(*semaphore, order, 0), asio::detached);
-    });
-    on_strand([&] { tasks[0].value().release(); });
-    on_strand([&] { tasks[2].cancel(); });
-    int succeeded = 0;
-    on_strand([&] {
-        succeeded = tasks[0].succeeded() + tasks[1].succeeded() + tasks[2].aborted();
-        CHECK(semaphore->active() == 1);
-        CHECK(semaphore->waiting() == 2);
-    });
-    CHECK(succeeded == 3);
-    strand.reset();
-    SECTION("the pool first") {
-        pool.reset();
-        CHECK_FALSE(semaphore->get_executor());
-        CHECK(semaphore->waiting() == 0);
-        CHECK(semaphore->active() == 1);
-        tasks[1].value().release();
-        CHECK(semaphore->active() == 0);
-    }
-    SECTION("the semaphore first") {
-        semaphore.reset();
-        pool.reset();
-        tasks[1].value().release();
-    }
-    CHECK(alive.use_count() == 1);
-    CHECK(order.empty());
-}
-
-TEST_CASE("semaphore: distinct semaphores of one context may be used on distinct strands at the same time",
-          "[semaphore][typed][stress]") {
-    asio::thread_pool pool(2);
-    std::vector<int> served(4, 0);
-    for (int& count : served) {
-        asio::post(asio::make_strand(pool), [&pool, &count] {
-            for (int i = 0; i != 200; ++i) {
-                StageSemaphore semaphore(asio::make_strand(pool), 1);
-                const Slot slot = semaphore.try_acquire();
-                count += slot ? 1 : 0;
-            }
-        });
-    }
-    pool.join();
-    CHECK(served == std::vector<int>(4, 200));
 }

@@ -11,9 +11,9 @@
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -30,7 +30,6 @@
 #include <random>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -1031,35 +1030,6 @@ TEST_CASE("stage: the executor of the model's coroutine is that of the run", "[s
     SECTION("io_context's own") { check(context, context.get_executor()); }
     SECTION("a strand") { check(context, asio::make_strand(context.get_executor())); }
     SECTION("any") { check(context, asio::any_io_executor(context.get_executor())); }
-}
-
-TEST_CASE("stage: a model may do its work on a thread pool and come back", "[stage]") {
-    asio::io_context context;
-    asio::thread_pool pool(2);
-    const auto home = std::this_thread::get_id();
-    std::vector<std::thread::id> after;
-    const auto model = [&](int n) -> asio::awaitable<int> {
-        const auto work = [](int number) -> asio::awaitable<std::pair<int, std::thread::id>> {
-            co_return std::pair(number * number, std::this_thread::get_id());
-        };
-        const auto [square, thread] = co_await asio::co_spawn(pool, work(n), asio::deferred);
-        after.push_back(std::this_thread::get_id());
-        if (thread == std::this_thread::get_id()) {
-            throw std::logic_error("not on the pool");
-        }
-        co_return square;
-    };
-    Stage stage(context.get_executor(), "s", 3, model);  // on the default timer
-    std::deque<Task<StageResult<int>>> tasks;
-    for (int i = 0; i != 50; ++i) {
-        tasks.emplace_back(context.get_executor(), [&stage, i] { return stage.run("q", int(i)); });
-    }
-    context.run();
-    for (int i = 0; i != 50; ++i) {
-        CHECK(tasks[static_cast<std::size_t>(i)].value().data == i * i);
-    }
-    CHECK(after == std::vector<std::thread::id>(50, home));
-    CHECK(stage.semaphore().active() == 0);
 }
 
 TEST_CASE("stage: the timer is asio::steady_timer unless one asks for another", "[stage][typed]") {

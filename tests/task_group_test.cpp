@@ -5,21 +5,17 @@
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
-#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_state.hpp>
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
-#include <boost/asio/dispatch.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/bad_executor.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -27,8 +23,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
-#include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <exception>
@@ -1375,64 +1369,4 @@ TEST_CASE("task group: a child bound to another type of executor is refused with
     });
     run(context);
     CHECK(on_strand.failed_with<asio::execution::bad_executor>());
-}
-
-TEST_CASE("task group: on a strand over four threads, children work on the pool and come back",
-          "[task_group][stress]") {
-    asio::thread_pool pool(4);
-    auto strand = asio::make_strand(pool);
-    int sum = 0;  // touched on the strand alone
-    std::atomic<int> worked = 0;
-    Task<int> task(strand, [&]() -> asio::awaitable<int> {
-        co_return co_await with_task_group([&](TaskGroup& group) -> asio::awaitable<int> {
-            for (int i = 0; i != 2000; ++i) {
-                group.spawn([&, i]() -> Void {
-                    co_await asio::co_spawn(
-                        pool,
-                        [&]() -> Void {
-                            ++worked;
-                            co_return;
-                        },
-                        asio::deferred);
-                    sum += i;
-                });
-            }
-            co_return 1;
-        });
-    });
-    pool.join();
-    CHECK(task.succeeded());
-    CHECK(worked == 2000);
-    CHECK(sum == 1999 * 1000);
-}
-
-TEST_CASE("task group: on a strand over four threads, cancelled through the strand, it finishes its children",
-          "[task_group][cancellation][stress]") {
-    asio::thread_pool pool(4);
-    auto strand = asio::make_strand(pool);
-    int begun = 0;
-    int ended = 0;
-    std::optional<Task<>> task;
-    task.emplace(strand, [&]() -> Void {
-        co_await with_task_group([&](TaskGroup& group) -> Void {
-            for (int i = 0; i != 500; ++i) {
-                group.spawn([&]() -> Void {
-                    if (++begun == 500) {
-                        asio::post(pool, [&] { asio::dispatch(strand, [&] { task->cancel(); }); });
-                    }
-                    asio::steady_timer never(co_await this_coro::executor, asio::steady_timer::time_point::max());
-                    try {
-                        co_await never.async_wait(asio::deferred);
-                    } catch (const system_error&) {
-                        ++ended;
-                    }
-                });
-            }
-            co_return;
-        });
-    });
-    pool.join();
-    CHECK(task->aborted());
-    CHECK(begun == 500);
-    CHECK(ended == 500);
 }

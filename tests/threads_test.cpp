@@ -1,23 +1,32 @@
 // SPDX-License-Identifier: BSL-1.0
-// The documented concurrency model: one strand over a thread pool, models that work on the pool. Run it under TSan.
+// Everything that has more than one thread: one strand over a thread pool, models that work on the pool. Run it under
+// TSan.
 #include <sluice/sluice.hpp>
 
+#include "support/task.hpp"
+
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_future.hpp>
+#include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -28,6 +37,8 @@
 namespace asio = boost::asio;
 
 namespace {
+
+using test::Task;
 
 // Works on a thread of the pool, then comes back to the coroutine's strand.
 struct PooledModel {
@@ -126,6 +137,28 @@ TEST_CASE("threads: cancelled from another thread, through the strand", "[thread
     CHECK(pipeline.generate().semaphore().active() == 0);
 }
 
+TEST_CASE("threads: a stream of 10,000 queries on a strand, with models on the pool", "[threads][stream]") {
+    Rig rig;
+    auto pipeline = rig.pipeline(7);
+    std::size_t completed = 0;
+    std::size_t failed = 0;
+    std::exception_ptr ended;
+    const auto consume = [&]() -> asio::awaitable<void> {
+        auto stream = pipeline.process_stream(numbered(10'000));
+        while (const auto item = co_await stream.next()) {
+            ++(item->result.completed ? completed : failed);
+        }
+    };
+    start(rig.strand,
+          [&] { asio::co_spawn(rig.strand, consume(), [&](const std::exception_ptr& error) { ended = error; }); });
+    rig.pool.join();
+    CHECK_FALSE(ended);
+    CHECK(completed == 10'000 - 10'000 / 7);
+    CHECK(failed == 10'000 / 7);
+    CHECK(rig.sink.count == 10'000 / 7);
+    CHECK(rig.most <= 35);
+}
+
 TEST_CASE("threads: a coroutine may be destroyed after all else of its thread", "[threads][shutdown]") {
     using Acquisition = asio::awaitable<sluice::Slot>;
     asio::io_context context;
@@ -172,6 +205,234 @@ TEST_CASE("threads: primitives of several strands of one pool come and go at onc
     }
     pool.join();
     CHECK(rounds == 8 * 200);
+}
+
+// Runs `function` on the strand, and what comes of it.
+template <class Strand, class Function>
+void run_on(const Strand& strand, Function function) {
+    asio::post(strand, asio::use_future(function)).get();
+    for (int i = 0; i != 5; ++i) {
+        asio::post(strand, asio::use_future([] {})).get();
+    }
+}
+
+using Strand = asio::strand<asio::thread_pool::executor_type>;
+
+asio::awaitable<void, Strand> visit(sluice::StageSemaphore& semaphore, bool& served) {
+    const sluice::Slot slot = co_await semaphore.acquire();
+    served = true;
+}
+
+TEST_CASE("threads: a semaphore's executor may be a strand of a pool, which goes before or after it",
+          "[threads][shutdown]") {
+    std::optional<asio::thread_pool> pool(std::in_place, 2);
+    std::optional<Strand> strand(asio::make_strand(*pool));
+    std::optional<sluice::StageSemaphore> semaphore(std::in_place, *strand, 1);
+    const auto alive = std::make_shared<int>();
+    bool served = false;
+    std::vector<Task<sluice::Slot>> tasks;
+    run_on(*strand, [&] {
+        for (int i = 0; i != 4; ++i) {
+            tasks.emplace_back(*strand, [&, alive] { return semaphore->acquire(); });
+        }
+        asio::co_spawn(*strand, visit(*semaphore, served), asio::detached);
+    });
+    run_on(*strand, [&] { tasks[0].value().release(); });
+    run_on(*strand, [&] { tasks[2].cancel(); });
+    int succeeded = 0;
+    run_on(*strand, [&] {
+        succeeded = tasks[0].succeeded() + tasks[1].succeeded() + tasks[2].aborted();
+        CHECK(semaphore->active() == 1);
+        CHECK(semaphore->waiting() == 2);
+    });
+    CHECK(succeeded == 3);
+    strand.reset();
+    SECTION("the pool first") {
+        pool.reset();
+        CHECK_FALSE(semaphore->get_executor());
+        CHECK(semaphore->waiting() == 0);
+        CHECK(semaphore->active() == 1);
+        tasks[1].value().release();
+        CHECK(semaphore->active() == 0);
+    }
+    SECTION("the semaphore first") {
+        semaphore.reset();
+        pool.reset();
+        tasks[1].value().release();
+    }
+    CHECK(alive.use_count() == 1);
+    CHECK_FALSE(served);
+}
+
+asio::awaitable<void, Strand> meet(sluice::Barrier& barrier, bool& met) {
+    co_await barrier.arrive_and_wait();
+    met = true;
+}
+
+TEST_CASE("threads: a barrier's executor may be a strand of a pool, which goes before or after it",
+          "[threads][shutdown]") {
+    std::optional<asio::thread_pool> pool(std::in_place, 2);
+    std::optional<Strand> strand(asio::make_strand(*pool));
+    std::optional<sluice::Barrier> barrier(std::in_place, *strand, 3);
+    const auto alive = std::make_shared<int>();
+    bool met = false;
+    std::vector<Task<std::size_t>> arrivals;
+    std::size_t waiting = 0;
+    run_on(*strand, [&] {
+        for (int i = 0; i != 4; ++i) {
+            arrivals.emplace_back(*strand, [&, alive] { return barrier->arrive_and_wait(); });
+        }
+        asio::co_spawn(*strand, meet(*barrier, met), asio::detached);
+    });
+    run_on(*strand, [&] { waiting = barrier->waiting(); });
+    CHECK(waiting == 2);
+    CHECK(arrivals[0].succeeded());
+    CHECK(arrivals[2].succeeded());
+    strand.reset();
+    SECTION("the pool first") {
+        pool.reset();
+        CHECK_FALSE(barrier->get_executor());
+        CHECK(barrier->waiting() == 0);
+    }
+    SECTION("the barrier first") {
+        barrier.reset();
+        pool.reset();
+    }
+    CHECK(alive.use_count() == 1);
+    CHECK_FALSE(met);
+}
+
+TEST_CASE("threads: children on a strand work on the pool and come back", "[threads]") {
+    asio::thread_pool pool(4);
+    const auto strand = asio::make_strand(pool);
+    int sum = 0;  // touched on the strand alone
+    std::atomic<int> worked = 0;
+    std::optional<Task<>> task;
+    start(strand, [&] {
+        task.emplace(strand, [&] {
+            return sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+                for (int i = 0; i != 2000; ++i) {
+                    group.spawn([&, i]() -> asio::awaitable<void> {
+                        co_await asio::co_spawn(
+                            pool,
+                            [&]() -> asio::awaitable<void> {
+                                ++worked;
+                                co_return;
+                            },
+                            asio::deferred);
+                        sum += i;
+                    });
+                }
+                co_return;
+            });
+        });
+    });
+    pool.join();
+    CHECK(task->succeeded());
+    CHECK(worked == 2000);
+    CHECK(sum == 1999 * 1000);
+}
+
+TEST_CASE("threads: a group that is cancelled through its strand finishes its children", "[threads][cancellation]") {
+    asio::thread_pool pool(4);
+    const auto strand = asio::make_strand(pool);
+    int begun = 0;
+    int ended = 0;
+    std::optional<Task<>> task;
+    const auto child = [&]() -> asio::awaitable<void> {
+        if (++begun == 500) {
+            asio::post(pool, [&] { asio::dispatch(strand, [&] { task->cancel(); }); });
+        }
+        asio::steady_timer never(co_await asio::this_coro::executor, asio::steady_timer::time_point::max());
+        try {
+            co_await never.async_wait(asio::deferred);
+        } catch (const boost::system::system_error&) {
+            ++ended;
+        }
+    };
+    start(strand, [&] {
+        task.emplace(strand, [&] {
+            return sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+                for (int i = 0; i != 500; ++i) {
+                    group.spawn(child());
+                }
+                co_return;
+            });
+        });
+    });
+    pool.join();
+    CHECK(task->aborted());
+    CHECK(begun == 500);
+    CHECK(ended == 500);
+}
+
+TEST_CASE("threads: a model may work on a pool and come back to an io_context", "[threads]") {
+    asio::io_context context;
+    asio::thread_pool pool(2);
+    const auto home = std::this_thread::get_id();
+    std::vector<std::thread::id> after;
+    const auto model = [&](int n) -> asio::awaitable<int> {
+        const auto work = [](int number) -> asio::awaitable<std::pair<int, std::thread::id>> {
+            co_return std::pair(number * number, std::this_thread::get_id());
+        };
+        const auto [square, thread] = co_await asio::co_spawn(pool, work(n), asio::deferred);
+        after.push_back(std::this_thread::get_id());
+        if (thread == std::this_thread::get_id()) {
+            throw std::logic_error("not on the pool");
+        }
+        co_return square;
+    };
+    sluice::Stage stage(context.get_executor(), "s", 3, model);  // on the default timer
+    std::vector<Task<sluice::StageResult<int>>> tasks;
+    for (int i = 0; i != 50; ++i) {
+        tasks.emplace_back(context.get_executor(), [&stage, i] { return stage.run("q", int(i)); });
+    }
+    context.run();
+    for (int i = 0; i != 50; ++i) {
+        CHECK(tasks[static_cast<std::size_t>(i)].value().data == i * i);
+    }
+    CHECK(after == std::vector<std::thread::id>(50, home));
+    CHECK(stage.semaphore().active() == 0);
+}
+
+TEST_CASE("threads: an observer is called on the executor of the stage", "[threads]") {
+    struct Calls : sluice::Observer {
+        Strand strand;
+        int all = 0;
+        int elsewhere = 0;
+
+        explicit Calls(Strand home) : strand(std::move(home)) {}
+
+        void count() {
+            ++all;
+            elsewhere += !strand.running_in_this_thread();
+        }
+        void on_queued(const sluice::StageResult<>&) noexcept override { count(); }
+        void on_started(const sluice::StageResult<>&) noexcept override { count(); }
+        void on_attempt_failed(const sluice::StageResult<>&, const sluice::StageError&) noexcept override { count(); }
+        void on_finished(const sluice::StageResult<>&, Outcome, Event) noexcept override { count(); }
+    };
+    asio::thread_pool pool(2);
+    Calls calls(asio::make_strand(pool));
+    const auto model = [&pool](int value) -> asio::awaitable<int> {
+        const auto home = co_await asio::this_coro::executor;
+        co_await asio::post(pool, asio::deferred);
+        co_await asio::post(home, asio::deferred);
+        if (value == 0) {
+            throw std::runtime_error("no");
+        }
+        co_return value;
+    };
+    sluice::Stage stage(calls.strand, "s", 2, model, sluice::StageOptions({}, {}, &calls));
+    start(calls.strand, [&] {
+        for (int i = 0; i != 10; ++i) {
+            asio::co_spawn(calls.strand, stage.run(std::to_string(i), i % 2),
+                           [](const std::exception_ptr&, const auto&) {});
+        }
+    });
+    pool.join();
+    CHECK(calls.all == 5 * 3 + 5 * 4);
+    CHECK(calls.elsewhere == 0);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "support/models.hpp"
 #include "support/task.hpp"
 
+#include <boost/asio/awaitable.hpp>
 #include <boost/json/src.hpp>
 #include <boost/property_tree/ptree.hpp>
 #include <boost/property_tree/xml_parser.hpp>
@@ -19,7 +20,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <map>
 #include <sstream>
 #include <stdexcept>
