@@ -3,8 +3,10 @@
 #include "support/task.hpp"
 
 #include <sluice/sluice.hpp>
+#include <sluice/testing/interleaving.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -14,9 +16,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <map>
+#include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace asio = boost::asio;
@@ -110,6 +115,45 @@ TEST_CASE("readme: a pipeline is tested on virtual time", "[readme]") {
     });
     CHECK(sluice::testing::run(context) == 600ms);  // in no time at all
     CHECK(sink.lost == std::vector<std::string>{"2 in classify: no"});
+}
+
+struct Cache {
+    sluice::StageSemaphore lock;
+    std::map<std::string, int> known;
+    int asked = 0;
+
+    explicit Cache(asio::any_io_executor executor) : lock(std::move(executor), 1) {}
+
+    asio::awaitable<int> operator()(const std::string& text) {
+        const auto held = co_await lock.acquire();
+        if (!known.contains(text)) {
+            ++asked;
+            co_await wait<sluice::testing::VirtualTimer>(1ms);
+            known[text] = 1;
+        }
+        co_return known[text];
+    }
+};
+
+TEST_CASE("readme: a pipeline is tested in many interleavings", "[readme]") {
+    using sluice::testing::VirtualTimer;
+    CollectingSink sink;
+    auto answer = [](int, int, const std::string& text) -> asio::awaitable<std::string> { co_return text; };
+    std::vector<sluice::Query> queries{{"1", "one"}, {"2", "two"}, {"3", "one"}, {"4", "two"}};
+
+    for (unsigned seed = 0; seed != 1000; ++seed) {  // each another interleaving, and always the same
+        CAPTURE(seed);
+        std::mt19937 random(seed);
+        sluice::testing::InterleavingContext context([&](std::size_t ready) { return random() % ready; });
+        Cache cache(context.get_executor());
+        sluice::InferencePipeline pipeline(context.get_executor(), std::ref(cache), std::ref(cache), answer,
+                                           sluice::StageLimits{4, 4, 4}, sink,
+                                           sluice::BasicPipelineOptions<VirtualTimer>());
+        asio::co_spawn(context.get_executor(), pipeline.process_batch(queries), asio::detached);
+        context.run();
+        CHECK(cache.asked == 2);
+    }
+    CHECK(sink.lost.empty());
 }
 
 template <class Pipeline, class Queries>

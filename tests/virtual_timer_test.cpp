@@ -492,6 +492,29 @@ TEST_CASE("virtual timer: an exception leaves run(), and what is left runs the n
     CHECK(log == Log{"next"});
 }
 
+TEST_CASE("virtual timer: run() ends when the context is stopped, and goes on when it is called again",
+          "[virtual_timer]") {
+    asio::io_context context;
+    int beats = 0;
+    Task heart(context.get_executor(), [&]() -> Void {
+        while (true) {
+            co_await test::sleep(10ms);
+            ++beats;
+        }
+    });
+    Task patient(context.get_executor(), [&]() -> Void {
+        for (int i = 0; i != 2; ++i) {
+            co_await test::sleep(36ms);
+            context.stop();
+        }
+    });
+    CHECK(run(context) == 36ms);
+    CHECK(beats == 3);
+    CHECK(run(context) == 36ms);
+    CHECK(beats == 7);
+    CHECK_FALSE(heart.done());
+}
+
 TEST_CASE("virtual timer: the longest wait does not overflow the clock", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime::of(context).advance_by(1s);

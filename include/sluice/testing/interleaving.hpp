@@ -12,6 +12,8 @@
 
 #include <cstddef>
 #include <functional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -25,7 +27,7 @@ class InterleavingContext : public boost::asio::execution_context {
 public:
     class executor_type;
 
-    /// Of `n` > 0 ready handlers, which is next: a number less than `n`. 0 is the one that was submitted first.
+    /// Of `n` > 1 ready handlers, which is next: a number less than `n`. 0 is the one that was submitted first.
     using Choose = std::function<std::size_t(std::size_t n)>;
 
     explicit InterleavingContext(Choose choose) : choose_(std::move(choose)), time_(VirtualTime::of(*this)) {}
@@ -44,21 +46,32 @@ public:
     executor_type get_executor() noexcept;
 
     /// Runs one handler; if none is ready, moves on to the next point in virtual time. False if there is nothing to do.
+    /// What the handler throws comes out.
+    ///
+    /// @throws std::out_of_range if there is no such handler as was chosen; they are all still ready.
     bool run_one() {
         if (ready_.empty() && !time_.advance()) {
             return false;
         }
         const std::size_t n = ready_.size();
-        take(n == 1 ? 0 : choose_(n))();
+        const std::size_t chosen = n == 1 ? 0 : choose_(n);
+        if (chosen >= n) {
+            throw std::out_of_range("InterleavingContext: the chosen handler must be less than " + std::to_string(n) +
+                                    ", got " + std::to_string(chosen));
+        }
+        take(chosen)();
         return true;
     }
 
-    /// Runs until there is nothing to do.
-    void run() {
+    /// Runs until there is nothing to do, and gives how much virtual time went by.
+    VirtualClock::duration run() {
+        const auto begin = time_.now();
         while (run_one()) {
         }
+        return time_.now() - begin;
     }
 
+    /// How many handlers are ready.
     std::size_t ready() const noexcept { return ready_.size(); }
 
 private:

@@ -10,6 +10,7 @@
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/context.hpp>
 #include <boost/asio/execution_context.hpp>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/query.hpp>
@@ -226,14 +227,16 @@ inline void VirtualTime::shutdown() noexcept {
 }
 
 /// Runs everything there is to run: what is ready, then, whenever nothing is, what waits for the next point in virtual
-/// time. Returns when nothing is left that could run, and gives how much virtual time went by. Does not block.
+/// time. Returns when nothing is left that could run, or when the context is stopped, and gives how much virtual time
+/// went by. Does not block. What a handler throws comes out. Called again, it goes on.
 inline VirtualClock::duration run(boost::asio::io_context& context) {
     VirtualTime& time = VirtualTime::of(context);
     const auto begin = time.now();
+    const auto work = boost::asio::make_work_guard(context);  // without any the context stops of itself
+    context.restart();
     do {
-        context.restart();
         context.poll();
-    } while (time.advance());
+    } while (!context.stopped() && time.advance());
     return time.now() - begin;
 }
 
