@@ -186,6 +186,11 @@ MUTANTS = [
      "self->started_->changed->notify_all();", "self->started_->changed->notify_one();", "result_stream_test"),
     ("a stream that nobody reads goes on", "detail/stream_state.hpp",
      "        if (group_) {\n            group_->cancel();\n        }\n", "", "result_stream_test"),
+    ("another handler than the chosen one is next", "testing/interleaving.hpp",
+     "take(chosen)();", "take(n - 1 - chosen)();", "interleaving_test"),
+    ("a timer's waits end in any order", "testing/virtual_timer.hpp",
+     "const Position position(expiry, sequence_++);", "const Position position(expiry, --sequence_);",
+     "virtual_timer_test"),
 ]
 
 
