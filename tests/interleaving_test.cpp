@@ -23,7 +23,9 @@
 #include <functional>
 #include <optional>
 #include <random>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -34,6 +36,7 @@ using namespace std::chrono_literals;
 using sluice::testing::InterleavingContext;
 using sluice::testing::VirtualTime;
 using test::Live;
+using test::refusal_of;
 using test::Task;
 using Void = asio::awaitable<void>;
 using Order = std::vector<int>;
@@ -150,6 +153,34 @@ TEST_CASE("interleaving: a choice of a handler that is not there is an error, an
     choice = 1;
     context.run();
     CHECK(order == Order{1, 0});
+}
+
+TEST_CASE("interleaving: who chooses must be there", "[interleaving]") {
+    CHECK(refusal_of([] { const InterleavingContext context(nullptr); }) ==
+          "InterleavingContext: choose must not be empty");
+}
+
+TEST_CASE("interleaving: waits that are due at the same time end in any order, and what they set off is interleaved",
+          "[interleaving]") {
+    std::set<std::string> orders;
+    for (unsigned seed = 0; seed != 2000; ++seed) {
+        std::mt19937 random(seed);
+        InterleavingContext context([&](std::size_t n) { return random() % n; });
+        std::string order;
+        std::vector<Task<>> tasks;
+        for (const char name : {'a', 'b'}) {
+            tasks.emplace_back(context.get_executor(), [&order, name]() -> Void {
+                co_await test::sleep(1ms);
+                for (int turn = 0; turn != 2; ++turn) {
+                    order += name;
+                    co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
+                }
+            });
+        }
+        context.run();
+        orders.insert(order);
+    }
+    CHECK(orders == std::set<std::string>{"aabb", "abab", "abba", "baab", "baba", "bbaa"});
 }
 
 TEST_CASE("interleaving: what a handler throws comes out, and what is left runs the next time", "[interleaving]") {

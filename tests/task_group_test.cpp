@@ -1319,7 +1319,7 @@ TEST_CASE("task group: it works in coroutines of a typed executor, with children
     CHECK(run(context) == (fail ? 6ms : 10ms));
     CHECK((error != nullptr) == fail);
     CHECK(value == (fail ? 0 : 9));
-    CHECK(log == (fail ? Log{"typed", "general tidy"} : Log{"typed", "typed", "general done"}));
+    CHECK(log == (fail ? Log{"typed", "typed", "general tidy"} : Log{"typed", "typed", "general done"}));
 }
 
 TEST_CASE("task group: a group of the general executor takes children of the type that is behind it",

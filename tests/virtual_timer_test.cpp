@@ -2,6 +2,7 @@
 #include <sluice/testing/virtual_timer.hpp>
 #include <sluice/timer.hpp>
 
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
@@ -51,6 +52,7 @@ using sluice::testing::VirtualClock;
 using sluice::testing::VirtualTime;
 using sluice::testing::VirtualTimer;
 using std::chrono::nanoseconds;
+using test::refusal_of;
 using test::Task;
 using Void = asio::awaitable<void>;
 using Log = std::vector<std::string>;
@@ -182,20 +184,50 @@ TEST_CASE("virtual timer: waits of the same expiry end in the order in which the
     CHECK(log == Log{"a", "b", "c", "d", "e"});
 }
 
-TEST_CASE("virtual timer: what a wait sets off runs before the next wait of the same expiry ends", "[virtual_timer]") {
+// Like a steady_timer's.
+TEST_CASE("virtual timer: waits of the same expiry are over at once: the first cannot cancel the second",
+          "[virtual_timer]") {
     asio::io_context context;
     Log log;
-    VirtualTimer timer(context.get_executor(), 1ms);
-    timer.async_wait([&](error_code) {
+    VirtualTimer first(context.get_executor(), 1ms);
+    VirtualTimer second(context.get_executor(), 1ms);
+    first.async_wait([&](error_code) {
         log.push_back("first");
-        asio::post(context, [&] { asio::post(context, [&] { log.push_back("its consequence"); }); });
+        CHECK(second.cancel() == 0);
+        asio::post(context, [&] { log.push_back("its consequence"); });
     });
-    timer.async_wait(into(log, "second"));
+    second.async_wait(into(log, "second"));
     run(context);
-    CHECK(log == Log{"first", "its consequence", "second"});
+    CHECK(log == Log{"first", "second", "its consequence"});
 }
 
-TEST_CASE("virtual timer: advance() moves to the next expiry and completes one wait", "[virtual_timer]") {
+TEST_CASE("virtual timer: a wait that is due ends even if there is always something ready", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTimer timer(context.get_executor());
+    bool due = false;
+    int turns = 0;
+    timer.async_wait([&](error_code) { due = true; });
+    Task busy(context.get_executor(), [&]() -> Void {
+        while (!due && ++turns != 100) {
+            co_await asio::post(context, asio::deferred);
+        }
+    });
+    run(context);
+    CHECK(due);
+    CHECK(turns < 100);
+}
+
+TEST_CASE("virtual timer: a wait that is due can be cancelled until the context is run", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTimer timer(context.get_executor());
+    std::optional<error_code> result;
+    timer.async_wait(into(result));
+    CHECK(timer.cancel() == 1);
+    run(context);
+    CHECK(result == aborted);
+}
+
+TEST_CASE("virtual timer: advance() moves to the next expiry and completes the waits that are due", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
     CHECK_FALSE(time.advance());
@@ -208,12 +240,10 @@ TEST_CASE("virtual timer: advance() moves to the next expiry and completes one w
     later.async_wait(into(log, "c"));
     CHECK(time.advance());
     CHECK(time.now() == epoch + 5ms);
-    CHECK(time.pending() == 2);
-    CHECK(log.empty());  // the handler is posted, not called
+    CHECK(time.pending() == 1);
+    CHECK(log.empty());  // the handlers are posted, not called
     poll(context);
-    CHECK(log == Log{"a"});
-    CHECK(time.advance());
-    CHECK(time.now() == epoch + 5ms);
+    CHECK(log == Log{"a", "b"});
     CHECK(time.advance());
     CHECK(time.now() == epoch + 8ms);
     poll(context);
@@ -222,7 +252,7 @@ TEST_CASE("virtual timer: advance() moves to the next expiry and completes one w
     CHECK(time.now() == epoch + 8ms);
 }
 
-TEST_CASE("virtual timer: advance_by() moves the time on without regard to who waits, and time never goes back",
+TEST_CASE("virtual timer: advance_by() moves the time on, and the waits that are due end when the context is run",
           "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
@@ -236,6 +266,17 @@ TEST_CASE("virtual timer: advance_by() moves the time on without regard to who w
     CHECK(run(context) == 0ms);
     CHECK(time.now() == epoch + 20ms);
     CHECK(result == success);
+}
+
+TEST_CASE("virtual timer: time does not go back, nor beyond the end of the clock", "[virtual_timer]") {
+    asio::io_context context;
+    VirtualTime& time = VirtualTime::of(context);
+    const std::string rule = "VirtualTime: time must go on, and not beyond the clock's end, got ";
+    CHECK(refusal_of([&] { time.advance_by(-5ns); }) == rule + "-5 ns");
+    CHECK(time.now() == epoch);
+    time.advance_by(nanoseconds::max());
+    CHECK(refusal_of([&] { time.advance_by(10ns); }) == rule + "10 ns");
+    CHECK(time.now() == VirtualClock::time_point::max());
 }
 
 TEST_CASE("virtual timer: a wait never completes inside async_wait(), also when the timer has expired",
@@ -595,6 +636,34 @@ TEST_CASE("virtual timer: handlers that own their timers are dropped with the co
         }
     }
     CHECK(token.use_count() == 1);
+}
+
+TEST_CASE("virtual timer: a handler that dies with the context may wait again", "[virtual_timer][shutdown]") {
+    struct Rearms {
+        std::shared_ptr<VirtualTimer> timer;
+        int times;
+
+        Rearms(std::shared_ptr<VirtualTimer> t, int n) : timer(std::move(t)), times(n) {}
+        Rearms(Rearms&&) noexcept = default;
+        ~Rearms() {
+            if (timer && times != 0) {
+                VirtualTimer& again = *timer;
+                again.async_wait(Rearms(std::move(timer), times - 1));
+            }
+        }
+
+        void operator()(error_code) const {}
+    };
+    std::weak_ptr<VirtualTimer> timer;
+    {
+        asio::io_context context;
+        auto owner = std::make_shared<VirtualTimer>(context.get_executor(), 1ms);
+        timer = owner;
+        VirtualTimer& first = *owner;
+        first.async_wait(Rearms(std::move(owner), 3));
+        CHECK_FALSE(timer.expired());
+    }
+    CHECK(timer.expired());
 }
 
 TEST_CASE("virtual timer: the context may be destroyed after any number of steps", "[virtual_timer][shutdown]") {

@@ -30,7 +30,12 @@ public:
     /// Of `n` > 1 ready handlers, which is next: a number less than `n`. 0 is the one that was submitted first.
     using Choose = std::function<std::size_t(std::size_t n)>;
 
-    explicit InterleavingContext(Choose choose) : choose_(std::move(choose)), time_(VirtualTime::of(*this)) {}
+    /// @throws std::invalid_argument if `choose` is empty.
+    explicit InterleavingContext(Choose choose) : choose_(std::move(choose)), time_(VirtualTime::of(*this)) {
+        if (!choose_) {
+            throw std::invalid_argument("InterleavingContext: choose must not be empty");
+        }
+    }
 
     ~InterleavingContext() {
         shutdown();  // what waits is dropped, and its coroutines submitted to be destroyed
@@ -50,8 +55,11 @@ public:
     ///
     /// @throws std::out_of_range if there is no such handler as was chosen; they are all still ready.
     bool run_one() {
-        if (ready_.empty() && !time_.advance()) {
-            return false;
+        time_.complete_due();
+        while (ready_.empty()) {
+            if (!time_.advance()) {
+                return false;
+            }
         }
         const std::size_t n = ready_.size();
         const std::size_t chosen = n == 1 ? 0 : choose_(n);

@@ -22,6 +22,8 @@
 #include <cstdint>
 #include <map>
 #include <set>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace sluice::testing {
@@ -58,19 +60,33 @@ public:
     /// How many waits are pending.
     std::size_t pending() const noexcept { return waits_.size(); }
 
-    /// Moves on to the next expiry and completes the first wait that is due then; false if nobody waits.
+    /// Completes the waits that are due.
+    void complete_due() {
+        while (!waits_.empty() && waits_.begin()->first.first <= now_) {
+            complete(waits_.begin(), {});
+        }
+    }
+
+    /// Moves on to the next expiry and completes the waits that are due then; false if nobody waits.
     bool advance() {
         if (waits_.empty()) {
             return false;
         }
-        const auto first = waits_.begin();
-        now_ = std::max(now_, first->first.first);
-        complete(first, {});
+        now_ = std::max(now_, waits_.begin()->first.first);
+        complete_due();
         return true;
     }
 
-    /// Moves the time on by `by`, without regard to who waits.
-    void advance_by(VirtualClock::duration by) noexcept { now_ += by; }
+    /// Moves the time on by `by`. Waits that are due by then end when the context is run.
+    ///
+    /// @throws std::invalid_argument if `by` is negative, or more than the clock has left.
+    void advance_by(VirtualClock::duration by) {
+        if (by.count() < 0 || by > time_point::max() - now_) {
+            throw std::invalid_argument("VirtualTime: time must go on, and not beyond the clock's end, got " +
+                                        std::to_string(by.count()) + " ns");
+        }
+        now_ += by;
+    }
 
 private:
     friend class VirtualTimer;
@@ -103,6 +119,7 @@ private:
     time_point now_;
     std::uint64_t sequence_ = 0;
     Waits waits_;
+    bool shut_down_ = false;
 };
 
 /// Stands in for `asio::steady_timer` on virtual time.
@@ -183,6 +200,9 @@ private:
     }
 
     void start(VirtualTime::Handler handler) {
+        if (time_->shut_down_) {
+            return;  // whoever waits while the context is destroyed is dropped like the others
+        }
         auto slot = boost::asio::get_associated_cancellation_slot(handler);
         VirtualTime& time = *time_;
         const auto position = time.add(expiry_, {std::move(handler), this});
@@ -216,6 +236,7 @@ inline void VirtualTime::complete(Waits::iterator at, boost::system::error_code 
 }
 
 inline void VirtualTime::shutdown() noexcept {
+    shut_down_ = true;
     Waits dropped;
     dropped.swap(waits_);
     for (auto& [position, wait] : dropped) {
@@ -235,7 +256,9 @@ inline VirtualClock::duration run(boost::asio::io_context& context) {
     const auto work = boost::asio::make_work_guard(context);  // without any the context stops of itself
     context.restart();
     do {
-        context.poll();
+        do {
+            time.complete_due();
+        } while (context.poll_one() != 0);
     } while (!context.stopped() && time.advance());
     return time.now() - begin;
 }
