@@ -5,107 +5,203 @@
 
 #include <sluice/barrier.hpp>
 
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/system/system_error.hpp>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <map>
+#include <deque>
 #include <optional>
-#include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace properties {
 
+/// What the documentation of Barrier says: how the barrier stands, and how each arrival ends.
+struct BarrierModel {
+    enum class Fate { undecided, passes, breaks, fails, aborts };
+
+    struct Arrival {
+        const Actor* actor;
+        Fate fate = Fate::undecided;
+        std::optional<std::size_t> index{};  // if it waits and passes
+    };
+
+    std::size_t parties;
+    std::uint64_t phase = 0;
+    bool broken = false;
+    bool gone = false;
+    std::deque<Arrival> arrivals{};
+    std::vector<Arrival*> waiting{};  // in the order of arrival
+    std::vector<Arrival*> met{};      // who waited in the phase that the completion function is to end
+    bool due = false;                 // the completion function is to be called
+    Arrival* last = nullptr;          // of its phase, and has yet to go on
+    std::size_t resumed = 0;          // others of that phase that have gone on
+
+    Arrival& arrive(const Actor& actor, bool drops) {
+        Arrival& arrival = arrivals.emplace_back(Arrival{&actor});
+        if (gone || broken || parties == 0) {
+            arrival.fate = gone ? Fate::aborts : Fate::breaks;
+            return arrival;
+        }
+        if (drops) {
+            --parties;
+            arrival.fate = Fate::passes;
+        } else {
+            waiting.push_back(&arrival);
+        }
+        if (waiting.size() == parties) {
+            met = std::exchange(waiting, {});
+            due = true;
+            last = &arrival;
+        }
+        return arrival;
+    }
+
+    /// The completion function has ended.
+    void complete(bool throws) {
+        for (std::size_t i = 0; i < met.size(); ++i) {
+            *met[i] = throws ? Arrival{met[i]->actor, Fate::breaks} : Arrival{met[i]->actor, Fate::passes, i};
+        }
+        resumed = 0;
+        if (throws) {
+            last->fate = Fate::fails;
+            begin_anew(true);
+        } else {
+            ++phase;
+        }
+    }
+
+    void begin_anew(bool breaks) {
+        broken = breaks;
+        end_waits(Fate::breaks);
+    }
+
+    /// Of `actor`, or of everyone.
+    void end_waits(Fate fate, const Actor* actor = nullptr) {
+        std::erase_if(waiting, [&](Arrival* arrival) {
+            const bool ends = !actor || arrival->actor == actor;
+            arrival->fate = ends ? fate : arrival->fate;
+            return ends;
+        });
+    }
+
+    void go_on(const Arrival& arrival, Fate fate, std::optional<std::size_t> index) {
+        const bool at_once = &arrival == last && std::exchange(last, nullptr);
+        require(fate == arrival.fate, "an arrival ended as it must not");
+        require(index == arrival.index, "an arrival has the wrong index");
+        require(at_once || !index || *index == resumed++, "a waiter was overtaken");
+    }
+};
+
 /// Parties meet phase after phase, are cancelled, drop out, and find the barrier broken, mended, or gone.
 inline void check_barrier(Choices& choices) {
-    struct CompletionFailed : std::runtime_error {
-        using std::runtime_error::runtime_error;
+    using Fate = BarrierModel::Fate;
+    struct CompletionFailed {};
+
+    const std::size_t parties = 1 + choices.below(5);
+    const std::uint64_t rounds = 1 + choices.below(6);
+    const std::size_t troubles = choices.one_in(4) ? 0 : choices.below(32);  // the kinds there are
+    const auto trouble = [&](std::size_t kind, std::size_t n) { return (troubles >> kind & 1) && choices.one_in(n); };
+
+    BarrierModel model{.parties = parties};
+    std::vector<std::uint64_t> passed(parties, 0);  // phases, by party
+    std::optional<sluice::Barrier> barrier;
+    Actors actors;
+
+    const auto check = [&] {
+        if (barrier) {
+            require(barrier->waiting() == model.waiting.size(), "the wrong number waits");
+            require(barrier->broken() == model.broken, "the barrier is broken, or is not");
+            require(barrier->phase() == model.phase, "the barrier is in the wrong phase");
+            require(barrier->parties() == static_cast<std::ptrdiff_t>(model.parties), "the wrong number of parties");
+        }
+    };
+    const auto destroy = [&] {
+        barrier.reset();
+        model.gone = true;
+        model.end_waits(Fate::aborts);
+    };
+    const auto disturb = [&] {
+        check();
+        if (const Actor* cancelled = trouble(0, 6) ? actors.cancel_one(choices) : nullptr) {
+            model.end_waits(Fate::aborts, cancelled);
+        } else if (barrier && trouble(1, 60)) {
+            barrier->abort();
+            model.begin_anew(true);
+        } else if (barrier && trouble(1, model.broken ? 8 : 60)) {
+            barrier->reset();
+            model.begin_anew(false);
+        } else if (trouble(2, 100)) {
+            destroy();
+        }
+        check();
+    };
+    const auto completion = [&] {
+        require(std::exchange(model.due, false), "the completion function was called out of turn");
+        disturb();
+        const bool throws = trouble(3, 8);
+        model.complete(throws);
+        if (throws) {
+            throw CompletionFailed();
+        }
     };
 
     InterleavingContext context([&](std::size_t n) { return choices.below(n); });
-    const std::size_t parties = 1 + choices.below(5);
-    const bool quiet = choices.one_in(2);  // nothing but meeting: then every party gets through every phase
-    const std::uint64_t phases = 1 + choices.below(4);
-
-    std::uint64_t completions = 0;
-    std::map<std::uint64_t, std::vector<std::size_t>> indices;  // of the arrivals that got through, by phase
-    std::vector<std::uint64_t> passed(parties, 0);              // phases, by party
-    std::optional<sluice::Barrier> barrier;
-    barrier.emplace(context.get_executor(), static_cast<std::ptrdiff_t>(parties), [&] {
-        require(!barrier || barrier->phase() == completions, "the completion function sees the wrong phase");
-        if (!quiet && choices.one_in(30)) {
-            throw CompletionFailed("completion");
-        }
-        ++completions;
-    });
-    Actors actors(context.get_executor());
-
+    barrier.emplace(context.get_executor(), static_cast<std::ptrdiff_t>(parties), completion);
     for (std::size_t i = 0; i < parties; ++i) {
-        actors.start([&, i]() -> asio::awaitable<void> {
-            for (std::uint64_t phase = 0; phase < phases; ++phase) {
+        actors.start(context.get_executor(), [&, i](Actor& actor) -> asio::awaitable<void> {
+            for (std::uint64_t round = 0; round < rounds && barrier; ++round) {
+                auto operation = barrier->arrive_and_wait();  // it may outlive the barrier
                 co_await pause(choices);
-                if (!barrier) {
+                if ((co_await asio::this_coro::cancellation_state).cancelled() != asio::cancellation_type::none) {
                     co_return;
                 }
-                if (!quiet && choices.one_in(20)) {
-                    try {
-                        barrier->arrive_and_drop();
-                    } catch (const sluice::BrokenBarrier&) {
-                    } catch (const CompletionFailed&) {
-                    }
-                    co_return;
-                }
-                const std::uint64_t arrived_in = barrier->phase();
+                const std::uint64_t phase = model.phase;
+                const bool drops = barrier && trouble(4, 8);
+                const auto& arrival = model.arrive(actor, drops);
+                auto fate = Fate::passes;
+                std::optional<std::size_t> index;
                 try {
-                    const std::size_t index = co_await barrier->arrive_and_wait();
-                    require(completions > arrived_in, "a party left a phase that is not complete");
-                    indices[arrived_in].push_back(index);
-                    ++passed[i];
+                    if (drops) {
+                        barrier->arrive_and_drop();
+                    } else {
+                        index = co_await std::move(operation);
+                    }
                 } catch (const sluice::BrokenBarrier&) {
-                    require(!quiet, "the barrier broke by itself");
+                    fate = Fate::breaks;
                 } catch (const CompletionFailed&) {
+                    fate = Fate::fails;
+                } catch (const boost::system::system_error& error) {
+                    require(error.code() == asio::error::operation_aborted, error.what());
+                    fate = Fate::aborts;
                 }
-                if (quiet) {
-                    const auto [least, most] = std::ranges::minmax_element(passed);
-                    require(*most - *least <= 1, "two parties are more than a phase apart");
+                model.go_on(arrival, fate, index);
+                if (drops && fate != Fate::breaks) {
+                    passed[i] = rounds;  // it holds nobody back
+                    if (model.parties != 0) {
+                        co_return;
+                    }
+                } else if (fate == Fate::passes) {
+                    require(passed[i]++ == phase, "a party missed a phase");
+                    require(std::ranges::min(passed) >= phase, "two parties are more than a phase apart");
+                }
+                if (choices.one_in(2)) {  // if it was cancelled, it goes on all the same
+                    co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
                 }
             }
         });
     }
-    for (std::size_t steps = 0; steps < 600 && context.run_one(); ++steps) {
-        if (quiet || !barrier) {
-            continue;
-        }
-        if (choices.one_in(40)) {
-            barrier->abort();
-            require(barrier->broken() && barrier->waiting() == 0, "abort left a waiter");
-        }
-        if (choices.one_in(20)) {
-            barrier->reset();
-            require(!barrier->broken() && barrier->waiting() == 0, "reset left a waiter");
-        }
-        if (choices.one_in(12)) {
-            actors.cancel_one(choices);
-        }
-        if (choices.one_in(200)) {
-            barrier.reset();
-        }
+    while (context.run_one()) {
+        require(!model.due, "the completion function was not called");
+        require(!model.last, "the last arrival failed, or did not go on at once");
+        disturb();
     }
-    if (!quiet) {
-        barrier.reset();  // whoever still waits for parties that have left
-    }
+    require(troubles != 0 || (model.phase == rounds && model.waiting.empty()), "a phase was not completed");
+    destroy();  // some may wait for parties that have left
     context.run();
-
     actors.check();
-    if (quiet) {
-        require(completions == phases, "a phase was not completed, or twice");
-        require(barrier->waiting() == 0, "a waiter was lost");
-    }
-    for (auto& [phase, got] : indices) {
-        std::ranges::sort(got);
-        require(std::ranges::adjacent_find(got) == got.end(), "two arrivals have the same index");
-        require(got.back() < parties, "an index is out of range");
-        require(!quiet || got.size() == parties, "an arrival was lost");
-    }
 }
 
 }  // namespace properties

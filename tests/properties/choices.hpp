@@ -66,23 +66,33 @@ inline void require(bool holds, const std::string& what) {
     }
 }
 
+/// A coroutine of a run.
+struct Actor {
+    asio::cancellation_signal signal;
+    bool started = false;
+    bool cancelled = false;  // since it started
+    int ends = 0;
+    bool aborted = false;  // ended with operation_aborted
+};
+
 /// Coroutines that must each end exactly once, and may be cancelled meanwhile.
+///
+/// Declare it, and all that the coroutines refer to, before the context: if a property does not hold, what still waits
+/// is destroyed with the context.
 class Actors {
 public:
-    explicit Actors(asio::any_io_executor executor) : executor_(std::move(executor)) {}
-
-    /// Starts `function`, which gives an awaitable<void> and is kept as long as its coroutine. An exception other than
-    /// operation_aborted makes check() fail.
+    /// Starts `function`, which is called with its Actor, gives an awaitable<void> and is kept as long as its
+    /// coroutine.
     template <class Function>
-    void start(Function function) {
+    void start(const asio::any_io_executor& executor, Function function) {
         Actor& actor = actors_.emplace_back();
         asio::co_spawn(
-            executor_,
+            executor,
             [&actor, function = std::move(function)]() mutable -> asio::awaitable<void> {
                 co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
                 actor.started = true;
                 co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
-                co_await function();
+                co_await function(actor);
             },
             asio::bind_cancellation_slot(actor.signal.slot(), [&actor](const std::exception_ptr& error) {
                 ++actor.ends;
@@ -91,46 +101,37 @@ public:
                         std::rethrow_exception(error);
                     } catch (const boost::system::system_error& e) {
                         if (e.code() != asio::error::operation_aborted) {
-                            actor.problem = e.what();
+                            throw;
                         }
-                    } catch (const std::exception& e) {
-                        actor.problem = e.what();
+                        actor.aborted = true;
                     }
                 }
             }));
     }
 
-    std::size_t size() const { return actors_.size(); }
-
-    void cancel(std::size_t i, asio::cancellation_type type = asio::cancellation_type::terminal) {
-        if (actors_[i].started && actors_[i].ends == 0) {
-            actors_[i].signal.emit(type);
-        }
-    }
-
-    void cancel_one(Choices& choices) {
+    /// Cancels one of them, if it is running, in one of the ways there are. Gives it if it was cancelled.
+    Actor* cancel_one(Choices& choices) {
         constexpr asio::cancellation_type types[] = {asio::cancellation_type::terminal,
                                                      asio::cancellation_type::partial, asio::cancellation_type::total};
-        cancel(choices.below(actors_.size()), types[choices.below(3)]);
+        Actor& actor = actors_[choices.below(actors_.size())];
+        const auto type = types[choices.below(3)];
+        if (!actor.started || actor.ends != 0) {
+            return nullptr;
+        }
+        actor.cancelled = true;
+        actor.signal.emit(type);
+        return &actor;
     }
 
     /// Every one of them has ended, once, and as it should.
     void check() const {
         for (const Actor& actor : actors_) {
             require(actor.ends == 1, "an actor ended " + std::to_string(actor.ends) + " times");
-            require(actor.problem.empty(), "an actor failed: " + actor.problem);
+            require(!actor.aborted || actor.cancelled, "an actor was aborted that nobody has cancelled");
         }
     }
 
 private:
-    struct Actor {
-        asio::cancellation_signal signal;
-        bool started = false;
-        int ends = 0;
-        std::string problem;
-    };
-
-    asio::any_io_executor executor_;
     std::deque<Actor> actors_;
 };
 

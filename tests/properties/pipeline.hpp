@@ -2,218 +2,314 @@
 #pragma once
 
 #include "choices.hpp"
+#include "scene.hpp"
 
 #include <sluice/inference_pipeline.hpp>
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <optional>
 #include <ranges>
 #include <set>
-#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace properties {
 
-// A pipeline of models that wait, fail, hang and misbehave, and what is known of its queries.
-class Scene {
+/// A run of one pipeline: a batch and a single query, or a stream with one consumer or two, or all of them.
+template <class Sink>
+class PipelineRun final : Scene {
 public:
-    struct Failure : std::runtime_error {
-        using std::runtime_error::runtime_error;
-    };
-
-    struct Sink {
-        Scene& scene;
-
-        asio::awaitable<void> put(const sluice::Query& query, const sluice::StageResult<>& why) {
-            require(!why.success && why.error, "a dead letter without a reason");
-            co_await pause(scene.choices);
-            require(scene.dead.insert(query.id.str()).second, "a dead letter was put twice");
-            if (scene.choices.one_in(10)) {
-                throw Failure("sink");
+    PipelineRun(Choices& c, bool has_batch, bool has_stream) : Scene(c) {
+        restless_ = !choices.one_in(3);
+        const sluice::StageLimits stage_limits{limits[0], limits[1], limits[2]};
+        pipeline_.emplace(context_.get_executor(), Classify{this}, Extract{this}, Generate{this}, stage_limits, sink_,
+                          options());
+        if (has_batch) {
+            fill(batch, 12);
+            pipeline_users_ = 2;
+            start([this](Actor& actor) { return run_batch(actor); });
+            start([this](Actor& actor) { return run_one(actor); });
+        }
+        if (has_stream) {
+            fill(stream, 15);
+            stream_.emplace(pipeline_->process_stream(queries(stream)));
+            for (Consumer& consumer : consumers_) {
+                consumer.results = choices.one_in(2) ? choices.below(8) : 100;
+                consumer.closes = choices.one_in(2);
+                consumer.drops = choices.one_in(4);
+                start([this, &consumer](Actor& actor) { return consume(actor, consumer); });
+                if (choices.one_in(2)) {
+                    break;
+                }
             }
         }
-    };
+    }
 
-    explicit Scene(Choices& c)
-        : choices(c),
-          context([this](std::size_t n) { return choices.below(n); }),
-          limits{1 + most_of(3), 1 + most_of(3), 1 + most_of(2)} {}
-
-    auto pipeline() {
-        using namespace std::chrono_literals;
-        sluice::BasicStageOptions<VirtualTimer> stage(
-            sluice::RetryPolicy(static_cast<int>(choices.below(3)), sluice::Backoff{.initial = 5ns, .cap = 20ns}));
-        if (choices.one_in(3)) {
-            stage.timeout = 15ns;
-        }
-        sluice::BasicPipelineOptions<VirtualTimer> options(stage);
+    void check() {
+        run();
+        restless_ = false;
+        resume_stages();
+        run();
+        actors.check();
         if (choices.one_in(2)) {
-            options.window = 1 + most_of(6);
+            pipeline_.reset();
         }
-        return sluice::InferencePipeline(
-            context.get_executor(), [this](const std::string& text) { return model(0, limits.classify, text); },
-            [this](const std::string& text) { return model(1, limits.extract, text); },
-            [this](const std::string&, const std::string&, const std::string& text) {
-                return model(2, limits.generate, text);
-            },
-            limits, sink, std::move(options));
+        drop_stream();
+        run();
+        check_account();
+        expect(running == std::array<std::ptrdiff_t, 3>{}, "a model is still running");
+        require(problem.empty(), problem);
     }
-
-    // A lazy range of `n` queries that counts how many were taken.
-    auto queries(std::size_t n) {
-        return std::views::iota(std::size_t{0}, n) | std::views::transform([this](std::size_t i) {
-                   ++taken;
-                   return sluice::Query("q" + std::to_string(i), "text " + std::to_string(i));
-               });
-    }
-
-    template <class Result>
-    void check_result(const Result& result, std::size_t index) {
-        require(result.query.id == "q" + std::to_string(index), "a result belongs to another query");
-        if (result.completed) {
-            require(result.response == "text " + std::to_string(index), "a response belongs to another query");
-            require(result.stage_results.size() == 3, "a completed query skipped a stage");
-            require(!dead.contains(result.query.id.str()), "a query is completed and a dead letter");
-        } else {
-            require(dead.contains(result.query.id.str()), "a failed query is no dead letter");
-            require(!result.stage_results.back().success, "a failed query has no failed stage");
-        }
-    }
-
-    template <class Pipeline>
-    void check_slots(Pipeline& p) {
-        for (const auto* semaphore : {&p.classify().semaphore(), &p.extract().semaphore(), &p.generate().semaphore()}) {
-            require(semaphore->active() == 0, "a slot was lost");
-            require(semaphore->waiting() == 0, "a waiter was lost");
-        }
-        require(running == std::array<std::ptrdiff_t, 3>{}, "a model is still running");
-    }
-
-    Choices& choices;
-    InterleavingContext context;
-    sluice::StageLimits limits;
-    Sink sink{*this};
-    std::set<std::string> dead;
-    std::size_t taken = 0;
-    std::array<std::ptrdiff_t, 3> running{};
 
 private:
-    std::ptrdiff_t most_of(std::size_t n) { return static_cast<std::ptrdiff_t>(choices.below(n)); }
+    struct Consumer {
+        std::size_t results = 0;  // after which it leaves
+        bool closes = false;
+        bool drops = false;
+        bool in_excess = false;
+    };
+    using Pipeline = sluice::InferencePipeline<Classify, Extract, Generate, Sink, VirtualTimer>;
 
-    asio::awaitable<std::string> model(std::size_t stage, std::ptrdiff_t limit, std::string text) {
-        const struct Running {
-            std::ptrdiff_t& count;
-            ~Running() { --count; }
-        } counted{running[stage]};
-        require(++running[stage] <= limit, "a limit was exceeded");
-        co_await pause(choices);
-        if (choices.one_in(8)) {
-            throw Failure("model");
-        }
-        if (choices.one_in(20)) {
-            throw boost::system::system_error(asio::error::operation_aborted);  // uncancelled: a failure
-        }
-        if (choices.one_in(20)) {
-            VirtualTimer timer(co_await asio::this_coro::executor, std::chrono::nanoseconds(50));
-            co_await timer.async_wait(asio::deferred);
-        }
-        co_return text;
+    // A lazy range.
+    auto queries(Intake& intake) {
+        return std::views::iota(std::size_t{0}, intake.size) | std::views::transform(Scene::Take{this, &intake});
     }
-};
 
-/// Batches, one of which may be cancelled, and single queries beside them.
-inline void check_batch(Choices& choices) {
-    Scene scene(choices);
-    auto pipeline = scene.pipeline();
-    Actors actors(scene.context.get_executor());
-    const std::size_t n = choices.below(12);
-    std::size_t ended = 0;
-
-    actors.start([&]() -> asio::awaitable<void> {
-        const auto results = co_await pipeline.process_batch(scene.queries(n));
-        require(results.size() == n, "a batch has lost or made up a result");
-        for (std::size_t i = 0; i < n; ++i) {
-            scene.check_result(results[i], i);
-        }
-        ended = n;
-    });
-    actors.start([&]() -> asio::awaitable<void> {
-        sluice::Query query("q1000", "text 1000");
-        scene.check_result(co_await pipeline.process_one(query), 1000);
-    });
-    const bool cancels = choices.one_in(2);
-    for (std::size_t steps = 0; steps < 3000 && scene.context.run_one(); ++steps) {
-        if (cancels && choices.one_in(60)) {
-            actors.cancel_one(choices);
+    void fill(Intake& intake, std::size_t size) {
+        intake.window = static_cast<std::size_t>(pipeline_->window());
+        intake.size = choices.below(size);
+        if (choices.one_in(6)) {
+            intake.throws_at = choices.below(size);
         }
     }
-    scene.context.run();
 
-    actors.check();
-    scene.check_slots(pipeline);
-    require(cancels || ended == n, "a batch did not end");
-    require(scene.taken <= n, "a query was taken twice");
-}
+    template <class Function>
+    void start(Function function) {
+        actors.start(context_.get_executor(), std::move(function));
+    }
 
-/// A stream whose consumers are slow, are cancelled, and may leave early.
-inline void check_stream(Choices& choices) {
-    Scene scene(choices);
-    auto pipeline = std::make_unique<decltype(scene.pipeline())>(scene.pipeline());
-    Actors actors(scene.context.get_executor());
-    const std::size_t n = choices.below(15);
-    const std::size_t leaves_after = choices.one_in(2) ? choices.below(8) : n + 1;
-    const bool closes = choices.one_in(2);
-    const auto window = static_cast<std::size_t>(pipeline->window());
-    std::set<std::size_t> seen;
-    bool began = false;
+    asio::awaitable<void> run_batch(Actor& actor) {
+        batch.owner = &actor;
+        batch.open = true;
+        auto awaitable = pipeline_->process_batch(queries(batch));
+        try {
+            const auto results = co_await std::move(awaitable);
+            expect(!batch.threw && !batch.must_abort, "a batch ended as if nothing had been");
+            expect(results.size() == batch.size, "a batch has lost or made up a result");
+            for (std::size_t i = 0; i != results.size(); ++i) {
+                check_result(results[i], batch.name, i);
+            }
+            end(batch);
+        } catch (const RangeFailure&) {
+            end(batch);
+        } catch (const boost::system::system_error&) {
+            expect(!batch.threw, "what the range threw was lost");
+            end(batch);
+            throw;
+        }
+    }
 
-    auto stream = std::make_unique<decltype(pipeline->process_stream(scene.queries(n)))>(
-        pipeline->process_stream(scene.queries(n)));
-    actors.start([&]() -> asio::awaitable<void> {
-        began = true;
+    asio::awaitable<void> run_one(Actor& actor) {
+        one.owner = &actor;
+        auto awaitable = pipeline_->process_one(take(one, 0));
+        try {
+            const auto result = co_await std::move(awaitable);
+            check_result(result, one.name, 0);
+            end(one);
+        } catch (const boost::system::system_error&) {
+            expect(one.concluded == 0, "a query has ended, and its result was lost");
+            end(one);
+            throw;
+        }
+    }
+
+    void end(Intake& intake) {
+        expect(intake.working == 0, "a batch or a query ended before what it runs");
+        intake.owner = nullptr;
+        --pipeline_users_;
+        intake.open = false;
+    }
+
+    asio::awaitable<void> consume(Actor& actor, Consumer& self) {
         bool at_end = false;
-        while (seen.size() < leaves_after && !at_end) {
-            co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
-            bool cancelled = false;
+        while (self.results != 0 && !at_end && stream_) {
+            co_await begin_wait(actor);
+            stream.open = true;
+            stream.excess += !std::exchange(self.in_excess, true);
+            ++asking_;
+            auto awaitable = stream_->next();
+            bool aborted = false;
             try {
-                auto item = co_await stream->next();
+                const auto item = co_await std::move(awaitable);
                 at_end = !item;
                 if (item) {
-                    require(seen.insert(item->index).second, "a result was given twice");
-                    scene.check_result(item->result, item->index);
+                    --self.results;
+                    ++stream.released;
+                    expect(!stream.stopped, "a stream gives results after its end");
+                    expect(seen_.insert(item->index).second, "a result was given twice");
+                    check_result(item->result, stream.name, item->index);
                 }
+            } catch (const RangeFailure&) {
+                expect(stream.threw && !std::exchange(range_error_seen_, true), "an error of the range came twice");
             } catch (const boost::system::system_error&) {
-                cancelled = true;  // nothing is lost, so go on
+                aborted = true;  // nothing is lost, so go on
             }
-            // One more if the consumer was cancelled just as a result came.
-            require(scene.taken <= seen.size() + window + (cancelled ? 1 : 0), "a slow consumer did not slow intake");
+            --asking_;
+            expect(aborted == actor.cancelled, "a wait was aborted uncancelled, or cancelled in vain");
+            if (!aborted) {
+                self.in_excess = false;
+                --stream.excess;
+            }
             co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
-            co_await pause(choices);
+            if (!at_end) {
+                co_await pause(choices);
+            }
         }
-        if (at_end) {
-            require(seen.size() == n, "a stream has lost a result");
-            require(!co_await stream->next(), "the end of a stream is not for ever");
+        if (at_end && stream_) {
+            expect(stream.stopped || seen_.size() == std::min(stream.size, stream.throws_at), "a result was lost");
+            expect(stream.stopped || range_error_seen_ == stream.threw, "an error of the range was lost");
+            auto awaitable = stream_->next();
+            const auto item = co_await std::move(awaitable);
+            expect(!item, "the end of a stream is not for ever");
         }
-        if (closes) {
-            co_await stream->close();
-            scene.check_slots(*pipeline);
+        for (bool closed = !self.closes; !closed && stream_;) {
+            co_await begin_wait(actor);
+            stream.stopped = true;
+            auto awaitable = stream_->close();
+            try {
+                co_await std::move(awaitable);
+                closed = true;
+                expect(stream.working == 0, "close() did not wait");
+            } catch (const boost::system::system_error&) {
+            }
+            expect(closed != actor.cancelled, "close() was aborted uncancelled, or cancelled in vain");
         }
-        stream.reset();
-    });
-    for (std::size_t steps = 0; steps < 3000 && scene.context.run_one(); ++steps) {
-        if (choices.one_in(40)) {
-            actors.cancel_one(choices);
+        if (self.drops) {
+            drop_stream();
         }
     }
-    scene.context.run();
 
-    actors.check();
-    scene.check_slots(*pipeline);
-    require(!began || leaves_after <= n || seen.size() == n, "a stream did not end");
+    static auto begin_wait(Actor& actor) {
+        actor.cancelled = false;
+        return asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
+    }
+
+    void drop_stream() {
+        if (stream_) {
+            stream.stopped = true;
+            stream_.reset();
+        }
+    }
+
+    void resume_stages() {
+        for (std::size_t stage = 0; pipeline_ && stage != limits.size(); ++stage) {
+            set_limit(stage, semaphore(stage), std::max<std::ptrdiff_t>(1, limits[stage]));
+        }
+    }
+
+    void disturb() noexcept override {
+        if (!restless_) {
+            return;
+        }
+        const std::size_t stage = choices.below(3);
+        switch (choices.below(16)) {
+            case 0:
+                drop_stream();
+                break;
+            case 1:
+                if (pipeline_ && choices.one_in(2)) {
+                    semaphore(stage).close();
+                }
+                break;
+            case 2:
+            case 3:
+            case 4:
+                if (pipeline_) {
+                    set_limit(stage, semaphore(stage), static_cast<std::ptrdiff_t>(choices.below(4)));
+                }
+                break;
+            default:
+                if (const Actor* actor = actors.cancel_one(choices)) {
+                    note_cancelled(*actor);
+                }
+        }
+    }
+
+    void note_cancelled(const Actor& actor) {
+        for (Intake* intake : {&batch, &one}) {
+            if (intake->owner == &actor) {
+                intake->must_abort = intake->must_abort || intake->concluded != intake->size;
+                intake->stopped = true;
+            }
+        }
+    }
+
+    sluice::StageSemaphore& semaphore(std::size_t stage) {
+        return stage == 0   ? pipeline_->classify().semaphore()
+               : stage == 1 ? pipeline_->extract().semaphore()
+                            : pipeline_->generate().semaphore();
+    }
+
+    // Runs until there is nothing to do.
+    void run() {
+        while (context_.run_one()) {
+            require(++steps_ < 20'000, "there is no end to it");
+            check_step();
+            if (restless_ && steps_ < 3000 && choices.one_in(50)) {
+                disturb();
+                if (pipeline_users_ == 0 && choices.one_in(20)) {
+                    resume_stages();  // nobody can later
+                    pipeline_.reset();
+                }
+            }
+        }
+    }
+
+    void check_step() {
+        const bool idle = context_.ready() == 0;
+        for (std::size_t stage = 0; pipeline_ && stage != limits.size(); ++stage) {
+            check_slots(stage, semaphore(stage), idle);
+        }
+        if (idle) {
+            for (const Intake& intake : intakes) {
+                expect(intake.stopped || intake.held() <= intake.window + intake.excess, "the window is exceeded");
+                expect(!intake.takes_all_it_can() || intake.held() >= intake.window, "the window is not used");
+            }
+            expect(asking_ == 0 || stream.stopped || stream.concluded == stream.released,
+                   "a result waits beside a consumer that does");
+        }
+        require(problem.empty(), problem);
+    }
+
+    // The context is the last, so that what still waits when a property does not hold is destroyed first.
+    Sink sink_{*this};
+    std::optional<Pipeline> pipeline_;
+    std::optional<typename Pipeline::Stream> stream_;
+    std::array<Consumer, 2> consumers_{};
+    std::set<std::size_t> seen_;
+    std::size_t pipeline_users_ = 0;  // calls that it must outlive
+    std::size_t asking_ = 0;
+    std::size_t steps_ = 0;
+    bool range_error_seen_ = false;
+    bool restless_ = false;
+    InterleavingContext context_{[this](std::size_t n) { return choices.below(n); }};
+};
+
+inline void check_pipeline(Choices& choices, bool has_batch, bool has_stream) {
+    if (choices.one_in(4)) {
+        PipelineRun<PlainSink>(choices, has_batch, has_stream).check();
+    } else {
+        PipelineRun<AwaitedSink>(choices, has_batch, has_stream).check();
+    }
 }
+
+/// Batches and single queries, and perhaps a stream beside them.
+inline void check_batch(Choices& choices) { check_pipeline(choices, true, choices.one_in(4)); }
+
+/// Streams, and perhaps a batch beside them.
+inline void check_stream(Choices& choices) { check_pipeline(choices, choices.one_in(6), true); }
 
 }  // namespace properties

@@ -7,106 +7,160 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <deque>
+#include <iterator>
 #include <optional>
-#include <vector>
+#include <string>
+#include <utility>
 
 namespace properties {
+
+/// Who has a slot, who is next and who waits, by what StageSemaphore promises.
+struct SemaphoreModel {
+    std::ptrdiff_t limit = 0;
+    std::ptrdiff_t held = 0;
+    std::deque<const Actor*> granted;  // with a slot each, and yet to resume, in that order
+    std::deque<const Actor*> waiting;  // first come, first served
+    bool closed = false;               // or destroyed
+
+    std::ptrdiff_t active() const { return held + std::ssize(granted); }
+    bool has_free() const { return !closed && active() < limit && waiting.empty(); }
+    void hand_over() {
+        for (; !waiting.empty() && active() < limit; waiting.pop_front()) {
+            granted.push_back(waiting.front());
+        }
+    }
+    void cancel(const Actor* actor) {
+        std::erase(waiting, actor);
+        std::erase(granted, actor);
+        hand_over();
+    }
+
+    /// At most one slot, which goes back in the end.
+    struct Held {
+        SemaphoreModel& model;
+        std::ptrdiff_t slots = 0;
+
+        ~Held() { give_back(); }
+        void take() { model.held += ++slots; }
+        void give_back() {
+            model.held -= std::exchange(slots, 0);
+            model.hand_over();
+        }
+    };
+};
 
 /// Coroutines acquire, hold, release and are cancelled while the limit changes and the semaphore is closed or
 /// destroyed.
 inline void check_semaphore(Choices& choices) {
-    InterleavingContext context([&](std::size_t n) { return choices.below(n); });
-    auto limit = static_cast<std::ptrdiff_t>(choices.below(4));
-    std::optional<sluice::StageSemaphore> semaphore(std::in_place, context.get_executor(), limit);
-    Actors actors(context.get_executor());
+    SemaphoreModel model;
+    std::optional<sluice::StageSemaphore> semaphore;
+    std::ptrdiff_t last_active = 0;
+    Actors actors;
 
-    std::ptrdiff_t held = 0;
-    std::size_t queued = 0;           // how many have asked for a slot so far
-    std::vector<std::size_t> served;  // of those that had to wait, in which order they went on
-    bool closed = false;
-
-    const auto worker = [&]() -> asio::awaitable<void> {
+    const auto check = [&](const std::string& when) {
+        if (semaphore) {
+            const std::ptrdiff_t active = semaphore->active();
+            require(active <= std::max(model.limit, last_active), "active() grew above the limit " + when);
+            require(active >= model.limit || semaphore->waiting() == 0, "a slot is free and somebody waits " + when);
+            require(active == model.active(), "active() is wrong " + when);
+            require(semaphore->waiting() == model.waiting.size(), "waiting() is wrong " + when);
+            last_active = active;
+        }
+    };
+    const auto acquire = [&](const Actor& actor) -> asio::awaitable<sluice::Slot> {
+        const bool free = model.has_free();
+        const bool waits = !free && !model.closed;
+        if (waits) {
+            model.waiting.push_back(&actor);
+        }
+        sluice::Slot slot;
+        try {
+            slot = co_await semaphore->acquire();
+        } catch (const boost::system::system_error& error) {
+            require(actor.cancelled || model.closed, "an acquire was aborted that nobody has cancelled");
+            require(std::ranges::count(model.granted, &actor) == 0, "an acquire was aborted that had been granted");
+            if (actor.cancelled || error.code() != asio::error::operation_aborted) {
+                throw;
+            }
+            co_return sluice::Slot();
+        }
+        require(static_cast<bool>(slot), "acquire gave an empty slot");
+        require(!actor.cancelled, "an acquire went on that was cancelled");
+        require(free || waits, "a closed semaphore gave a slot");
+        if (waits) {
+            require(!model.granted.empty() && model.granted.front() == &actor, "somebody was overtaken");
+            model.granted.pop_front();
+        }
+        co_return slot;
+    };
+    const auto worker = [&](const Actor& actor) -> asio::awaitable<void> {
         for (std::size_t rounds = 1 + choices.below(3); rounds != 0; --rounds) {
             co_await pause(choices);
             if (!semaphore) {
                 co_return;
             }
+            check("before an acquire");
+            SemaphoreModel::Held held{model};  // goes after the slot
             sluice::Slot slot;
             if (choices.one_in(4)) {
-                const bool free = !closed && semaphore->active() < semaphore->limit() && semaphore->waiting() == 0;
+                const bool free = model.has_free();
                 slot = semaphore->try_acquire();
                 require(static_cast<bool>(slot) == free, "try_acquire is wrong about a free slot");
-                if (!slot) {
-                    continue;
-                }
             } else {
-                const bool waits = semaphore->active() >= semaphore->limit();
-                const std::size_t ticket = queued++;
-                slot = co_await semaphore->acquire();
-                require(static_cast<bool>(slot), "acquire gave an empty slot");
-                if (waits) {
-                    served.push_back(ticket);
-                }
+                slot = co_await acquire(actor);
             }
-            ++held;
-            const struct Held {
-                std::ptrdiff_t& count;
-                ~Held() { --count; }
-            } counted{held};
-            require(!semaphore || held <= semaphore->active(), "more slots are held than are counted");
+            if (!slot) {
+                continue;
+            }
+            held.take();
             co_await pause(choices);
             if (choices.one_in(3)) {
+                check("before a release");
                 slot.release();
+                held.give_back();
+                check("after a release");
                 require(!slot, "a released slot is not empty");
             }
         }
     };
-    const std::size_t workers = 1 + choices.below(8);
-    for (std::size_t i = 0; i < workers; ++i) {
-        actors.start(worker);
-    }
+    InterleavingContext context([&](std::size_t n) { return choices.below(n); });
 
-    std::ptrdiff_t most = limit;  // the highest limit since the semaphore was last within it
+    const auto set_limit = [&](std::size_t limit) {
+        model.limit = static_cast<std::ptrdiff_t>(limit);
+        model.hand_over();
+        semaphore->set_limit(model.limit);
+        check("after set_limit");
+    };
+    semaphore.emplace(context.get_executor(), 0);
+    set_limit(choices.below(4));
+    for (std::size_t workers = 1 + choices.below(8); workers != 0; --workers) {
+        actors.start(context.get_executor(), worker);
+    }
     for (std::size_t steps = 0; steps < 400 && context.run_one(); ++steps) {
-        if (semaphore) {
-            require(semaphore->active() <= most, "the limit was exceeded");
-            if (semaphore->active() <= limit) {
-                most = limit;
-            }
-            if (choices.one_in(12)) {
-                limit = static_cast<std::ptrdiff_t>(choices.below(4));
-                most = std::max(most, limit);
-                semaphore->set_limit(limit);
-                require(semaphore->active() >= limit || semaphore->waiting() == 0 || closed,
-                        "a free slot and a waiter at the same time");
-            }
-            if (choices.one_in(100)) {
-                semaphore->close();
-                closed = true;
-                require(semaphore->waiting() == 0, "closing left a waiter");
-            }
-            if (choices.one_in(150)) {
-                semaphore.reset();
-            }
+        check("after a step");
+        if (semaphore && choices.one_in(12)) {
+            set_limit(choices.below(4));
+        }
+        if (semaphore && choices.one_in(60)) {
+            model.closed = true;
+            model.waiting.clear();
+            choices.one_in(2) ? semaphore.reset() : semaphore->close();
+            check("after close");
         }
         if (choices.one_in(8)) {
-            actors.cancel_one(choices);
+            model.cancel(actors.cancel_one(choices));
+            check("after a cancellation");
         }
     }
     if (semaphore) {
-        semaphore->set_limit(8);
+        set_limit(8);
     }
-    context.run();
-
+    while (context.run_one()) {
+        check("at the end");
+    }
     actors.check();
-    require(held == 0, "a slot is held by nobody");
-    if (semaphore) {
-        require(semaphore->active() == 0, "a slot was lost");
-        require(semaphore->waiting() == 0, "a waiter was lost");
-    }
-    for (std::size_t i = 1; i < served.size(); ++i) {
-        require(served[i - 1] < served[i], "somebody was overtaken");
-    }
+    require(model.active() == 0 && model.waiting.empty(), "a slot or a waiter was lost");
 }
 
 }  // namespace properties

@@ -6,96 +6,286 @@
 #include <sluice/task_group.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
-#include <exception>
-#include <functional>
+#include <deque>
+#include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
+#include <utility>
 
 namespace properties {
 
-/// Groups whose children spawn, nest, fail, cancel, and are cancelled from outside.
-inline void check_task_group(Choices& choices) {
-    struct Failure : std::runtime_error {
-        using std::runtime_error::runtime_error;
+/// Groups in groups, and what must become of them. It outlives the context: all coroutines may refer to it.
+class TaskGroups {
+public:
+    TaskGroups(Choices& choices, Actors& actors) : choices_(choices), actors_(actors) {}
+
+    void run(InterleavingContext& context) {
+        executor_ = context.get_executor();
+        for (std::size_t n = 1 + choices_.below(3); n != 0; --n) {
+            actors_.start(executor_, [this](Actor& actor) { return run_group(nullptr, actor, 2); });
+        }
+        for (std::size_t steps = 0; context.run_one(); ++steps) {
+            observe();
+            if (steps < 500 && choices_.one_in(20)) {
+                disturb();
+                observe();
+            }
+        }
+        actors_.check();
+        require(std::ranges::all_of(scopes_, ended), "something is still running");
+    }
+
+private:
+    using Time = VirtualTimer::time_point;
+    static constexpr Time never = Time::max();
+
+    // What is certain to end a group, so that its members may wait for ever.
+    enum class Doom { failure, cancel, outside, none };
+
+    // The body, or a child.
+    struct Member {
+        Time spawned;
+        Doom brings = Doom::none;  // failure or cancel: it does
+        bool begun = false;
+        std::weak_ptr<int> callable = {};   // while that is alive
+        std::weak_ptr<int> coroutine = {};  // the same
     };
 
-    InterleavingContext context([&](std::size_t n) { return choices.below(n); });
-    Actors actors(context.get_executor());
-    int alive = 0;  // children and bodies between their first and their last step
+    struct Scope {
+        Scope* parent;  // null: the actor runs it itself
+        Actor& actor;
+        std::size_t depth;                   // how many groups may be inside of each other in it
+        Doom doom = Doom::none;              // its own
+        bool doomed = false;                 // by that, or with one around it
+        bool fails = false;                  // whether members may
+        sluice::TaskGroup* group = nullptr;  // since the body began, until the group has ended
+        std::deque<Member> members = {};     // that were spawned; the body when it begins
+        Time cancelled = never;              // seen to be
+        Time failed = never;                 // when the first member did
+        bool cut_short = false;              // cancelled from outside, certainly
+        bool gave = false;                   // the body has given its value
 
-    struct Alive {
-        int& count;
-        explicit Alive(int& c) : count(c) { ++count; }
-        ~Alive() { --count; }
+        bool told() const { return parent ? parent->cancelled != never : actor.cancelled; }
     };
 
-    // One group with some children; `depth` more may be inside of them.
-    std::function<asio::awaitable<void>(int)> run_group = [&](int depth) -> asio::awaitable<void> {
-        int inside = 0;                          // of this group alone
-        std::vector<std::string> failures;       // that anybody threw
-        const bool throws = !choices.one_in(4);  // whether anybody may
-        sluice::TaskGroup* group = nullptr;
-        const std::function<asio::awaitable<void>()> child = [&]() -> asio::awaitable<void> {
-            const Alive child_alive(alive);
-            const Alive child_inside(inside);
-            if (!choices.one_in(3)) {
-                co_await pause(choices);
+    struct Failure {
+        const Scope* scope;
+        Time at;
+    };
+
+    static bool runs(const Member& member) { return !member.coroutine.expired(); }
+    static bool gone(const Member& member) { return member.callable.expired() && !runs(member); }
+    static bool ended(const Scope& scope) { return std::ranges::all_of(scope.members, gone); }
+
+    Time now() const { return VirtualTimer::now(executor_); }
+    asio::cancellation_type some_type() { return static_cast<asio::cancellation_type>(1U << choices_.below(3)); }
+
+    // For use in coroutines, where an exception might be dropped.
+    void demand(bool holds, const char* what) {
+        if (!holds && broken_.empty()) {
+            broken_ = what;
+        }
+    }
+
+    void observe() {
+        for (Scope& scope : scopes_) {
+            if (scope.group && scope.group->cancelled()) {
+                scope.cancelled = std::min(scope.cancelled, now());
             }
-            if (choices.one_in(5)) {
-                group->spawn([&] { return pause(choices); });
+            if (scope.group && scope.told() && std::ranges::any_of(scope.members, runs)) {
+                demand(scope.cancelled != never, "a cancellation from outside did not reach a group");
+                scope.cut_short = true;
             }
-            if (depth > 0 && choices.one_in(4)) {
-                co_await run_group(depth - 1);
+        }
+        require(broken_.empty(), broken_);
+    }
+
+    void disturb() {
+        Scope* const scope = scopes_.empty() ? nullptr : &scopes_[choices_.below(scopes_.size())];
+        if (choices_.one_in(2)) {
+            actors_.cancel_one(choices_);
+        } else if (scope && scope->group && choices_.one_in(3)) {
+            scope->group->cancel();
+        } else if (scope && scope->group) {
+            spawn(*scope, Doom::none);
+        }
+    }
+
+    void cancel_later(Actor& actor) {
+        const auto timer = std::make_shared<VirtualTimer>(executor_, std::chrono::nanoseconds(choices_.below(20)));
+        timer->async_wait([timer, &actor, type = some_type()](const boost::system::error_code&) {
+            if (actor.ends == 0) {
+                actor.cancelled = true;
+                actor.signal.emit(type);
             }
-            if (choices.one_in(12)) {
-                group->cancel();
-            }
-            if (throws && choices.one_in(6)) {
-                failures.push_back("failure " + std::to_string(failures.size()));
-                throw Failure(failures.back());
-            }
-            co_await pause(choices);
-        };
-        std::string came_out;
-        std::exception_ptr aborted;
+        });
+    }
+
+    void spawn(Scope& scope, Doom brings) {
+        Member& member = scope.members.emplace_back(Member{now(), brings});
+        auto callable = std::make_shared<int>();
+        member.callable = callable;
+        spawning_ = true;
         try {
-            co_await sluice::with_task_group([&](sluice::TaskGroup& scope) -> asio::awaitable<void> {
-                const Alive body_alive(alive);
-                const Alive body_inside(inside);
-                group = &scope;
-                for (std::size_t n = choices.below(5); n != 0; --n) {
-                    scope.spawn(child);
-                }
-                co_await pause(choices);
+            scope.group->spawn([this, &scope, &member, callable = std::move(callable)] {
+                demand(!spawning_, "a child began inside of spawn()");
+                return run_member(scope, member);
             });
-        } catch (const Failure& failure) {
-            came_out = failure.what();
-        } catch (const boost::system::system_error&) {
-            aborted = std::current_exception();
+        } catch (const std::logic_error&) {
+            scope.members.pop_back();
+            demand(ended(scope), "a group that had not ended refused a child");
         }
-        require(inside == 0, "a child outlived its group");
-        require(failures.empty() == came_out.empty(), "a failure was swallowed, or made up");
-        require(came_out.empty() || std::ranges::count(failures, came_out) == 1,
-                "not a failure of this group came out");
-        if (aborted) {
-            std::rethrow_exception(aborted);
-        }
-    };
-    const std::size_t groups = 1 + choices.below(3);
-    for (std::size_t i = 0; i < groups; ++i) {
-        actors.start([&] { return run_group(2); });
+        spawning_ = false;
     }
-    for (std::size_t steps = 0; steps < 2000 && context.run_one(); ++steps) {
-        if (choices.one_in(40)) {
-            actors.cancel_one(choices);
-        }
-    }
-    context.run();
 
-    actors.check();
-    require(alive == 0, "something is still running");
+    asio::awaitable<void> run_group(Scope* parent, Actor& actor, std::size_t depth) {
+        Scope& scope = scopes_.emplace_back(Scope{parent, actor, depth});
+        scope.doom = static_cast<Doom>(choices_.below(parent ? 2 : 4));
+        if (parent && choices_.one_in(2)) {
+            scope.doom = Doom::none;
+        } else if (scope.doom == Doom::outside) {
+            cancel_later(actor);
+        }
+        scope.doomed = scope.doom != Doom::none || (parent && parent->doomed);
+        scope.fails = choices_.one_in(2);
+        const bool gives = choices_.one_in(3);  // whether the body is to give a value
+        const auto body = [this, &scope](sluice::TaskGroup& group) { return run_body(scope, group); };
+        const auto giving_body = [this, &scope](sluice::TaskGroup& group) { return run_giving_body(scope, group); };
+        bool failed = false;
+        bool aborted = false;
+        try {
+            if (gives) {
+                const int value = co_await sluice::with_task_group(giving_body);
+                demand(scope.gave && value == 7, "a value was made up");
+            } else {
+                co_await sluice::with_task_group(body);
+            }
+        } catch (const Failure& failure) {
+            failed = true;
+            demand(failure.scope == &scope && failure.at == scope.failed, "another failure came out than the first");
+        } catch (const boost::system::system_error& error) {
+            aborted = error.code() == asio::error::operation_aborted;
+            demand(aborted, "an error was made up");
+        } catch (...) {
+            demand(false, "an exception was made up");
+        }
+        scope.group = nullptr;
+        const auto was_due = [&](const Member& member) { return member.begun || member.spawned >= scope.cancelled; };
+        demand(ended(scope), "a child, or its callable, outlived its group");
+        demand(std::ranges::all_of(scope.members, was_due), "a child never began that nobody cancelled");
+        demand(failed == (scope.failed != never), "a failure was swallowed");
+        demand(failed || aborted || (!scope.cut_short && !scope.members.empty()), "a cancellation was swallowed");
+        demand(!aborted || scope.told() || (gives && !scope.gave), "a group was aborted that nobody cancelled");
+        if (aborted && scope.told()) {
+            throw boost::system::system_error(asio::error::operation_aborted);
+        }
+    }
+
+    asio::awaitable<int> run_giving_body(Scope& scope, sluice::TaskGroup& group) {
+        co_await run_body(scope, group);
+        scope.gave = true;
+        co_return 7;
+    }
+
+    asio::awaitable<void> run_body(Scope& scope, sluice::TaskGroup& group) {
+        scope.group = &group;
+        const std::size_t children = choices_.below(5);
+        const std::size_t bringer = choices_.below(children + 1);
+        for (std::size_t n = 0; n != children; ++n) {
+            spawn(scope, n == bringer ? scope.doom : Doom::none);
+        }
+        Member& body = scope.members.emplace_back(Member{now(), bringer == children ? scope.doom : Doom::none});
+        co_await run_member(scope, body);
+    }
+
+    asio::awaitable<void> run_member(Scope& scope, Member& member) {
+        demand(!std::exchange(member.begun, true), "a child began twice");
+        demand(scope.group && !scope.group->cancelled(), "a child began in a group that was cancelled or had ended");
+        if (!scope.group) {
+            co_return;
+        }
+        const auto alive = std::make_shared<int>();
+        member.coroutine = alive;
+        bool cancelled = false;
+        try {
+            co_await work(scope, member.brings);
+        } catch (const boost::system::system_error&) {
+            cancelled = true;
+        }
+        if (cancelled) {
+            demand(scope.group->cancelled(), "a child was cancelled, but not its group");
+            co_await asio::this_coro::reset_cancellation_state();
+            try {
+                co_await pause(choices_);
+            } catch (const boost::system::system_error&) {
+                demand(false, "a clean-up was disturbed");
+            }
+            if (scope.fails && choices_.one_in(4)) {
+                fail(scope);
+            }
+            if (choices_.one_in(2)) {
+                throw boost::system::system_error(asio::error::operation_aborted);
+            }
+        }
+    }
+
+    asio::awaitable<void> work(Scope& scope, Doom brings) {
+        const bool patient = brings != Doom::failure && brings != Doom::cancel;
+        if (choices_.one_in(2)) {  // hears of one type of cancellation only
+            const auto filter = [only = some_type()](asio::cancellation_type type) { return type & only; };
+            co_await asio::this_coro::reset_cancellation_state(filter);
+        }
+        if (!choices_.one_in(3)) {
+            co_await go_on(scope);
+        }
+        if (choices_.one_in(5)) {
+            spawn(scope, Doom::none);
+        }
+        if (patient && scope.depth != 0 && choices_.one_in(4)) {
+            co_await run_group(&scope, scope.actor, scope.depth - 1);
+        }
+        if (patient && scope.doomed && choices_.one_in(3)) {
+            VirtualTimer timer(executor_, Time::duration::max());
+            co_await timer.async_wait(asio::deferred);
+            demand(false, "a child was not told that its group was cancelled");
+        }
+        if (brings == Doom::cancel || choices_.one_in(12)) {
+            scope.group->cancel();
+            demand(scope.group->cancelled(), "cancel() does not show");
+        }
+        if (brings == Doom::failure || (scope.fails && choices_.one_in(6))) {
+            fail(scope);
+        }
+        co_await go_on(scope);
+    }
+
+    asio::awaitable<void> go_on(Scope& scope) {
+        const bool cancelled = scope.group->cancelled();
+        co_await pause(choices_);
+        demand(!cancelled, "a child went on in a cancelled group");
+    }
+
+    [[noreturn]] void fail(Scope& scope) {
+        scope.failed = std::min(scope.failed, now());
+        throw Failure{&scope, now()};
+    }
+
+    Choices& choices_;
+    Actors& actors_;
+    asio::any_io_executor executor_;
+    std::deque<Scope> scopes_;  // each behind those around it
+    std::string broken_;        // what did not hold
+    bool spawning_ = false;
+};
+
+/// Groups whose members spawn, nest, hang, clean up, fail, cancel, and are cancelled from outside.
+inline void check_task_group(Choices& choices) {
+    Actors actors;
+    TaskGroups groups(choices, actors);
+    InterleavingContext context([&](std::size_t n) { return choices.below(n); });
+    groups.run(context);
 }
 
 }  // namespace properties

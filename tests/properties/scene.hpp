@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "choices.hpp"
+
+#include <sluice/inference_pipeline.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <limits>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace properties {
+
+struct Failure : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct RangeFailure : Failure {
+    using Failure::Failure;
+};
+
+/// What takes queries in: a batch, a stream, or the call for a single query.
+struct Intake {
+    char name;  // with which the ids of its queries begin
+    std::size_t size = 1;
+    std::size_t throws_at = std::numeric_limits<std::size_t>::max();
+    std::size_t window = 1;
+
+    std::size_t taken = 0;
+    std::size_t concluded = 0;  // completed, or a dead letter
+    std::size_t released = 0;   // places in the window that came free: in a stream when the result is given
+    std::size_t working = 0;    // runs that have begun and not ended, and dead letters on their way
+    std::size_t excess = 0;     // consumers for each of which a stream may have taken one more
+    bool open = false;          // it has begun, and not ended
+    bool threw = false;
+    bool stopped = false;          // cancelled, closed or dropped
+    bool must_abort = false;       // cancelled before its end
+    const Actor* owner = nullptr;  // whose cancellation is that of the intake
+
+    std::size_t held() const { return taken - released; }
+    bool is_stream() const { return name == 's'; }
+    bool may_cancel() const { return stopped || (threw && !is_stream()); }
+    bool takes_all_it_can() const { return open && !stopped && !threw && taken != size; }
+};
+
+/// What is known of one query.
+struct Fate {
+    Intake* intake;
+    bool in_run = false;
+    bool sink_threw = false;
+    int completed = 0;
+    int failed = 0;
+    int cancelled = 0;
+    int put = 0;   // into the sink
+    int told = 0;  // on_dead_letter
+};
+
+/// Models that wait, fail and hang, their limits, and an account of the queries.
+///
+/// Models, sinks, ranges and observers tell expect() what does not hold: to throw would be part of the play.
+class Scene : public sluice::Observer {
+public:
+    struct Classify {
+        Scene* scene;
+        auto operator()(const std::string& text) const { return scene->model(0, text); }
+    };
+    struct Extract {
+        Scene* scene;
+        auto operator()(const std::string& text) const { return scene->model(1, text); }
+    };
+    struct Generate {
+        Scene* scene;
+        auto operator()(const std::string& intent, const std::string& entities, const std::string& text) const {
+            scene->expect(intent == text && entities == text, "what a stage gave belongs to another query");
+            return scene->model(2, text);
+        }
+    };
+    // Gives the queries of a lazy range.
+    struct Take {
+        Scene* scene;
+        Intake* intake;
+        auto operator()(std::size_t index) const { return scene->take(*intake, index); }
+    };
+
+    explicit Scene(Choices& c) : choices(c) {
+        for (std::size_t stage = 0; stage != limits.size(); ++stage) {
+            ceilings[stage] = limits[stage] = static_cast<std::ptrdiff_t>(1 + choices.below(3));
+        }
+    }
+
+    void expect(bool holds, const char* what) {
+        if (!holds && problem.empty()) {
+            problem = what;
+        }
+    }
+
+    auto options() {
+        using namespace std::chrono_literals;
+        const auto retry_if = [this](const std::exception_ptr&) {
+            expect(++asked_ <= failed_attempts_, "the retry policy was asked without a failed attempt");
+            return !choices.one_in(5);
+        };
+        sluice::BasicStageOptions<VirtualTimer> stage(sluice::RetryPolicy(
+            static_cast<int>(choices.below(3)), sluice::Backoff{.initial = 5ns, .cap = 20ns}, retry_if));
+        if (choices.one_in(3)) {
+            stage.timeout = 15ns;
+        }
+        sluice::BasicPipelineOptions<VirtualTimer> result(stage, this);
+        if (!choices.one_in(4)) {
+            result.window = static_cast<std::ptrdiff_t>(1 + choices.below(5));
+        }
+        return result;
+    }
+
+    sluice::Query take(Intake& intake, std::size_t index) {
+        expect(!intake.stopped && !intake.threw, "a query was taken after the end");
+        if (index == intake.throws_at) {
+            intake.threw = true;
+            throw RangeFailure("range");
+        }
+        ++intake.taken;
+        expect(intake.held() <= intake.window + intake.excess, "the window was exceeded");
+        const std::string id = intake.name + std::to_string(index);
+        expect(fates_.try_emplace(id, Fate{.intake = &intake}).second, "a query was taken twice");
+        perhaps_disturb();
+        return {id, id};
+    }
+
+    asio::awaitable<std::string> model(std::size_t stage, std::string text) {
+        const struct Running {
+            Scene& scene;
+            std::size_t stage;
+            ~Running() { scene.end_model(stage); }
+        } counted{*this, stage};
+        expect(++running[stage] <= ceilings[stage], "a limit was exceeded");
+        co_await pause(choices);
+        if (choices.one_in(8)) {
+            throw Failure("model");
+        }
+        if (choices.one_in(20)) {
+            throw boost::system::system_error(asio::error::operation_aborted);  // uncancelled: a failure
+        }
+        if (choices.one_in(20)) {
+            VirtualTimer timer(co_await asio::this_coro::executor, std::chrono::nanoseconds(50));
+            co_await timer.async_wait(asio::deferred);
+        }
+        co_return text;
+    }
+
+    void put(const sluice::Query& query, const sluice::StageResult<>& why) {
+        expect(!why.success && why.error, "a dead letter without a reason");
+        Fate& fate = fate_of(query.id);
+        ++fate.put;
+        perhaps_disturb();
+        if (choices.one_in(10)) {
+            fate.sink_threw = true;
+            throw Failure("sink");
+        }
+    }
+
+    template <class Result>
+    void check_result(const Result& result, char name, std::size_t index) {
+        const std::string id = name + std::to_string(index);
+        expect(result.query.id == id, "a result belongs to another query");
+        const Fate& fate = fate_of(id);
+        if (result.completed) {
+            expect(fate.completed == 1 && result.stage_results.size() == 3, "a completed query is not");
+            expect(result.response == id, "a response belongs to another query");
+        } else {
+            expect(fate.told == 1, "a result came before its dead letter");
+            expect(!result.stage_results.empty() && !result.stage_results.back().success, "no stage has failed");
+            expect(bool(result.dead_letter_error) == fate.sink_threw, "what the sink threw is not in the result");
+        }
+    }
+
+    // The slots of one stage; `idle` if nothing is ready to run.
+    void check_slots(std::size_t stage, const sluice::StageSemaphore& semaphore, bool idle) {
+        const std::ptrdiff_t active = semaphore.active();
+        expect(running[stage] <= active, "a model runs without a slot");
+        expect(!idle || running[stage] == active, "a slot is held and not used");
+        expect(!idle || active <= ceilings[stage], "there are more slots out than the limit");
+        expect(!idle || semaphore.waiting() == 0 || active >= limits[stage], "a free slot is not used");
+        ceilings[stage] = std::max(limits[stage], std::min(ceilings[stage], active));
+    }
+
+    void set_limit(std::size_t stage, sluice::StageSemaphore& semaphore, std::ptrdiff_t limit) {
+        semaphore.set_limit(limit);
+        limits[stage] = limit;
+        ceilings[stage] = std::max(limit, semaphore.active());
+    }
+
+    // Each query has ended in exactly one way.
+    void check_account() {
+        std::size_t taken = 0;
+        for (const Intake& intake : intakes) {
+            taken += intake.taken;
+            expect(intake.working == 0, "a run has not ended");
+            expect(intake.may_cancel() || intake.concluded == intake.taken, "a query was lost");
+        }
+        expect(fates_.size() == taken, "a query was made up");
+        for (const auto& [id, fate] : fates_) {
+            const int ends = fate.completed + fate.failed + fate.cancelled;
+            expect(ends == 1 || (ends == 0 && fate.intake->may_cancel()), "a query did not end once");
+            expect(fate.put == fate.failed, "a query failed and is no dead letter, or did not and is one");
+            expect(fate.told == fate.failed, "the observer was not told of a dead letter");
+        }
+    }
+
+    void on_queued(const sluice::StageResult<>& run) noexcept override {
+        Fate& fate = fate_of(run.query_id);
+        expect(!fate.intake->stopped, "a run was begun or goes on that was cancelled");
+        if (!std::exchange(fate.in_run, true)) {
+            ++fate.intake->working;
+        }
+    }
+
+    void on_started(const sluice::StageResult<>& run) noexcept override {
+        expect(!fate_of(run.query_id).intake->stopped, "an attempt was begun that was cancelled");
+    }
+
+    void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError&) noexcept override {
+        ++failed_attempts_;
+        expect(!fate_of(run.query_id).intake->stopped, "an attempt failed that was cancelled");
+    }
+
+    void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
+        Fate& fate = fate_of(run.query_id);
+        Intake& intake = *fate.intake;
+        fate.in_run = false;
+        --intake.working;
+        if (outcome == Outcome::cancelled) {
+            ++fate.cancelled;
+            expect(intake.may_cancel(), "a query was cancelled by nobody");
+        } else if (outcome == Outcome::failed) {
+            ++fate.failed;
+            ++intake.working;  // until its dead letter is put
+            expect(!intake.stopped, "a query failed that was cancelled");
+        } else if (run.stage == "generate") {
+            ++fate.completed;
+            conclude(intake);
+        }
+        perhaps_disturb();
+    }
+
+    void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>&,
+                        const sluice::StageError& sink_error) noexcept override {
+        Fate& fate = fate_of(query.id);
+        ++fate.told;
+        --fate.intake->working;
+        expect(bool(sink_error) == fate.sink_threw, "the observer was not told what the sink threw");
+        conclude(*fate.intake);
+    }
+
+    Choices& choices;
+    Actors actors;
+    std::string problem;  // the first
+    std::array<Intake, 3> intakes{Intake{.name = 'b'}, Intake{.name = 's'}, Intake{.name = 'o'}};
+    Intake& batch = intakes[0];
+    Intake& stream = intakes[1];
+    Intake& one = intakes[2];
+    std::array<std::ptrdiff_t, 3> limits{};
+    std::array<std::ptrdiff_t, 3> ceilings{};  // the limits, or more while slots are out from before they were lowered
+    std::array<std::ptrdiff_t, 3> running{};
+
+protected:
+    // Cancels, closes or changes something.
+    virtual void disturb() noexcept = 0;
+
+private:
+    Fate& fate_of(const std::string& id) {
+        const auto found = fates_.find(id);
+        expect(found != fates_.end(), "a query is unknown");
+        return found != fates_.end() ? found->second : nobody_;
+    }
+
+    // From within a range, a sink or the observer.
+    void perhaps_disturb() noexcept {
+        if (choices.one_in(20)) {
+            disturb();
+        }
+    }
+
+    // Its slot goes back soon, and is not handed on while more than the limit are out.
+    void end_model(std::size_t stage) {
+        --running[stage];
+        ceilings[stage] = std::max(limits[stage], ceilings[stage] - 1);
+    }
+
+    static void conclude(Intake& intake) {
+        ++intake.concluded;
+        intake.released += !intake.is_stream();
+    }
+
+    std::map<std::string, Fate> fates_;
+    std::size_t asked_ = 0;  // times that the retry policy was
+    std::size_t failed_attempts_ = 0;
+    Intake nowhere_{.name = '?'};
+    Fate nobody_{.intake = &nowhere_};
+};
+
+struct AwaitedSink {
+    Scene& scene;
+
+    asio::awaitable<void> put(const sluice::Query& query, const sluice::StageResult<>& why) {
+        co_await pause(scene.choices);
+        scene.put(query, why);
+    }
+};
+
+struct PlainSink {
+    Scene& scene;
+
+    void put(const sluice::Query& query, const sluice::StageResult<>& why) { scene.put(query, why); }
+};
+
+}  // namespace properties
