@@ -24,23 +24,26 @@ struct BarrierModel {
 
     struct Arrival {
         const Actor* actor;
-        Fate fate = Fate::undecided;
-        std::optional<std::size_t> index{};  // if it waits and passes
+        Fate fate;
+        std::optional<std::size_t> index;  // if it waits and passes
+
+        explicit Arrival(const Actor* who, Fate ends = Fate::undecided, std::optional<std::size_t> at = {})
+            : actor(who), fate(ends), index(at) {}
     };
 
-    std::size_t parties;
+    std::size_t parties = 0;
     std::uint64_t phase = 0;
     bool broken = false;
     bool gone = false;
-    std::deque<Arrival> arrivals{};
-    std::vector<Arrival*> waiting{};  // in the order of arrival
-    std::vector<Arrival*> met{};      // who waited in the phase that the completion function is to end
-    bool due = false;                 // the completion function is to be called
-    Arrival* last = nullptr;          // of its phase, and has yet to go on
-    std::size_t resumed = 0;          // others of that phase that have gone on
+    std::deque<Arrival> arrivals;
+    std::vector<Arrival*> waiting;  // in the order of arrival
+    std::vector<Arrival*> met;      // who waited in the phase that the completion function is to end
+    bool due = false;               // the completion function is to be called
+    Arrival* last = nullptr;        // of its phase, and has yet to go on
+    std::size_t resumed = 0;        // others of that phase that have gone on
 
     Arrival& arrive(const Actor& actor, bool drops) {
-        Arrival& arrival = arrivals.emplace_back(Arrival{&actor});
+        Arrival& arrival = arrivals.emplace_back(&actor);
         if (gone || broken || parties == 0) {
             arrival.fate = gone ? Fate::aborts : Fate::breaks;
             return arrival;
@@ -62,7 +65,7 @@ struct BarrierModel {
     /// The completion function has ended.
     void complete(bool throws) {
         for (std::size_t i = 0; i < met.size(); ++i) {
-            *met[i] = throws ? Arrival{met[i]->actor, Fate::breaks} : Arrival{met[i]->actor, Fate::passes, i};
+            *met[i] = throws ? Arrival(met[i]->actor, Fate::breaks) : Arrival(met[i]->actor, Fate::passes, i);
         }
         resumed = 0;
         if (throws) {
@@ -105,7 +108,8 @@ inline void check_barrier(Choices& choices) {
     const std::size_t troubles = choices.one_in(4) ? 0 : choices.below(32);  // the kinds there are
     const auto trouble = [&](std::size_t kind, std::size_t n) { return (troubles >> kind & 1) && choices.one_in(n); };
 
-    BarrierModel model{.parties = parties};
+    BarrierModel model;
+    model.parties = parties;
     std::vector<std::uint64_t> passed(parties, 0);  // phases, by party
     std::optional<sluice::Barrier> barrier;
     Actors actors;

@@ -47,10 +47,12 @@ private:
     // The body, or a child.
     struct Member {
         Time spawned;
-        Doom brings = Doom::none;  // failure or cancel: it does
+        Doom brings;  // failure or cancel: it does
         bool begun = false;
-        std::weak_ptr<int> callable = {};   // while that is alive
-        std::weak_ptr<int> coroutine = {};  // the same
+        std::weak_ptr<int> callable;   // while that is alive
+        std::weak_ptr<int> coroutine;  // the same
+
+        Member(Time when, Doom what) : spawned(when), brings(what) {}
     };
 
     struct Scope {
@@ -61,11 +63,13 @@ private:
         bool doomed = false;                 // by that, or with one around it
         bool fails = false;                  // whether members may
         sluice::TaskGroup* group = nullptr;  // since the body began, until the group has ended
-        std::deque<Member> members = {};     // that were spawned; the body when it begins
+        std::deque<Member> members;          // that were spawned; the body when it begins
         Time cancelled = never;              // seen to be
         Time failed = never;                 // when the first member did
         bool cut_short = false;              // cancelled from outside, certainly
         bool gave = false;                   // the body has given its value
+
+        Scope(Scope* around, Actor& runs_in, std::size_t levels) : parent(around), actor(runs_in), depth(levels) {}
 
         bool told() const { return parent ? parent->cancelled != never : actor.cancelled; }
     };
@@ -124,7 +128,7 @@ private:
     }
 
     void spawn(Scope& scope, Doom brings) {
-        Member& member = scope.members.emplace_back(Member{now(), brings});
+        Member& member = scope.members.emplace_back(now(), brings);
         auto callable = std::make_shared<int>();
         member.callable = callable;
         spawning_ = true;
@@ -141,7 +145,7 @@ private:
     }
 
     asio::awaitable<void> run_group(Scope* parent, Actor& actor, std::size_t depth) {
-        Scope& scope = scopes_.emplace_back(Scope{parent, actor, depth});
+        Scope& scope = scopes_.emplace_back(parent, actor, depth);
         scope.doom = static_cast<Doom>(choices_.below(parent ? 2 : 4));
         if (parent && choices_.one_in(2)) {
             scope.doom = Doom::none;
@@ -196,7 +200,7 @@ private:
         for (std::size_t n = 0; n != children; ++n) {
             spawn(scope, n == bringer ? scope.doom : Doom::none);
         }
-        Member& body = scope.members.emplace_back(Member{now(), bringer == children ? scope.doom : Doom::none});
+        Member& body = scope.members.emplace_back(now(), bringer == children ? scope.doom : Doom::none);
         co_await run_member(scope, body);
     }
 
