@@ -7,6 +7,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
@@ -24,6 +25,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace properties {
@@ -60,10 +62,30 @@ private:
 };
 
 /// Ends the run: a property does not hold.
-inline void require(bool holds, const std::string& what) {
+inline void require(bool holds, std::string_view what) {
     if (!holds) {
-        throw std::logic_error(what);
+        throw std::logic_error(std::string(what));
     }
+}
+
+/// For where an exception would be part of the play: keeps the first thing that does not hold until it is asked.
+class Expectations {
+public:
+    void expect(bool holds, const char* what) {
+        if (!holds && problem_.empty()) {
+            problem_ = what;
+        }
+    }
+
+    void check_expectations() const { require(problem_.empty(), problem_); }
+
+private:
+    std::string problem_;
+};
+
+/// One of the types there are.
+inline asio::cancellation_type some_cancellation(Choices& choices) {
+    return static_cast<asio::cancellation_type>(1U << choices.below(3));
 }
 
 /// A coroutine of a run.
@@ -73,6 +95,16 @@ struct Actor {
     bool cancelled = false;  // since it started
     int ends = 0;
     bool aborted = false;  // ended with operation_aborted
+
+    /// False if it is not running.
+    bool cancel(asio::cancellation_type type) {
+        if (!started || ends != 0) {
+            return false;
+        }
+        cancelled = true;
+        signal.emit(type);
+        return true;
+    }
 };
 
 /// Coroutines that must each end exactly once, and may be cancelled meanwhile.
@@ -111,16 +143,8 @@ public:
 
     /// Cancels one of them, if it is running, in one of the ways there are. Gives it if it was cancelled.
     Actor* cancel_one(Choices& choices) {
-        constexpr asio::cancellation_type types[] = {asio::cancellation_type::terminal,
-                                                     asio::cancellation_type::partial, asio::cancellation_type::total};
         Actor& actor = actors_[choices.below(actors_.size())];
-        const auto type = types[choices.below(3)];
-        if (!actor.started || actor.ends != 0) {
-            return nullptr;
-        }
-        actor.cancelled = true;
-        actor.signal.emit(type);
-        return &actor;
+        return actor.cancel(some_cancellation(choices)) ? &actor : nullptr;
     }
 
     /// Every one of them has ended, once, and as it should.

@@ -61,7 +61,7 @@ public:
         run();
         check_account();
         expect(running == std::array<std::ptrdiff_t, 3>{}, "a model is still running");
-        require(problem.empty(), problem);
+        check_expectations();
     }
 
 private:
@@ -281,7 +281,7 @@ private:
             expect(asking_ == 0 || stream.stopped || stream.concluded == stream.released,
                    "a result waits beside a consumer that does");
         }
-        require(problem.empty(), problem);
+        check_expectations();
     }
 
     // The context is the last, so that what still waits when a property does not hold is destroyed first.

@@ -64,7 +64,7 @@ struct Fate {
 /// Models that wait, fail and hang, their limits, and an account of the queries.
 ///
 /// Models, sinks, ranges and observers tell expect() what does not hold: to throw would be part of the play.
-class Scene : public sluice::Observer {
+class Scene : public sluice::Observer, public Expectations {
 public:
     struct Classify {
         Scene* scene;
@@ -91,12 +91,6 @@ public:
     explicit Scene(Choices& c) : choices(c) {
         for (std::size_t stage = 0; stage != limits.size(); ++stage) {
             ceilings[stage] = limits[stage] = static_cast<std::ptrdiff_t>(1 + choices.below(3));
-        }
-    }
-
-    void expect(bool holds, const char* what) {
-        if (!holds && problem.empty()) {
-            problem = what;
         }
     }
 
@@ -259,7 +253,6 @@ public:
 
     Choices& choices;
     Actors actors;
-    std::string problem;  // the first
     std::array<Intake, 3> intakes{Intake{.name = 'b'}, Intake{.name = 's'}, Intake{.name = 'o'}};
     Intake& batch = intakes[0];
     Intake& stream = intakes[1];

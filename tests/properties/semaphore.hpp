@@ -58,13 +58,18 @@ inline void check_semaphore(Choices& choices) {
     std::ptrdiff_t last_active = 0;
     Actors actors;
 
-    const auto check = [&](const std::string& when) {
+    const auto check = [&](const char* when) {
+        const auto hold = [when](bool holds, const char* what) {
+            if (!holds) {
+                require(false, std::string(what) + ' ' + when);
+            }
+        };
         if (semaphore) {
             const std::ptrdiff_t active = semaphore->active();
-            require(active <= std::max(model.limit, last_active), "active() grew above the limit " + when);
-            require(active >= model.limit || semaphore->waiting() == 0, "a slot is free and somebody waits " + when);
-            require(active == model.active(), "active() is wrong " + when);
-            require(semaphore->waiting() == model.waiting.size(), "waiting() is wrong " + when);
+            hold(active <= std::max(model.limit, last_active), "active() grew above the limit");
+            hold(active >= model.limit || semaphore->waiting() == 0, "a slot is free and somebody waits");
+            hold(active == model.active(), "active() is wrong");
+            hold(semaphore->waiting() == model.waiting.size(), "waiting() is wrong");
             last_active = active;
         }
     };

@@ -17,7 +17,7 @@
 namespace properties {
 
 /// Groups in groups, and what must become of them. It outlives the context: all coroutines may refer to it.
-class TaskGroups {
+class TaskGroups : Expectations {
 public:
     TaskGroups(Choices& choices, Actors& actors) : choices_(choices), actors_(actors) {}
 
@@ -84,14 +84,6 @@ private:
     static bool ended(const Scope& scope) { return std::ranges::all_of(scope.members, gone); }
 
     Time now() const { return VirtualTimer::now(executor_); }
-    asio::cancellation_type some_type() { return static_cast<asio::cancellation_type>(1U << choices_.below(3)); }
-
-    // For use in coroutines, where an exception might be dropped.
-    void demand(bool holds, const char* what) {
-        if (!holds && broken_.empty()) {
-            broken_ = what;
-        }
-    }
 
     void observe() {
         for (Scope& scope : scopes_) {
@@ -99,11 +91,11 @@ private:
                 scope.cancelled = std::min(scope.cancelled, now());
             }
             if (scope.group && scope.told() && std::ranges::any_of(scope.members, runs)) {
-                demand(scope.cancelled != never, "a cancellation from outside did not reach a group");
+                expect(scope.cancelled != never, "a cancellation from outside did not reach a group");
                 scope.cut_short = true;
             }
         }
-        require(broken_.empty(), broken_);
+        check_expectations();
     }
 
     void disturb() {
@@ -119,11 +111,8 @@ private:
 
     void cancel_later(Actor& actor) {
         const auto timer = std::make_shared<VirtualTimer>(executor_, std::chrono::nanoseconds(choices_.below(20)));
-        timer->async_wait([timer, &actor, type = some_type()](const boost::system::error_code&) {
-            if (actor.ends == 0) {
-                actor.cancelled = true;
-                actor.signal.emit(type);
-            }
+        timer->async_wait([timer, &actor, type = some_cancellation(choices_)](const boost::system::error_code&) {
+            actor.cancel(type);
         });
     }
 
@@ -134,12 +123,12 @@ private:
         spawning_ = true;
         try {
             scope.group->spawn([this, &scope, &member, callable = std::move(callable)] {
-                demand(!spawning_, "a child began inside of spawn()");
+                expect(!spawning_, "a child began inside of spawn()");
                 return run_member(scope, member);
             });
         } catch (const std::logic_error&) {
             scope.members.pop_back();
-            demand(ended(scope), "a group that had not ended refused a child");
+            expect(ended(scope), "a group that had not ended refused a child");
         }
         spawning_ = false;
     }
@@ -162,26 +151,26 @@ private:
         try {
             if (gives) {
                 const int value = co_await sluice::with_task_group(giving_body);
-                demand(scope.gave && value == 7, "a value was made up");
+                expect(scope.gave && value == 7, "a value was made up");
             } else {
                 co_await sluice::with_task_group(body);
             }
         } catch (const Failure& failure) {
             failed = true;
-            demand(failure.scope == &scope && failure.at == scope.failed, "another failure came out than the first");
+            expect(failure.scope == &scope && failure.at == scope.failed, "another failure came out than the first");
         } catch (const boost::system::system_error& error) {
             aborted = error.code() == asio::error::operation_aborted;
-            demand(aborted, "an error was made up");
+            expect(aborted, "an error was made up");
         } catch (...) {
-            demand(false, "an exception was made up");
+            expect(false, "an exception was made up");
         }
         scope.group = nullptr;
         const auto was_due = [&](const Member& member) { return member.begun || member.spawned >= scope.cancelled; };
-        demand(ended(scope), "a child, or its callable, outlived its group");
-        demand(std::ranges::all_of(scope.members, was_due), "a child never began that nobody cancelled");
-        demand(failed == (scope.failed != never), "a failure was swallowed");
-        demand(failed || aborted || (!scope.cut_short && !scope.members.empty()), "a cancellation was swallowed");
-        demand(!aborted || scope.told() || (gives && !scope.gave), "a group was aborted that nobody cancelled");
+        expect(ended(scope), "a child, or its callable, outlived its group");
+        expect(std::ranges::all_of(scope.members, was_due), "a child never began that nobody cancelled");
+        expect(failed == (scope.failed != never), "a failure was swallowed");
+        expect(failed || aborted || (!scope.cut_short && !scope.members.empty()), "a cancellation was swallowed");
+        expect(!aborted || scope.told() || (gives && !scope.gave), "a group was aborted that nobody cancelled");
         if (aborted && scope.told()) {
             throw boost::system::system_error(asio::error::operation_aborted);
         }
@@ -205,8 +194,8 @@ private:
     }
 
     asio::awaitable<void> run_member(Scope& scope, Member& member) {
-        demand(!std::exchange(member.begun, true), "a child began twice");
-        demand(scope.group && !scope.group->cancelled(), "a child began in a group that was cancelled or had ended");
+        expect(!std::exchange(member.begun, true), "a child began twice");
+        expect(scope.group && !scope.group->cancelled(), "a child began in a group that was cancelled or had ended");
         if (!scope.group) {
             co_return;
         }
@@ -219,12 +208,12 @@ private:
             cancelled = true;
         }
         if (cancelled) {
-            demand(scope.group->cancelled(), "a child was cancelled, but not its group");
+            expect(scope.group->cancelled(), "a child was cancelled, but not its group");
             co_await asio::this_coro::reset_cancellation_state();
             try {
                 co_await pause(choices_);
             } catch (const boost::system::system_error&) {
-                demand(false, "a clean-up was disturbed");
+                expect(false, "a clean-up was disturbed");
             }
             if (scope.fails && choices_.one_in(4)) {
                 fail(scope);
@@ -238,7 +227,9 @@ private:
     asio::awaitable<void> work(Scope& scope, Doom brings) {
         const bool patient = brings != Doom::failure && brings != Doom::cancel;
         if (choices_.one_in(2)) {  // hears of one type of cancellation only
-            const auto filter = [only = some_type()](asio::cancellation_type type) { return type & only; };
+            const auto filter = [only = some_cancellation(choices_)](asio::cancellation_type type) {
+                return type & only;
+            };
             co_await asio::this_coro::reset_cancellation_state(filter);
         }
         if (!choices_.one_in(3)) {
@@ -253,11 +244,11 @@ private:
         if (patient && scope.doomed && choices_.one_in(3)) {
             VirtualTimer timer(executor_, Time::duration::max());
             co_await timer.async_wait(asio::deferred);
-            demand(false, "a child was not told that its group was cancelled");
+            expect(false, "a child was not told that its group was cancelled");
         }
         if (brings == Doom::cancel || choices_.one_in(12)) {
             scope.group->cancel();
-            demand(scope.group->cancelled(), "cancel() does not show");
+            expect(scope.group->cancelled(), "cancel() does not show");
         }
         if (brings == Doom::failure || (scope.fails && choices_.one_in(6))) {
             fail(scope);
@@ -268,7 +259,7 @@ private:
     asio::awaitable<void> go_on(Scope& scope) {
         const bool cancelled = scope.group->cancelled();
         co_await pause(choices_);
-        demand(!cancelled, "a child went on in a cancelled group");
+        expect(!cancelled, "a child went on in a cancelled group");
     }
 
     [[noreturn]] void fail(Scope& scope) {
@@ -280,7 +271,6 @@ private:
     Actors& actors_;
     asio::any_io_executor executor_;
     std::deque<Scope> scopes_;  // each behind those around it
-    std::string broken_;        // what did not hold
     bool spawning_ = false;
 };
 
