@@ -44,6 +44,7 @@ using sluice::with_task_group;
 using sluice::testing::run;
 using sluice::testing::VirtualTime;
 using test::Live;
+using test::step;
 using test::Task;
 using test::VirtualTimer;
 using Void = asio::awaitable<void>;
@@ -112,12 +113,6 @@ Void tidy(Log& log, std::string name, std::chrono::nanoseconds work, std::chrono
 Void say(Log& log, std::string text) {
     log.push_back(std::move(text));
     co_return;
-}
-
-// Runs one handler, or else moves the time on to the next expiry; false if there is nothing left.
-bool step(asio::io_context& context) {
-    context.restart();
-    return context.poll_one() != 0 || VirtualTime::of(context).advance();
 }
 
 // Suspends until it is cancelled, and then goes on here and now, inside the emission of the signal.

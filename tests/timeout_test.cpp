@@ -447,8 +447,7 @@ TEST_CASE("timeout: cancelled after any number of steps, it ends once and leaves
             co_return co_await within(10ms, std::move(function));
         });
         for (int i = 0; i != steps && more; ++i) {
-            context.restart();
-            more = context.poll_one() != 0 || VirtualTime::of(context).advance();
+            more = test::step(context);
         }
         task.cancel();
         REQUIRE_NOTHROW(run(context));
@@ -477,8 +476,7 @@ TEST_CASE("timeout: the context may be destroyed after any number of steps", "[t
                 co_await within(10ms, std::move(function));
             });
             for (int i = 0; i != steps && more; ++i) {
-                context.restart();
-                more = context.poll_one() != 0 || VirtualTime::of(context).advance();
+                more = test::step(context);
             }
         }
         REQUIRE(token.use_count() == 1);

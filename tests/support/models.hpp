@@ -26,15 +26,8 @@
 
 namespace test {
 
-using sluice::testing::VirtualTime;
 using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
 using PipelineOptions = sluice::BasicPipelineOptions<VirtualTimer>;
-
-/// Runs one handler, or moves time on to the next wait; false if nothing is left to do.
-inline bool step(asio::io_context& context) {
-    context.restart();
-    return context.poll_one() != 0 || VirtualTime::of(context).advance();
-}
 
 /// Takes `n` steps; false if there were fewer.
 inline bool steps(asio::io_context& context, int n) {

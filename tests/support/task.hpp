@@ -10,6 +10,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
@@ -25,6 +26,7 @@
 namespace test {
 
 namespace asio = boost::asio;
+using sluice::testing::VirtualTime;
 using sluice::testing::VirtualTimer;
 
 /// A coroutine that a test started: how it ended, and a way to cancel it. May die before its coroutine.
@@ -121,5 +123,11 @@ inline asio::awaitable<void> sleep(std::chrono::nanoseconds duration) {
 
 /// Gives every other ready handler a turn.
 inline asio::awaitable<void> yield() { co_await asio::post(co_await asio::this_coro::executor, asio::deferred); }
+
+/// Runs one handler, or moves time on to the next wait; false if nothing is left to do.
+inline bool step(asio::io_context& context) {
+    context.restart();
+    return context.poll_one() != 0 || VirtualTime::of(context).advance();
+}
 
 }  // namespace test
