@@ -410,7 +410,7 @@ TEST_CASE("pipeline: the stages are there to look at, and their limits to change
 
     pipeline.extract().semaphore().set_limit(0);  // paused
     auto task = start_one(rig.context, pipeline, make_query(0));
-    rig.run();
+    rig.run_until_stalled();
     CHECK_FALSE(task.done());
     CHECK(rig.extract.calls() == 0);
     pipeline.extract().semaphore().set_limit(1);
@@ -615,7 +615,7 @@ TEST_CASE("pipeline: the window is the sum of the limits, unless one says otherw
     pipeline.generate().semaphore().set_limit(0);
     Source source(100);
     auto task = start_batch(rig.context, pipeline, source);
-    rig.run();
+    rig.run_until_stalled();
     CHECK(source.made == 6);
     pipeline.generate().semaphore().set_limit(1);
     rig.run();
@@ -1019,20 +1019,20 @@ TEST_CASE("pipeline: 100,000 lazy queries run in a bounded window", "[pipeline][
     int running = 0;
     int peak = 0;
     Counted::alive = Counted::most = 0;
-    const auto classify = [&](const std::string&) -> asio::awaitable<std::unique_ptr<Counted>> {
+    const auto classify = [&](const std::string&) -> asio::awaitable<std::unique_ptr<std::optional<Counted>>> {
         peak = std::max(peak, ++running);
         if (suspends) {
             co_await test::yield();
         }
-        co_return std::make_unique<Counted>();
+        co_return std::make_unique<std::optional<Counted>>(std::in_place);
     };
     const auto extract = [](const std::string& text) -> asio::awaitable<std::size_t> { co_return text.size(); };
-    const auto generate = [&](std::unique_ptr<Counted>& intent, std::size_t,
+    const auto generate = [&](const std::unique_ptr<std::optional<Counted>>& intent, std::size_t,
                               const std::string&) -> asio::awaitable<int> {
         if (suspends) {
             co_await test::yield();
         }
-        intent.reset();
+        intent->reset();
         --running;
         co_return 1;
     };
@@ -1117,7 +1117,7 @@ TEST_CASE("pipeline: the types of its data are deduced from the functions, move-
         co_return text.find("bill") != std::string::npos ? Intent::billing : Intent::technical;
     };
     const auto extract = [](std::string text) -> asio::awaitable<Entities> { co_return Entities(std::move(text)); };
-    const auto generate = [](Intent intent, Entities& entities, std::string_view) -> asio::awaitable<Answer> {
+    const auto generate = [](Intent intent, const Entities& entities, std::string_view) -> asio::awaitable<Answer> {
         co_return Answer(intent, *entities.account);
     };
     InferencePipeline pipeline(context.get_executor(), classify, extract, generate, {1, 1, 1}, dead_letters,

@@ -293,7 +293,8 @@ TEST_CASE("observer: if the retry policy throws, the attempt has its own error a
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
-                               "10 finished a in s failed after attempt failed: ?"});
+                               "10 finished a in s failed after attempt failed: the retry predicate threw "
+                               "std::logic_error: ?: cannot answer a"});
 }
 
 TEST_CASE("observer: operation_aborted from a model that nobody cancelled is a failure", "[observer]") {

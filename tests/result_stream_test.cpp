@@ -216,7 +216,7 @@ TEST_CASE("stream: results that nobody asks for fill the window, and no more is 
     auto stream = pipeline.process_stream(source);
     for (std::size_t taken = 1; taken != 6; ++taken) {
         auto task = next(rig, stream);
-        rig.run();
+        rig.run_until_stalled();
         CHECK(task.value());
         CHECK(source.made == 4 + taken);
         CHECK(rig.generate.finished.size() == 4 + taken);
@@ -230,7 +230,7 @@ TEST_CASE("stream: as many queries begin as results are taken at once", "[stream
     Source source(endless);
     auto stream = pipeline.process_stream(source);
     auto first = next(rig, stream);
-    rig.run();
+    rig.run_until_stalled();
     REQUIRE(source.made == 5);
     REQUIRE(idle(pipeline));  // four results wait
     const auto full = test::now(rig.context);
@@ -456,7 +456,7 @@ TEST_CASE("stream: next() cancelled at any step loses no result", "[stream][canc
         }
         more = test::steps(rig.context, n);
         impatient.cancel();
-        rig.run();
+        rig.run_until_stalled();
         REQUIRE(impatient.done());
         CHECK((impatient.succeeded() || impatient.aborted()));
         auto rest = start_drain(rig, stream, patient_indexes);

@@ -93,9 +93,34 @@ TEST_CASE("retry: it keeps the settings that it was given, and the defaults are 
     const RetryPolicy defaults(3);
     CHECK(defaults.backoff().initial == 100ms);
     CHECK(defaults.backoff().multiplier == 2);
-    CHECK(defaults.backoff().cap == 30s);
+    CHECK(defaults.backoff().cap == std::nullopt);
     CHECK(defaults.backoff().jitter == 0.5);
-    CHECK(defaults.backoff().seed == 0);
+    CHECK(defaults.backoff().seed == std::nullopt);
+}
+
+TEST_CASE("retry: the default cap is 30 s, or the initial wait where that is longer", "[retry]") {
+    CHECK(RetryPolicy(99, Backoff{.initial = 100ms, .jitter = 0}).delay(99) == 30s);
+    CHECK(RetryPolicy(99, Backoff{.initial = 60s, .jitter = 0}).delay(1) == 60s);
+    CHECK(RetryPolicy(99, Backoff{.initial = 60s, .jitter = 0}).delay(99) == 60s);
+}
+
+TEST_CASE("retry: without a seed two policies do not wait in step, and a copy is the same policy", "[retry]") {
+    const RetryPolicy one(5);
+    const RetryPolicy other(5);
+    const RetryPolicy copy = one;  // NOLINT(performance-unnecessary-copy-initialization)
+    int same = 0;
+    for (unsigned query = 0; query != 20; ++query) {
+        same += one.delay(1, query) == other.delay(1, query);
+        CHECK(one.delay(1, query) == copy.delay(1, query));
+    }
+    CHECK(same < 10);
+}
+
+TEST_CASE("retry: a default seed gives way to one that was set", "[retry]") {
+    const RetryPolicy seeded(5, Backoff{.seed = 3});
+    CHECK(seeded.with_default_seed(4).delay(1) == seeded.delay(1));
+    CHECK(RetryPolicy(5).with_default_seed(3).delay(1) == seeded.delay(1));
+    CHECK(RetryPolicy(5).with_default_seed(4).delay(1) != seeded.delay(1));
 }
 
 TEST_CASE("retry: each setting out of range is refused by name and value", "[retry]") {

@@ -294,7 +294,8 @@ TEST_CASE("stage: backoff grows with the attempts, as the policy has it", "[stag
 TEST_CASE("stage: queries that fail together do not retry in step, and the same seed repeats it all", "[stage]") {
     const auto retry_times = [](std::uint64_t seed) {
         sluice::Backoff backoff;
-        backoff.initial = backoff.cap = 1s;
+        backoff.initial = 1s;
+        backoff.cap = 1s;
         backoff.jitter = 1;
         backoff.seed = seed;
         std::vector<std::chrono::nanoseconds> times;
@@ -424,7 +425,8 @@ TEST_CASE("stage: the retry predicate is not asked about success, nor after the 
     CHECK(asked == 2);
 }
 
-TEST_CASE("stage: what the retry predicate throws becomes the error, and there is no retry", "[stage]") {
+TEST_CASE("stage: if the retry predicate throws, the error says so and has the model's in it, and there is no retry",
+          "[stage]") {
     Bench bench(
         1, StageOptions(retries(5, {}, [](const std::exception_ptr&) -> bool { throw std::bad_function_call(); })));
     bench.model.failures["a"] = 9;
@@ -434,7 +436,9 @@ TEST_CASE("stage: what the retry predicate throws becomes the error, and there i
     REQUIRE(a.succeeded());
     CHECK(a.value().attempts == 1);
     CHECK_FALSE(a.value().success);
-    CHECK(a.value().error.type() == "std::bad_function_call");
+    CHECK(a.value().error.type() == "sluice::RetryPredicateError");
+    CHECK(a.value().error.message() ==
+          "the retry predicate threw std::bad_function_call: bad_function_call: cannot model a");
     CHECK(b.value().success);
     CHECK(bench.idle());
 }
@@ -768,6 +772,7 @@ TEST_CASE("stage: a closed semaphore is a failure of those who wait, not of thos
     CHECK(b.value().queue_time == 3ms);
     CHECK(b.value().latency == 0ms);
     CHECK(b.value().error.type() == "boost::system::system_error");
+    CHECK(b.value().error.message().starts_with("the stage was closed"));
 
     Run c = bench.start("c");
     bench.run();
@@ -813,10 +818,10 @@ TEST_CASE("stage: lvalue arguments are referred to, and each attempt sees the sa
     CHECK(result.data == size + 3);
 }
 
-TEST_CASE("stage: rvalue arguments are kept until the last attempt, as lvalues", "[stage]") {
+TEST_CASE("stage: rvalue arguments are kept until the last attempt, as const lvalues", "[stage]") {
     asio::io_context context;
     std::vector<std::string> seen;
-    const auto model = [&](std::string& text, std::unique_ptr<int>& number) -> asio::awaitable<int> {
+    const auto model = [&](const std::string& text, const std::unique_ptr<int>& number) -> asio::awaitable<int> {
         seen.push_back(text);
         co_await test::sleep(1ms);
         if (seen.size() < 3) {
@@ -835,17 +840,13 @@ TEST_CASE("stage: rvalue arguments are kept until the last attempt, as lvalues",
     CHECK(seen == std::vector<std::string>(3, "a text long enough to be on the heap, surely"));
 }
 
-TEST_CASE("stage: const arguments stay const, and a wrong number of them does not compile", "[stage][typed]") {
+TEST_CASE("stage: const arguments stay const", "[stage][typed]") {
     asio::io_context context;
     Stage stage(
         context.get_executor(), "s", 1,
         [](const std::string& text) -> asio::awaitable<std::size_t> { co_return text.size(); }, StageOptions());
     const std::string text = "four";
     CHECK(run_one(context, stage, text).data == 4);
-    using S = decltype(stage);
-    static_assert(requires(S& s) { s.run("q", std::string()); });
-    static_assert(!std::invocable<decltype([](auto& s, auto... args) -> decltype(s.run("q", args...)) {}), S&>);
-    static_assert(!std::invocable<decltype([](auto& s, auto... args) -> decltype(s.run("q", args...)) {}), S&, int*>);
 }
 
 TEST_CASE("stage: results may be move-only and without a default constructor", "[stage][typed]") {

@@ -276,7 +276,7 @@ TEST_CASE("timeout: a function that takes no notice of its cancellation is waite
     CHECK(task.succeeded());
 }
 
-TEST_CASE("timeout: what the function throws comes out, in time or while it is being cancelled", "[timeout]") {
+TEST_CASE("timeout: what the function throws comes out, after the time was up inside of the TimeoutError", "[timeout]") {
     asio::io_context context;
     const bool late = GENERATE(false, true);
     Task task(context.get_executor(), [&]() -> Void {
@@ -290,8 +290,10 @@ TEST_CASE("timeout: what the function throws comes out, in time or while it is b
         });
     });
     CHECK(run(context) == (late ? 10ms : 5ms));
-    CHECK(task.failed_with<std::logic_error>());
-    CHECK(what(task) == (late ? "late" : "early"));
+    CHECK(task.failed_with<std::logic_error>() == !late);
+    CHECK(task.failed_with<sluice::TimeoutError>() == late);
+    CHECK(sluice::StageError(task.error()).message() == (late ? "timed out after 10 ms: late" : "early"));
+    CHECK(sluice::StageError(task.error()).type() == (late ? "sluice::TimeoutError" : "std::logic_error"));
 }
 
 TEST_CASE("timeout: a function may throw before it gives an awaitable, and what is no std::exception", "[timeout]") {

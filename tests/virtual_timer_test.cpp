@@ -146,7 +146,7 @@ TEST_CASE("virtual timer: now() finds the time of the context behind any executo
 TEST_CASE("virtual timer: a timer without a clock of its own context is asked for the time of its clock_type",
           "[virtual_timer]") {
     static_assert(sluice::Timer<OwnTimer>);
-    CHECK(sluice::detail::now<OwnTimer>(0) == OwnClock::time_point(77ns));
+    CHECK(sluice::detail::now<OwnTimer>(asio::io_context().get_executor()) == OwnClock::time_point(77ns));
 }
 
 TEST_CASE("virtual timer: waits end in the order of their expiry", "[virtual_timer]") {
@@ -512,13 +512,43 @@ TEST_CASE("virtual timer: run() gives how much time went by, and runs again afte
     }
 }
 
-TEST_CASE("virtual timer: run() does not block on work that will never come", "[virtual_timer]") {
+TEST_CASE("virtual timer: work that will never come does not block a run, and run() says so", "[virtual_timer]") {
     asio::io_context context;
-    const auto work = asio::make_work_guard(context);
+    auto work = asio::make_work_guard(context);
     bool ran = false;
     asio::post(context, [&] { ran = true; });
-    CHECK(run(context) == 0ms);
+    CHECK(run_until_stalled(context) == 0ms);
     CHECK(ran);
+    CHECK_THROWS_WITH(run(context), Catch::Matchers::StartsWith("sluice::testing::run: a coroutine still waits"));
+    work.reset();
+    CHECK(run(context) == 0ms);
+}
+
+TEST_CASE("virtual timer: run() says that a coroutine still waits, also for another timer", "[virtual_timer]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 0);
+    asio::steady_timer timer(context, 1h);
+    const bool slot = GENERATE(false, true);
+    bool ended = false;
+    asio::co_spawn(
+        context,
+        [&]() -> asio::awaitable<void> {
+            co_await test::sleep(1ms);
+            if (slot) {
+                const sluice::Slot held = co_await semaphore.acquire();
+            } else {
+                co_await timer.async_wait(asio::deferred);
+            }
+            ended = true;
+        },
+        asio::detached);
+    CHECK_THROWS_AS(run(context), std::logic_error);
+    CHECK_FALSE(ended);
+    if (slot) {
+        semaphore.set_limit(1);
+        CHECK(run(context) == 0ms);
+        CHECK(ended);
+    }
 }
 
 TEST_CASE("virtual timer: an exception leaves run(), and what is left runs the next time", "[virtual_timer]") {

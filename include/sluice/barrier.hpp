@@ -10,6 +10,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/executor.hpp>
+#include <boost/assert.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
 
@@ -43,11 +44,12 @@ public:
     /// `completion`, if not empty, runs once per phase, on the stack of the last arrival and before anyone resumes.
     /// Arrivals, abort() and reset() from inside it concern the next phase; a phase that they complete is resumed
     /// first. If it throws, the barrier is broken: the exception goes to the last arrival, BrokenBarrier to the others.
-    /// @throws std::invalid_argument if `parties` is less than 1.
+    /// @throws std::invalid_argument if `executor` is empty or `parties` is less than 1.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value
     Barrier(Executor executor, std::ptrdiff_t parties, std::function<void()> completion = {})
-        : state_(detail::make_queue<detail::BarrierState>(std::move(executor), parties, std::move(completion))) {}
+        : state_(detail::make_queue<detail::BarrierState>("Barrier", std::move(executor), parties,
+                                                          std::move(completion))) {}
 
     ~Barrier() { state_->close(); }
 
@@ -116,11 +118,18 @@ private:
 class [[nodiscard]] Barrier::Arrival : public detail::Operation<Arrival, std::size_t> {
 public:
     /// Moves an operation that has yet to be awaited.
-    Arrival(Arrival&& other) noexcept : state_(std::move(other.state_)) {}
+    Arrival(Arrival&& other) noexcept : Operation(std::move(other)), state_(std::move(other.state_)) {}
 
 private:
     friend class Barrier;
     friend Operation;
+
+    static void check_awaited(bool awaited) noexcept {
+        BOOST_ASSERT_MSG(awaited,
+                         "sluice::Barrier: arrive_and_wait() was called and not awaited, so that nobody has arrived: "
+                         "write co_await barrier.arrive_and_wait()");
+        static_cast<void>(awaited);
+    }
 
     explicit Arrival(boost::intrusive_ptr<detail::BarrierState> state) noexcept : state_(std::move(state)) {}
 
@@ -147,11 +156,16 @@ private:
     void complete(Handler&& handler) {
         if (waiter_.outcome == detail::Outcome::broken) {
             error_ = std::make_exception_ptr(BrokenBarrier("Barrier: broke or was reset during the wait"));
+        } else if (waiter_.outcome == detail::Outcome::closed) {
+            error_ = aborted("Barrier::arrive_and_wait: the barrier was destroyed");
         } else if (waiter_.outcome == detail::Outcome::aborted && !error_) {
-            error_ = std::make_exception_ptr(
-                boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait"));
+            error_ = aborted("Barrier::arrive_and_wait");
         }
         std::forward<Handler>(handler)(std::exchange(error_, nullptr), std::size_t{waiter_.index});
+    }
+
+    static std::exception_ptr aborted(const char* why) {
+        return std::make_exception_ptr(boost::system::system_error(boost::asio::error::operation_aborted, why));
     }
 
     boost::intrusive_ptr<detail::BarrierState> state_;

@@ -38,8 +38,9 @@ namespace sluice {
 ///     extract(text) -> awaitable<Entities>
 ///     generate(intent, entities, text) -> awaitable<Response>
 ///
-/// They are given the text as a `const std::string&`, and intent and entities as lvalues that live until they end. What
-/// they give must be movable without throwing. Stage says what else they must do.
+/// They are given the text as a `const std::string&`, and intent and entities as const lvalues that live until they
+/// end: a retry finds them unchanged. What they give must be movable without throwing. Stage says what else they must
+/// do.
 ///
 /// Each query ends in exactly one way: it is completed, it is put into the dead letters by the stage that gave it up,
 /// or it is cancelled by whoever cancelled the call that it belongs to.
@@ -60,26 +61,39 @@ public:
     using Executor = detail::awaiting_executor_t<Classify&, const std::string&>;
     using Intent = detail::model_value_t<Classify&, const std::string&>;
     using Entities = detail::model_value_t<Extract&, const std::string&>;
-    using Response = detail::model_value_t<Generate&, Intent&, Entities&, const std::string&>;
+    using Response = detail::model_value_t<Generate&, const Intent&, const Entities&, const std::string&>;
     using Result = PipelineResult<Intent, Entities, Response>;
     using Stream = ResultStream<Result, Executor>;
 
+    // If not, generate's mistakes would only be the others' again.
+    static constexpr bool knows_its_input =
+        ModelFunction<Classify, const std::string&> && ModelFunction<Extract, const std::string&>;
+
     // Not constraints, since to those compilers say "no matching function" first, and what is wrong far below.
-    static_assert(ModelFunction<Classify, const std::string&>,
+    static_assert(std::invocable<Classify&, const std::string&>,
+                  "sluice::InferencePipeline: classify cannot be called with a const std::string&");
+    static_assert(std::invocable<Extract&, const std::string&>,
+                  "sluice::InferencePipeline: extract cannot be called with a const std::string&");
+    static_assert(!knows_its_input || std::invocable<Generate&, const Intent&, const Entities&, const std::string&>,
+                  "sluice::InferencePipeline: generate cannot be called with a const Intent&, a const Entities& and a "
+                  "const std::string&, Intent being what classify gives and Entities what extract gives");
+    static_assert(!std::invocable<Classify&, const std::string&> || ModelFunction<Classify, const std::string&>,
                   "sluice::ModelFunction: classify(const std::string&) must give an asio::awaitable of a value: not "
                   "void, no reference, nothing that may throw when it is moved");
     static_assert(
-        ModelFunction<Extract, const std::string&>,
+        !std::invocable<Extract&, const std::string&> || ModelFunction<Extract, const std::string&>,
         "sluice::ModelFunction: extract(const std::string&) must give an asio::awaitable of a value: not void, "
         "no reference, nothing that may throw when it is moved");
     static_assert(
-        ModelFunction<Generate, Intent&, Entities&, const std::string&>,
+        !std::invocable<Generate&, const Intent&, const Entities&, const std::string&> ||
+            ModelFunction<Generate, const Intent&, const Entities&, const std::string&>,
         "sluice::ModelFunction: generate(intent, entities, const std::string&), with what classify and extract "
         "give, must give an asio::awaitable of a value: not void, no reference, nothing that may throw when it "
         "is moved");
     static_assert(
         std::same_as<Executor, detail::awaiting_executor_t<Extract&, const std::string&>> &&
-            std::same_as<Executor, detail::awaiting_executor_t<Generate&, Intent&, Entities&, const std::string&>>,
+            std::same_as<Executor,
+                         detail::awaiting_executor_t<Generate&, const Intent&, const Entities&, const std::string&>>,
         "sluice::InferencePipeline: the awaitables of classify, extract and generate must have the same "
         "executor type");
     static_assert(std::constructible_from<TimerType, const Executor&>,

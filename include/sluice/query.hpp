@@ -45,7 +45,8 @@ struct StageResult<void> {
     std::chrono::nanoseconds queue_time{};  ///< Time spent waiting for a slot, all attempts together.
     int attempts = 0;                       ///< Attempts begun; the first is 1.
     bool success = false;
-    StageError error;  ///< Why the last attempt failed; empty on success.
+    bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, and returned all the same.
+    StageError error;   ///< Why the last attempt failed; empty on success.
 
     StageResult() = default;
     StageResult(SharedString id, SharedString stage_name) : query_id(std::move(id)), stage(std::move(stage_name)) {}

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/error_chain.hpp>
 #include <sluice/detail/to_text.hpp>
+#include <sluice/stage_error.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <optional>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,9 +24,20 @@ namespace sluice {
 struct Backoff {
     std::chrono::nanoseconds initial = std::chrono::milliseconds(100);  ///< Before the first retry; not negative.
     double multiplier = 2;                                              ///< At least 1.
-    std::chrono::nanoseconds cap = std::chrono::seconds(30);            ///< At least `initial`.
-    double jitter = 0.5;     ///< From 0, none, to 1: anything down to no wait at all.
-    std::uint64_t seed = 0;  ///< The same seed gives the same delays.
+    std::optional<std::chrono::nanoseconds> cap{};  ///< At least `initial`. Default: 30 s, or `initial` if that is more.
+    double jitter = 0.5;                          ///< From 0, none, to 1: anything down to no wait at all.
+
+    /// The same seed gives the same delays. Default: a random one, so that those who lose their provider together do
+    /// not retry together: another for each RetryPolicy and each Stage. On virtual time stages have the same one in
+    /// every run.
+    std::optional<std::uint64_t> seed{};
+};
+
+/// The error of a query whose RetryPolicy::Predicate threw: says what that was. The model function's own error is
+/// nested.
+class RetryPredicateError : public std::runtime_error, public std::nested_exception {
+public:
+    using std::runtime_error::runtime_error;
 };
 
 /// Decides whether and when a failed attempt is made again. A value: asking it changes nothing.
@@ -30,8 +46,8 @@ struct Backoff {
 /// Const operations are safe to call at the same time, if the predicate is.
 class RetryPolicy {
 public:
-    /// Whether an attempt that ended with this exception, never null, is worth another one. If it throws, its exception
-    /// becomes the stage's error, and there is no retry.
+    /// Whether an attempt that ended with this exception, never null, is worth another one. If it throws, there is no
+    /// retry, and the query's error is a RetryPredicateError.
     using Predicate = std::function<bool(const std::exception_ptr&)>;
 
     /// No retries.
@@ -41,11 +57,14 @@ public:
     /// @throws std::invalid_argument naming the setting that is out of range and its value.
     explicit RetryPolicy(int max_retries, Backoff backoff = {}, Predicate retry_if = {})
         : max_retries_(max_retries), backoff_(backoff), retry_if_(std::move(retry_if)) {
+        constexpr std::chrono::nanoseconds usual_cap = std::chrono::seconds(30);
+        cap_ = backoff.cap.value_or(std::max(usual_cap, backoff.initial));
+        seed_ = backoff.seed ? *backoff.seed : random_seed();
         require(max_retries >= 0, "max_retries must not be negative", max_retries);
         require(backoff.initial.count() >= 0, "initial must not be negative (ns)", backoff.initial.count());
         require(std::isfinite(backoff.multiplier) && backoff.multiplier >= 1,
                 "multiplier must be finite and at least 1", backoff.multiplier);
-        require(backoff.cap >= backoff.initial, "cap must be at least initial (ns)", backoff.cap.count());
+        require(cap_ >= backoff.initial, "cap must be at least initial (ns)", cap_.count());
         require(backoff.jitter >= 0 && backoff.jitter <= 1, "jitter must be from 0 to 1", backoff.jitter);
     }
 
@@ -62,20 +81,35 @@ public:
     /// 2015.
     std::chrono::nanoseconds delay(int retry, std::uint64_t stream = 0) const noexcept {
         const auto initial = static_cast<double>(backoff_.initial.count());
-        const auto cap = static_cast<double>(backoff_.cap.count());
+        const auto cap = static_cast<double>(cap_.count());
         if (backoff_.initial.count() == 0) {
             return std::chrono::nanoseconds(0);
         }
         const double full = initial * std::pow(backoff_.multiplier, retry - 1);  // infinite, perhaps, but not NaN
         if (backoff_.jitter == 0) {
-            return full < cap ? std::chrono::nanoseconds(static_cast<std::int64_t>(full)) : backoff_.cap;
+            return full < cap ? std::chrono::nanoseconds(static_cast<std::int64_t>(full)) : cap_;
         }
         const double wait = std::fmin(full, cap) * (1 - backoff_.jitter * random(retry, stream));
-        return wait < cap ? std::chrono::nanoseconds(static_cast<std::int64_t>(wait)) : backoff_.cap;
+        return wait < cap ? std::chrono::nanoseconds(static_cast<std::int64_t>(wait)) : cap_;
     }
 
     int max_retries() const noexcept { return max_retries_; }
     const Backoff& backoff() const noexcept { return backoff_; }
+
+    /// The same policy with another seed, unless one was given.
+    RetryPolicy with_default_seed(std::uint64_t seed) const {
+        RetryPolicy policy = *this;
+        if (!backoff_.seed) {
+            policy.seed_ = seed;
+        }
+        return policy;
+    }
+
+    /// A seed that is another one each time.
+    static std::uint64_t random_seed() {
+        std::random_device device;
+        return (std::uint64_t{device()} << 32) | device();
+    }
 
 private:
     template <class Value>
@@ -95,30 +129,35 @@ private:
 
     // Uniform in [0, 1).
     double random(int retry, std::uint64_t stream) const noexcept {
-        const std::uint64_t bits = mix(mix(mix(backoff_.seed) ^ stream) ^ static_cast<std::uint64_t>(retry));
+        const std::uint64_t bits = mix(mix(mix(seed_) ^ stream) ^ static_cast<std::uint64_t>(retry));
         return static_cast<double>(bits >> 11) * 0x1p-53;
     }
 
     int max_retries_ = 0;
     Backoff backoff_;
+    std::chrono::nanoseconds cap_{};
+    std::uint64_t seed_ = 0;
     Predicate retry_if_;
 };
 
-/// A RetryPolicy::Predicate that retries exceptions of the given types, and of types derived from them, alone.
+/// A RetryPolicy::Predicate that retries exceptions of the given types, and of types derived from them, alone. It looks
+/// at nested exceptions too, and, where operations run in parallel have thrown several, at the first.
 template <class... Exceptions>
     requires(sizeof...(Exceptions) > 0)
 RetryPolicy::Predicate retry_on() {
-    return [](const std::exception_ptr& error) {
-        const auto is = [&]<class Exception>() {
-            try {
-                std::rethrow_exception(error);
-            } catch (const Exception&) {
-                return true;
-            } catch (...) {
-                return false;
-            }
-        };
-        return (is.template operator()<Exceptions>() || ...);
+    return [](const std::exception_ptr& thrown) {
+        return detail::any_of_chain(thrown, [](const std::exception_ptr& error) {
+            const auto is = [&]<class Exception>() {
+                try {
+                    std::rethrow_exception(error);
+                } catch (const Exception&) {
+                    return true;
+                } catch (...) {
+                    return false;
+                }
+            };
+            return (is.template operator()<Exceptions>() || ...);
+        });
     };
 }
 

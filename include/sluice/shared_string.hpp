@@ -4,6 +4,7 @@
 #include <compare>
 #include <memory>
 #include <ostream>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,7 +26,8 @@ public:
 
     SharedString(std::string text) : text_(std::make_shared<const std::string>(std::move(text))) {}
     SharedString(std::string_view text) : SharedString(std::string(text)) {}
-    SharedString(const char* text) : SharedString(std::string(text)) {}
+    /// @throws std::invalid_argument if `text` is a null pointer.
+    SharedString(const char* text) : SharedString(std::string(not_null(text))) {}
 
     const std::string& str() const noexcept {
         static const std::string empty;
@@ -48,6 +50,13 @@ public:
     friend std::ostream& operator<<(std::ostream& out, const SharedString& text) { return out << text.str(); }
 
 private:
+    static const char* not_null(const char* text) {
+        if (!text) {
+            throw std::invalid_argument("SharedString: must not be made of a null pointer");
+        }
+        return text;
+    }
+
     std::shared_ptr<const std::string> text_;  // null for the empty string
 };
 

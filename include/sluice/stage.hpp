@@ -3,7 +3,9 @@
 
 #include <sluice/concepts.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
+#include <sluice/detail/callee.hpp>
 #include <sluice/detail/frame_pool.hpp>
+#include <sluice/detail/is_empty.hpp>
 #include <sluice/detail/watched.hpp>
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
@@ -19,8 +21,11 @@
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/assert.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
 
 #include <chrono>
@@ -31,7 +36,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -59,25 +63,28 @@ class PipelineState;
 template <class Function, Timer TimerType = boost::asio::steady_timer>
 class Stage {
 public:
-    /// @throws std::invalid_argument naming the stage and the value, if `name` or `function` is empty, `limit` is less
-    /// than 1, or the timeout is not positive.
+    /// @throws std::invalid_argument naming the stage and the value, if `name`, `executor` or `function` is empty,
+    /// `limit` is less than 1, or the timeout is not positive.
     template <class Executor>
     Stage(Executor executor, SharedString name, std::ptrdiff_t limit, Function function,
           BasicStageOptions<TimerType> options = {})
         : name_(std::move(name)),
-          semaphore_(std::move(executor), checked(limit)),
+          semaphore_(checked_executor(std::move(executor)), checked_limit(limit)),
           function_(std::move(function)),
           options_(std::move(options)) {
         if (name_.empty()) {
             throw std::invalid_argument("Stage: the name must not be empty");
         }
-        if (is_empty(function_)) {
+        if (detail::is_empty(function_)) {
             throw std::invalid_argument(describe() + "the model function must not be empty");
         }
         if (options_.timeout && options_.timeout->count() <= 0) {
             throw std::invalid_argument(describe() + "timeout must be positive, got " +
                                         std::to_string(options_.timeout->count()) + " ns");
         }
+        // A run on virtual time is reproducible, and so is its jitter.
+        options_.retry = options_.retry.with_default_seed(
+            detail::HasNow<TimerType> ? std::hash<std::string>()(name_.str()) : RetryPolicy::random_seed());
     }
 
     Stage(const Stage&) = delete;  // running queries hold its address
@@ -87,7 +94,9 @@ public:
     /// the timeout; on failure gives the slot back, waits out the backoff, queues again, and makes another attempt, for
     /// as long as the retry policy has it. A slot is held only while an attempt runs.
     ///
-    /// Arguments given as lvalues are referred to and must live until the end; rvalues are kept.
+    /// Arguments given as lvalues are referred to and must live until the end. Rvalues are kept, and the model function
+    /// gets them as const lvalues, since a retry must find them unchanged. If an argument has to be converted to the
+    /// parameter of the model function, that is done for each attempt, and the converted value lives as long.
     ///
     /// Gives a `StageResult<T>`. Whatever the model function throws, of any type and also before it returns an
     /// awaitable, ends in its `error`; so does a semaphore that was closed.
@@ -97,13 +106,16 @@ public:
     /// `boost::system::system_error` with `operation_aborted`, whatever its attempt threw. `operation_aborted` thrown
     /// by a model function that was not cancelled is a failure like any other.
     template <class... Args>
-        requires std::invocable<Function&, std::remove_reference_t<Args>&...>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) {
+        constexpr bool callable = std::invocable<Function&, Argument<Args>&...>;
+        static_assert(callable,
+                      "sluice::Stage: the model function cannot be called with the arguments of run(); it gets those "
+                      "given as lvalues as they are, and the others as const lvalues");
         static_assert(
-            ModelFunction<Function, std::remove_reference_t<Args>&...>,
+            !callable || ModelFunction<Function, Argument<Args>&...>,
             "sluice::ModelFunction: the model function of a Stage must give an asio::awaitable of a value: not "
             "void, no reference, nothing that may throw when it is moved");
-        return run<Args...>(detail::Pooled(), *this, std::move(query_id), std::forward<Args>(args)...);
+        return run_query<Args...>(detail::Pooled(), *this, std::move(query_id), std::forward<Args>(args)...);
     }
 
     const SharedString& name() const noexcept { return name_; }
@@ -116,36 +128,26 @@ private:
     template <class, class, class, class, class, class, class>
     friend class detail::PipelineState;
 
+    // What the model function gets an lvalue of, for an argument of run() that was deduced as `Arg`.
+    template <class Arg>
+    using Argument = std::conditional_t<std::is_lvalue_reference_v<Arg>, std::remove_reference_t<Arg>, const Arg>;
+
     template <class... Args>
-    using Value = detail::model_value_t<Function&, std::remove_reference_t<Args>&...>;
+    using Value = detail::model_value_t<Function&, Args&...>;
     template <class... Args>
-    using Executor = detail::awaiting_executor_t<Function&, std::remove_reference_t<Args>&...>;
-
-    // The call of one attempt.
-    template <class... Args>
-    struct Call {
-        explicit Call(Function& model, std::remove_reference_t<Args>&... arguments)
-            : function(model), args(arguments...) {}
-
-        auto operator()() { return std::apply(function, args); }
-
-        Function& function;
-        std::tuple<std::remove_reference_t<Args>&...> args;
-    };
-
-    static bool is_empty(const Function& function) {
-        if constexpr (std::is_pointer_v<Function> || std::is_member_pointer_v<Function>) {
-            return function == nullptr;
-        } else if constexpr (requires { function.operator bool(); }) {
-            return !function;
-        } else {
-            return false;
-        }
-    }
+    using Executor = detail::awaiting_executor_t<Function&, Args&...>;
 
     std::string describe() const { return "Stage '" + name_.str() + "': "; }
 
-    std::ptrdiff_t checked(std::ptrdiff_t limit) const {
+    template <class E>
+    E checked_executor(E executor) const {
+        if (detail::is_empty(executor)) {
+            throw std::invalid_argument(describe() + "the executor must not be empty");
+        }
+        return executor;
+    }
+
+    std::ptrdiff_t checked_limit(std::ptrdiff_t limit) const {
         if (limit < 1) {
             throw std::invalid_argument(describe() + "limit must be at least 1, got " + std::to_string(limit));
         }
@@ -154,19 +156,26 @@ private:
 
     // An `Args` that is a reference is one in the coroutine's frame as well; the others live there.
     template <class... Args>
-    static boost::asio::awaitable<StageResult<Value<Args...>>, Executor<Args...>> run(detail::Pooled, Stage& stage,
-                                                                                      SharedString query_id,
-                                                                                      Args... args) {
-        StageResult<Value<Args...>> result(std::move(query_id), stage.name_);
-        co_await fill(detail::Pooled(), stage, result, result.data, args...);
+    static boost::asio::awaitable<StageResult<Value<Argument<Args>...>>, Executor<Argument<Args>...>> run_query(
+        detail::Pooled, Stage& stage, SharedString query_id, Args... args) {
+        StageResult<Value<Argument<Args>...>> result(std::move(query_id), stage.name_);
+        co_await fill<Argument<Args>...>(detail::Pooled(), stage, result, result.data, args...);
         co_return result;
+    }
+
+    // One attempt under a timeout.
+    template <class... Args>
+    static boost::asio::awaitable<void, Executor<Args...>> attempt(detail::Pooled, Stage& stage,
+                                                                   std::optional<Value<Args...>>& data, Args&... args) {
+        data.emplace(co_await detail::callee(stage.function_)(args...));
     }
 
     // Runs one query and fills in its `result` and `data`.
     template <class... Args>
-    static boost::asio::awaitable<void, Executor<Args&...>> fill(detail::Pooled, Stage& stage, StageResult<>& result,
-                                                                 std::optional<Value<Args&...>>& data, Args&... args) {
-        const Executor<Args&...> executor = co_await boost::asio::this_coro::executor;
+    static boost::asio::awaitable<void, Executor<Args...>> fill(detail::Pooled, Stage& stage, StageResult<>& result,
+                                                                std::optional<Value<Args...>>& data, Args&... args) {
+        const Executor<Args...> executor = co_await boost::asio::this_coro::executor;
+        const boost::intrusive_ptr<detail::SemaphoreState> line = detail::SemaphoreAccess::state(stage.semaphore_);
         const std::uint64_t stream = stage.runs_++;
         // A coroutine that was cancelled before, and does not mind, is cancelled no further by that.
         const boost::asio::cancellation_state before = co_await boost::asio::this_coro::cancellation_state;
@@ -189,6 +198,7 @@ private:
                 } catch (...) {
                     error = std::current_exception();
                 }
+                check_alive(*line);
                 started = detail::now<TimerType>(executor);
                 result.queue_time += started - queued;
             }
@@ -198,14 +208,16 @@ private:
                 run.started();
                 try {
                     if (stage.options_.timeout) {
-                        Call<Args&...> call(stage.function_, args...);
-                        data.emplace(co_await with_timeout<TimerType>(*stage.options_.timeout, std::move(call)));
+                        const auto call = [&] { return attempt<Args...>(detail::Pooled(), stage, data, args...); };
+                        co_await detail::TimedRun<TimerType, decltype(call)>::run(*stage.options_.timeout, call,
+                                                                                  &result.late);
                     } else {
-                        data.emplace(co_await std::invoke(stage.function_, args...));
+                        data.emplace(co_await detail::callee(stage.function_)(args...));
                     }
                 } catch (...) {
                     error = std::current_exception();
                 }
+                check_alive(*line);
                 result.latency += detail::now<TimerType>(executor) - started;
                 slot.release();
             }
@@ -221,16 +233,24 @@ private:
                     last = Observer::Event::attempt_failed;
                     run.attempt_failed(error);
                 }
+                if (!attempted) {  // it was not cancelled, so
+                    error = std::make_exception_ptr(
+                        boost::system::system_error(boost::asio::error::operation_aborted, "the stage was closed"));
+                }
                 if (!attempted || !stage.wants_retry(result.attempts, error)) {
                     result.error = std::move(error);
                     run.finished(Observer::Outcome::failed, last);
                     co_return;
                 }
                 if (const auto delay = stage.options_.retry.delay(result.attempts, stream); delay.count() > 0) {
+                    detail::check_clock<TimerType>(executor);
                     TimerType backoff(executor);
                     backoff.expires_after(std::chrono::duration_cast<typename TimerType::duration>(delay));
                     co_await backoff.async_wait(boost::asio::deferred);
+                } else if (result.attempts % 64 == 0) {  // perhaps none of them has suspended
+                    co_await boost::asio::post(executor, boost::asio::deferred);
                 }
+                check_alive(*line);
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);  // too late for the backoff
             } catch (...) {
                 result.error = std::current_exception();
@@ -240,12 +260,26 @@ private:
         }
     }
 
-    // Asks the policy; if that throws, what it threw is the error now.
+    static void check_alive(const detail::SemaphoreState& line) {
+        BOOST_ASSERT_MSG(
+            !line.abandoned(),
+            "sluice::Stage: destroyed while a query runs through it; a stage, and a pipeline, must outlive "
+            "the coroutines that run it");
+        static_cast<void>(line);
+    }
+
+    // Asks the policy; if that throws, what it threw is the error now, with the model's in it.
     bool wants_retry(int attempts, std::exception_ptr& error) const {
         try {
             return options_.retry.should_retry(attempts, error);
         } catch (...) {
-            error = std::current_exception();
+            const StageError thrown(std::current_exception());
+            try {
+                std::rethrow_exception(error);
+            } catch (...) {
+                error = std::make_exception_ptr(
+                    RetryPredicateError("the retry predicate threw " + thrown.type() + ": " + thrown.message()));
+            }
             return false;
         }
     }

@@ -4,6 +4,7 @@
 #include <sluice/detail/on_executor.hpp>
 #include <sluice/detail/operation.hpp>
 #include <sluice/detail/semaphore_state.hpp>
+#include <sluice/detail/terminate.hpp>
 #include <sluice/detail/waiter.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -20,15 +21,28 @@
 
 namespace sluice {
 
+namespace detail {
+struct SemaphoreAccess;
+}
+
 /// The right to run in a stage: one of a StageSemaphore's slots, or empty.
 ///
 /// Goes back when it is released, assigned to, or destroyed, which must happen on the semaphore's thread or strand. It
 /// may outlive the semaphore and the execution context. Giving a slot back posts at most one handler; if memory for
 /// that is exhausted, the program terminates, as from any destructor that throws.
 ///
-/// With g++ 12, `free ? Slot() : co_await semaphore.acquire()` and `Aggregate{co_await semaphore.acquire()}` make a
-/// bitwise copy of a slot that is given back at the end of the expression. Such a copy holds nothing and gives nothing
-/// back, and an assertion says so. Name the slot first.
+/// @par g++ 12
+/// g++ 12 miscompiles these shapes, in which it makes a bitwise copy of a slot that is given back at the end of the
+/// full expression:
+/// @li a conditional expression: `free ? Slot() : co_await semaphore.acquire()`, initialised from, assigned from, or
+/// given as an argument;
+/// @li the braces of an aggregate or an array: `Aggregate{co_await semaphore.acquire(), 1}`, and initializer lists;
+/// @li an init-capture: `[slot = co_await semaphore.acquire()] {}`;
+/// @li a new-expression: `new Slot(co_await semaphore.acquire())`.
+///
+/// A limit that is silently not kept would be worse than a program that ends, so whatever uses such a copy, its
+/// destruction included, prints a sentence and terminates, in every build mode. Name the slot first:
+/// `Slot slot = co_await semaphore.acquire();`, then move it.
 class [[nodiscard]] Slot {
 public:
     /// An empty slot.
@@ -54,7 +68,10 @@ public:
     }
 
     /// Whether this holds a slot.
-    explicit operator bool() const noexcept { return semaphore_ != nullptr && at_ == this; }
+    explicit operator bool() const noexcept {
+        check();
+        return semaphore_ != nullptr;
+    }
 
 private:
     friend class StageSemaphore;
@@ -62,14 +79,20 @@ private:
     // Adopts a slot that was counted already.
     explicit Slot(boost::intrusive_ptr<detail::SemaphoreState> semaphore) noexcept : semaphore_(std::move(semaphore)) {}
 
-    // What this owns: nothing, if it is a copy that nobody constructed.
+    // That this is no copy that nobody constructed.
+    void check() const noexcept {
+        if (at_ != this && semaphore_) [[unlikely]] {
+            detail::terminate_with(
+                "sluice::Slot: a bitwise copy, which holds no slot, such as g++ 12 makes of `co_await acquire()` in a "
+                "conditional expression, in the braces of an aggregate, in a capture or in a new-expression; name the "
+                "slot first: Slot slot = co_await semaphore.acquire();");
+        }
+    }
+
     boost::intrusive_ptr<detail::SemaphoreState>& own() noexcept {
         if (at_ != this) [[unlikely]] {
-            BOOST_ASSERT_MSG(false,
-                             "sluice::Slot: a bitwise copy, such as g++ 12 makes of `co_await acquire()` in a "
-                             "conditional expression or in the braces of an aggregate. It holds no slot.");
-            semaphore_.detach();  // the original has given it back, or will
-            at_ = this;
+            check();
+            at_ = this;  // a copy of an empty slot does no harm
         }
         return semaphore_;
     }
@@ -96,13 +119,13 @@ public:
     using executor_type = boost::asio::any_io_executor;
 
     /// `limit` slots; 0 means paused.
-    /// @throws std::invalid_argument if `limit` is negative.
+    /// @throws std::invalid_argument if `executor` is empty or `limit` is negative.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value
     StageSemaphore(Executor executor, std::ptrdiff_t limit)
-        : state_(detail::make_queue<detail::SemaphoreState>(std::move(executor), limit)) {}
+        : state_(detail::make_queue<detail::SemaphoreState>("StageSemaphore", std::move(executor), limit)) {}
 
-    ~StageSemaphore() { state_->close(); }
+    ~StageSemaphore() { state_->abandon(); }
 
     StageSemaphore(const StageSemaphore&) = delete;
     StageSemaphore& operator=(const StageSemaphore&) = delete;
@@ -151,6 +174,8 @@ public:
     executor_type get_executor() const { return state_->get_executor(); }
 
 private:
+    friend struct detail::SemaphoreAccess;
+
     boost::intrusive_ptr<detail::SemaphoreState> state_;
 };
 
@@ -158,11 +183,18 @@ private:
 class [[nodiscard]] StageSemaphore::Acquisition : public detail::Operation<Acquisition, Slot> {
 public:
     /// Moves an operation that has yet to be awaited.
-    Acquisition(Acquisition&& other) noexcept : state_(std::move(other.state_)) {}
+    Acquisition(Acquisition&& other) noexcept : Operation(std::move(other)), state_(std::move(other.state_)) {}
 
 private:
     friend class StageSemaphore;
     friend Operation;
+
+    static void check_awaited(bool awaited) noexcept {
+        BOOST_ASSERT_MSG(awaited,
+                         "sluice::StageSemaphore: acquire() was called and not awaited, so that no slot is held: write "
+                         "Slot slot = co_await semaphore.acquire();");
+        static_cast<void>(awaited);
+    }
 
     explicit Acquisition(boost::intrusive_ptr<detail::SemaphoreState> state) noexcept : state_(std::move(state)) {}
 
@@ -172,7 +204,7 @@ private:
         if (state_->try_take()) {
             waiter_.outcome = Outcome::granted;
         } else if (state_->closed()) {
-            waiter_.outcome = Outcome::aborted;
+            waiter_.outcome = Outcome::closed;
         }
         complete_or_enter(*state_, waiter_, std::forward<Handler>(handler));
     }
@@ -183,7 +215,10 @@ private:
         if (waiter_.outcome == detail::Outcome::granted) {
             std::forward<Handler>(handler)(std::exception_ptr(), Slot(std::move(state_)));
         } else {
-            const boost::system::system_error aborted(boost::asio::error::operation_aborted, "StageSemaphore::acquire");
+            const boost::system::system_error aborted(boost::asio::error::operation_aborted,
+                                                      waiter_.outcome == detail::Outcome::closed
+                                                          ? "StageSemaphore::acquire: the semaphore was closed"
+                                                          : "StageSemaphore::acquire");
             std::forward<Handler>(handler)(std::make_exception_ptr(aborted), Slot());
         }
     }
@@ -193,5 +228,16 @@ private:
 };
 
 inline StageSemaphore::Acquisition StageSemaphore::acquire() noexcept { return Acquisition(state_); }
+
+namespace detail {
+
+// For those that must know what became of a semaphore when it may have been destroyed.
+struct SemaphoreAccess {
+    static const boost::intrusive_ptr<SemaphoreState>& state(const StageSemaphore& semaphore) noexcept {
+        return semaphore.state_;
+    }
+};
+
+}  // namespace detail
 
 }  // namespace sluice

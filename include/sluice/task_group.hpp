@@ -3,6 +3,7 @@
 
 #include <sluice/concepts.hpp>
 #include <sluice/detail/awaitable_traits.hpp>
+#include <sluice/detail/callee.hpp>
 #include <sluice/detail/on_executor.hpp>
 #include <sluice/detail/task_group_state.hpp>
 #include <sluice/detail/wait_queue.hpp>
@@ -126,12 +127,19 @@ struct GroupRun {
         TaskGroup& group;
         Awaited<T>& result;
 
-        auto operator()() const { return Store<T, Executor>::run(body(group), result); }
+        boost::asio::awaitable<void, Executor> operator()() const {
+            if constexpr (std::is_void_v<T>) {
+                co_await callee(body)(group);
+                result.emplace();
+            } else {
+                result.emplace(co_await callee(body)(group));
+            }
+        }
     };
 
     static boost::asio::awaitable<T, Executor> run(Body body) {
         const Executor executor = co_await boost::asio::this_coro::executor;
-        const auto state = make_queue<TaskGroupState>(executor);
+        const auto state = make_queue<TaskGroupState>("TaskGroup", executor);
         TaskGroup group(state);
         Awaited<T> result;
         state->spawn(executor, RunBody{body, group, result});

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/simulated_time.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/assert.hpp>
 
 #include <chrono>
 #include <concepts>
@@ -41,9 +47,18 @@ concept Timer = requires(T& timer, const typename T::executor_type& executor, ty
 
 namespace detail {
 
+// Asserts that T tells the time of the context that it is used in.
+template <Timer T, class Executor>
+void check_clock(const Executor& executor) {
+    BOOST_ASSERT_MSG(HasNow<T> || !has_simulated_time(executor),
+                     "sluice: two kinds of time in one execution context: where testing::VirtualTimer is used, stages, "
+                     "pipelines and timeouts must be given testing::VirtualTimer too, or they wait for ever");
+    static_cast<void>(executor);
+}
+
 template <Timer T, class Executor>
 typename T::time_point now(const Executor& executor) {
-    if constexpr (requires { T::now(executor); }) {
+    if constexpr (HasNow<T>) {
         return T::now(executor);
     } else {
         return T::clock_type::now();
@@ -51,5 +66,22 @@ typename T::time_point now(const Executor& executor) {
 }
 
 }  // namespace detail
+
+/// Waits for `duration`. One that is not positive ends at once, but still gives other coroutines a turn.
+///
+/// `T` is the timer to wait with, and `Executor` that of the awaiting coroutine.
+///
+/// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled.
+///
+/// @par Cancellation
+/// Terminal, partial, total.
+template <Timer T = boost::asio::steady_timer, class Executor = boost::asio::any_io_executor>
+[[nodiscard]] boost::asio::awaitable<void, Executor> sleep_for(std::chrono::nanoseconds duration) {
+    const Executor executor = co_await boost::asio::this_coro::executor;
+    detail::check_clock<T>(executor);
+    T timer(executor);
+    timer.expires_after(std::chrono::duration_cast<typename T::duration>(duration));
+    co_await timer.async_wait(boost::asio::deferred);
+}
 
 }  // namespace sluice

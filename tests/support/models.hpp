@@ -59,7 +59,8 @@ inline std::chrono::nanoseconds now(asio::io_context& context) {
 inline sluice::RetryPolicy retries(int n, std::chrono::nanoseconds backoff = {},
                                    sluice::RetryPolicy::Predicate predicate = {}) {
     sluice::Backoff settings;
-    settings.initial = settings.cap = backoff;
+    settings.initial = backoff;
+    settings.cap = backoff;
     settings.multiplier = 1;
     settings.jitter = 0;
     return sluice::RetryPolicy(n, settings, std::move(predicate));
@@ -187,6 +188,7 @@ struct Rig {
     int running() const { return classify.running + extract.running + generate.running; }
     int calls() const { return classify.calls() + extract.calls() + generate.calls(); }
     std::chrono::nanoseconds run() { return sluice::testing::run(context); }
+    std::chrono::nanoseconds run_until_stalled() { return sluice::testing::run_until_stalled(context); }
 };
 
 inline const std::string stage_names[] = {"classify", "extract", "generate"};

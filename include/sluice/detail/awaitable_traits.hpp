@@ -28,8 +28,19 @@ struct CallTraits {
 template <class Function, class... Args>
     requires AwaitableFunction<Function, Args...>
 struct CallTraits<Function, Args...> {
-    using Value = typename std::invoke_result_t<Function&, Args...>::value_type;
-    using Executor = typename std::invoke_result_t<Function&, Args...>::executor_type;
+    using Returned = std::invoke_result_t<Function&, Args...>;
+
+    template <class Operation>
+    struct ExecutorOf {  // it fits any, and is awaited in a coroutine of the commonest
+        using type = boost::asio::any_io_executor;
+    };
+    template <Awaitable Coroutine>
+    struct ExecutorOf<Coroutine> {
+        using type = typename Coroutine::executor_type;
+    };
+
+    using Value = typename Returned::value_type;
+    using Executor = typename ExecutorOf<Returned>::type;
 };
 
 // What comes out of a callable's awaitable: its value and the executor of its coroutine.
@@ -45,20 +56,6 @@ using model_value_t = std::conditional_t<ModelFunction<Function, Args...>, await
 // What holds a T that may have yet to come, if T is not void.
 template <class T>
 using Awaited = std::optional<std::conditional_t<std::is_void_v<T>, std::monostate, T>>;
-
-// Coroutines over types of the user's are static members of class templates and no free functions: g++ 12 warns of the
-// linkage of those, when the types have none.
-template <class T, class Executor>
-struct Store {
-    static boost::asio::awaitable<void, Executor> run(boost::asio::awaitable<T, Executor> source, Awaited<T>& target) {
-        if constexpr (std::is_void_v<T>) {
-            co_await std::move(source);
-            target.emplace();
-        } else {
-            target.emplace(co_await std::move(source));
-        }
-    }
-};
 
 // A callable that gives the awaitable it was given.
 template <Awaitable Coroutine>

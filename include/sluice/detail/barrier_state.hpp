@@ -33,6 +33,7 @@ public:
 
     // Counts one arrival; whether it was the last of its phase.
     bool arrive() {
+        const OneThread::Section section(one_thread_);
         if (closed_ || context_gone()) {
             throw boost::system::system_error(boost::asio::error::operation_aborted, "Barrier::arrive_and_wait");
         }
@@ -97,8 +98,9 @@ public:
     }
 
     void close() noexcept {
+        const OneThread::Section section(one_thread_);
         closed_ = true;
-        wake_all(Outcome::aborted);
+        wake_all(Outcome::closed);
     }
 
     std::ptrdiff_t parties() const noexcept { return parties_; }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/is_empty.hpp>
 #include <sluice/detail/wait_queue.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -11,6 +12,8 @@
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace sluice::detail {
@@ -40,8 +43,12 @@ private:
     std::optional<Executor> executor_;  // given up with the context: a strand must not outlive it
 };
 
+// `owner` is whom the queue is for, and who is said to need an executor.
 template <class Queue, class Executor, class... Args>
-boost::intrusive_ptr<Queue> make_queue(Executor executor, Args&&... args) {
+boost::intrusive_ptr<Queue> make_queue(const char* owner, Executor executor, Args&&... args) {
+    if (is_empty(executor)) {
+        throw std::invalid_argument(std::string(owner) + ": the executor must not be empty");
+    }
     return boost::intrusive_ptr<Queue>(
         new OnExecutor<Queue, Executor>(std::move(executor), std::forward<Args>(args)...));
 }

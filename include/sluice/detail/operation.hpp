@@ -47,16 +47,24 @@ concept CoroutineToken = std::same_as<Token, boost::asio::detail::async_operatio
 // What an operation that waits gives: awaiting it makes no coroutine frame, for its state lies in the frame of the
 // coroutine that awaits it. Where that will not do, it turns into an awaitable.
 //
-// `Derived` has start(handler), with a handler of void(std::exception_ptr, Value), and complete(handler) for when it
-// resumes.
+// `Derived` has start(handler), with a handler of void(std::exception_ptr, Value), complete(handler) for when it
+// resumes, and check_awaited(bool), which asserts that nobody made one and forgot it.
 template <class Derived, class Value>
 class Operation {
 public:
+    using value_type = Value;
+
+    Operation& operator=(const Operation&) = delete;
+
     template <class Token>
         requires CoroutineToken<std::decay_t<Token>, Value>
     auto operator()(Token&& token) {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, Value)>(
-            [this](auto&& handler) { self().start(std::forward<decltype(handler)>(handler)); }, token);
+            [this](auto&& handler) {
+                forgotten_ = false;
+                self().start(std::forward<decltype(handler)>(handler));
+            },
+            token);
     }
 
     boost::asio::awaitable<Value> operator()() { return std::move(self()); }
@@ -67,11 +75,18 @@ public:
     }
 
 protected:
+    // One that is moved from was not forgotten, and whoever keeps the other may decide not to await it.
+    Operation(Operation&& other) noexcept : forgotten_(false) { other.forgotten_ = false; }
+
+    // An exception may keep an operation from being awaited: in a cancelled coroutine, that of Asio.
+    ~Operation() { Derived::check_awaited(!forgotten_ || std::uncaught_exceptions() != 0); }
+
     // Completes now if the waiter's outcome is decided, and else lets it into the queue to complete when it resumes.
     // This object may be gone afterwards.
     template <class Handler>
     void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
         using Later = Completion<std::decay_t<Handler>>;
+        queue.check_context(handler);
         if (waiter.outcome != Outcome::waiting && InlineCompletion::allowed()) {
             const InlineCompletion here;
             self().complete(std::forward<Handler>(handler));
@@ -86,7 +101,7 @@ protected:
 
 private:
     friend Derived;
-    Operation() = default;
+    Operation() noexcept = default;
 
     template <class Handler>
     struct Completion {
@@ -102,6 +117,8 @@ private:
     static boost::asio::awaitable<Value, Executor> run(Pooled, Derived operation) {
         co_return co_await std::move(operation);
     }
+
+    bool forgotten_ = true;  // neither awaited nor moved from, so far
 };
 
 }  // namespace sluice::detail

@@ -13,6 +13,7 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 
 #include <cstddef>
@@ -81,7 +82,8 @@ private:
         if (result.stage_results.back().success) {
             co_await run(state.extract, result, result.entities, text);
             if (result.stage_results.back().success) {
-                co_await run(state.generate, result, result.response, *result.intent, *result.entities, text);
+                co_await run(state.generate, result, result.response, std::as_const(*result.intent),
+                             std::as_const(*result.entities), text);
                 result.completed = result.stage_results.back().success;
             }
         }
@@ -91,9 +93,10 @@ private:
             const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
             co_await boost::asio::this_coro::throw_if_cancelled(false);
             try {
-                if constexpr (Awaitable<decltype(state.dead_letters->put(result.query, reason))>) {
+                using Returned = decltype(state.dead_letters->put(result.query, reason));
+                if constexpr (Awaitable<Returned>) {
                     // As a coroutine of its own, which no cancellation reaches.
-                    Put put{*state.dead_letters, result.query, reason};
+                    Put<Returned> put{*state.dead_letters, result.query, reason};
                     co_await boost::asio::co_spawn(
                         co_await boost::asio::this_coro::executor, std::move(put),
                         boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
@@ -114,15 +117,29 @@ private:
     template <class StageType, class T, class... Args>
     static auto run(StageType& stage, Result& result, std::optional<T>& data, Args&... args) {
         StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
-        return StageType::fill(Pooled(), stage, stage_result, data, args...);
+        return StageType::template fill<Args...>(Pooled(), stage, stage_result, data, args...);
     }
 
+    template <class Coroutine>
     struct Put {
         Sink& sink;
         const Query& query;
         const StageResult<>& reason;
 
-        auto operator()() const { return sink.put(query, reason); }
+        // Begins and ends on a stack of its own: a sink may send the query through a pipeline that has the same sink.
+        boost::asio::awaitable<void, typename Coroutine::executor_type> operator()() const {
+            co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
+            std::exception_ptr error;
+            try {
+                static_cast<void>(co_await sink.put(query, reason));
+            } catch (...) {
+                error = std::current_exception();
+            }
+            co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
+            if (error) {
+                std::rethrow_exception(error);
+            }
+        }
     };
 };
 

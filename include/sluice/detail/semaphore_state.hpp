@@ -18,6 +18,7 @@ public:
     explicit SemaphoreState(std::ptrdiff_t limit) : limit_(checked(limit)) {}
 
     bool try_take() noexcept {
+        const OneThread::Section section(one_thread_);
         // While anyone waits every slot is out, so there is nobody to overtake.
         BOOST_ASSERT(active_ >= limit_ || waiting() == 0);
         if (closed_ || active_ >= limit_) {
@@ -28,6 +29,7 @@ public:
     }
 
     void give_back() noexcept {
+        const OneThread::Section section(one_thread_);
         --active_;
         if (waiting() != 0) {
             hand_over();
@@ -35,16 +37,25 @@ public:
     }
 
     void set_limit(std::ptrdiff_t limit) {
+        const OneThread::Section section(one_thread_);
         limit_ = checked(limit);
         hand_over();
     }
 
     void close() noexcept {
+        const OneThread::Section section(one_thread_);
         closed_ = true;
-        wake_all(Outcome::aborted);
+        wake_all(Outcome::closed);
+    }
+
+    // The StageSemaphore is destroyed.
+    void abandon() noexcept {
+        abandoned_ = true;
+        close();
     }
 
     bool closed() const noexcept { return closed_ || context_gone(); }
+    bool abandoned() const noexcept { return abandoned_; }
     std::ptrdiff_t limit() const noexcept { return limit_; }
     std::ptrdiff_t active() const noexcept { return active_; }
 
@@ -81,6 +92,7 @@ private:
     std::ptrdiff_t limit_;
     std::ptrdiff_t active_ = 0;  // slots out, those granted to a waiter that has yet to resume included
     bool closed_ = false;
+    bool abandoned_ = false;
 };
 
 }  // namespace sluice::detail

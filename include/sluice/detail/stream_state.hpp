@@ -112,7 +112,8 @@ private:
 
     struct Started {
         explicit Started(const Executor& executor)
-            : room(make_queue<Condition>(executor)), changed(make_queue<Condition>(executor)) {}
+            : room(make_queue<Condition>("ResultStream", executor)),
+              changed(make_queue<Condition>("ResultStream", executor)) {}
 
         boost::intrusive_ptr<Condition> room;     // there is a place in the window, or no query left
         boost::intrusive_ptr<Condition> changed;  // a result came in, or the stream ended

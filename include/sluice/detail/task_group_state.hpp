@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/error_chain.hpp>
 #include <sluice/detail/frame_pool.hpp>
 #include <sluice/detail/intrusive_list.hpp>
 #include <sluice/detail/wait_queue.hpp>
@@ -10,7 +11,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/experimental/channel_error.hpp>
-#include <boost/asio/multiple_exceptions.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 #include <boost/system/system_error.hpp>
 
@@ -25,9 +25,7 @@ namespace sluice::detail {
 // Whether this is how a coroutine ends that was cancelled: also inside of a channel, or of operations run in parallel.
 inline bool is_cancellation(const std::exception_ptr& error) {
     try {
-        std::rethrow_exception(error);
-    } catch (const boost::asio::multiple_exceptions& several) {
-        return is_cancellation(several.first_exception());
+        std::rethrow_exception(first_exception(error));
     } catch (const boost::system::system_error& e) {
         return e.code() == boost::asio::error::operation_aborted ||
                e.code() == boost::asio::experimental::error::channel_cancelled;
@@ -51,6 +49,7 @@ public:
     // Starts `function` as a child, on `executor`.
     template <class Executor, class Function>
     void spawn(const Executor& executor, Function function) {
+        const OneThread::Section section(one_thread_);
         if (ended_) {
             throw std::logic_error("TaskGroup::spawn: the group has ended");
         }
@@ -63,6 +62,7 @@ public:
 
     // Each child is told once: what it does to clean up is not disturbed by what happens to its siblings meanwhile.
     void cancel() noexcept {
+        const OneThread::Section section(one_thread_);
         if (std::exchange(cancelled_, true) || context_gone()) {
             return;
         }

@@ -2,14 +2,18 @@
 #pragma once
 
 #include <sluice/detail/intrusive_list.hpp>
+#include <sluice/detail/one_thread.hpp>
 #include <sluice/detail/waiter.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/execution/context.hpp>
 #include <boost/asio/execution_context.hpp>
+#include <boost/asio/query.hpp>
 #include <boost/assert.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
@@ -64,10 +68,11 @@ public:
     // the context.
     template <class Resume>
     void enter(Waiter& waiter, boost::asio::cancellation_slot cancellation, Resume&& resume) {
+        const OneThread::Section section(one_thread_);
         waiter.queue = this;
         BOOST_ASSERT(!context_gone());
         if (cancellation.is_connected()) {
-            cancellation.emplace<OnCancel>(OnCancel{&waiter});
+            cancellation.emplace<OnCancel>(waiter);
         }
         waiter.store(std::forward<Resume>(resume), cancellation);
         if (waiter.outcome == Outcome::waiting) {
@@ -84,6 +89,15 @@ public:
     // Whether the execution context is being destroyed, or has been, and its coroutines with it.
     bool context_gone() const noexcept { return service_ == nullptr; }
 
+    // Asserts that what waits here lives in the execution context of this queue.
+    template <class Handler>
+    void check_context(const Handler& handler) const {
+        BOOST_ASSERT_MSG(context_gone() || is_in_context(boost::asio::get_associated_executor(handler)),
+                         "sluice: awaited in a coroutine of another execution context than the object's own, which "
+                         "would never resume it: see run_on()");
+        static_cast<void>(handler);
+    }
+
     // The executor of the drain; an empty one once its context has been destroyed.
     virtual boost::asio::any_io_executor get_executor() const = 0;
 
@@ -94,6 +108,9 @@ protected:
             service_->remove(*this);
         }
     }
+
+    // To be held by whatever touches the queue.
+    OneThread one_thread_;
 
     // `waiter` was cancelled. Called until it resumes, so perhaps after its outcome was decided.
     virtual void on_cancel(Waiter& waiter) noexcept = 0;
@@ -140,16 +157,26 @@ private:
     template <class, class>
     friend class OnExecutor;
 
-    struct OnCancel {
-        Waiter* waiter;
+    // Lies in the waiter's cancellation slot, and may be destroyed before the waiter: with the signal.
+    class OnCancel {
+    public:
+        explicit OnCancel(Waiter& waiter) noexcept : waiter_(waiter) {}
+        ~OnCancel() { waiter_.forget_slot(); }
+
+        OnCancel(const OnCancel&) = delete;
+        OnCancel& operator=(const OnCancel&) = delete;
 
         void operator()(boost::asio::cancellation_type type) const {
             using boost::asio::cancellation_type;
             if ((type & (cancellation_type::terminal | cancellation_type::partial | cancellation_type::total)) !=
                 cancellation_type::none) {
-                waiter->queue->on_cancel(*waiter);
+                const OneThread::Section section(waiter_.queue->one_thread_);
+                waiter_.queue->on_cancel(waiter_);
             }
         }
+
+    private:
+        Waiter& waiter_;
     };
 
     struct Wait {
@@ -186,11 +213,18 @@ private:
                 queue.make_ready(waiters);
             }
         } burst(*this);
+        const OneThread::Section section(one_thread_);
         while (!burst.waiters.empty()) {
             Waiter& waiter = burst.waiters.front();
             waiter.unlink();
             waiter.resume();
         }
+    }
+
+    template <class Executor>
+    bool is_in_context(const Executor& executor) const {
+        return &service_->context() == &static_cast<const boost::asio::execution_context&>(
+                                           boost::asio::query(executor, boost::asio::execution::context));
     }
 
     void schedule() noexcept {

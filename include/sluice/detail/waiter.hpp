@@ -19,7 +19,8 @@ class WaitQueue;
 enum class Outcome : std::uint8_t {
     waiting,  // not decided
     granted,  // got what it waited for
-    aborted,  // cancelled, closed, or the primitive was destroyed
+    aborted,  // cancelled
+    closed,   // the primitive was closed or destroyed
     broken,   // the barrier broke
 };
 
@@ -52,11 +53,13 @@ public:
     void resume() { finish_(storage_, true); }
 
     // From here on no cancellation comes through.
-    void disconnect() {
-        if (cancellation_.is_connected()) {
-            cancellation_.clear();
-        }
+    void disconnect() noexcept {
+        auto cancellation = std::exchange(cancellation_, {});  // what lies in the slot calls forget_slot()
+        cancellation.clear();
     }
+
+    // The signal behind the slot is gone, or has another handler: the slot must not be touched any more.
+    void forget_slot() noexcept { cancellation_ = {}; }
 
     // Lets go of the coroutine without running it: Asio destroys its frame, and this object with it, now or later.
     void drop() { finish_(storage_, false); }

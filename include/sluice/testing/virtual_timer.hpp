@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/simulated_time.hpp>
+
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/append.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/context.hpp>
@@ -42,13 +45,11 @@ struct VirtualClock {
 /// The virtual time of one execution context, and who waits for it.
 ///
 /// Deterministic: waits end in the order of their expiry, those of the same expiry in the order in which they began.
-class VirtualTime final : public boost::asio::execution_context::service {
+class VirtualTime final : public sluice::detail::SimulatedTime {
 public:
     using time_point = VirtualClock::time_point;
 
-    static inline boost::asio::execution_context::id id;
-
-    explicit VirtualTime(boost::asio::execution_context& context) : service(context) {}
+    explicit VirtualTime(boost::asio::execution_context& context) : SimulatedTime(context) {}
 
     static VirtualTime& of(boost::asio::execution_context& context) {
         return boost::asio::use_service<VirtualTime>(context);
@@ -96,8 +97,39 @@ private:
     struct Wait {
         Handler handler;
         VirtualTimer* timer;
+        boost::asio::cancellation_slot slot;
+
+        // What lies in the slot resets it here.
+        void disconnect() noexcept {
+            auto connected = std::exchange(slot, {});
+            connected.clear();
+        }
     };
     using Waits = std::map<Position, Wait>;
+
+    // Lies in the cancellation slot of a wait, and may be destroyed before the wait: with the signal.
+    class OnCancel {
+    public:
+        OnCancel(VirtualTime& time, Position position) noexcept : time_(time), position_(position) {}
+        ~OnCancel() {
+            if (const auto at = time_.waits_.find(position_); at != time_.waits_.end()) {
+                at->second.slot = {};
+            }
+        }
+
+        OnCancel(const OnCancel&) = delete;
+        OnCancel& operator=(const OnCancel&) = delete;
+
+        void operator()(boost::asio::cancellation_type type) const {
+            if (type != boost::asio::cancellation_type::none) {
+                time_.cancel(Position(position_));  // which destroys this object
+            }
+        }
+
+    private:
+        VirtualTime& time_;
+        Position position_;
+    };
 
     Position add(time_point expiry, Wait wait) {
         const Position position(expiry, sequence_++);
@@ -205,14 +237,10 @@ private:
         }
         auto slot = boost::asio::get_associated_cancellation_slot(handler);
         VirtualTime& time = *time_;
-        const auto position = time.add(expiry_, {std::move(handler), this});
+        const auto position = time.add(expiry_, {std::move(handler), this, slot});
         waits_.insert(position);
         if (slot.is_connected()) {
-            slot.assign([&time, position](boost::asio::cancellation_type type) {
-                if (type != boost::asio::cancellation_type::none) {
-                    time.cancel(position);
-                }
-            });
+            slot.emplace<VirtualTime::OnCancel>(time, position);
         }
     }
 
@@ -226,31 +254,27 @@ private:
 
 inline void VirtualTime::complete(Waits::iterator at, boost::system::error_code error) {
     const Position position = at->first;
+    at->second.disconnect();
     Wait wait = std::move(at->second);
     waits_.erase(at);
     wait.timer->waits_.erase(position);
-    if (auto slot = boost::asio::get_associated_cancellation_slot(wait.handler); slot.is_connected()) {
-        slot.clear();
-    }
     boost::asio::post(wait.timer->executor_, boost::asio::append(std::move(wait.handler), error));
 }
 
 inline void VirtualTime::shutdown() noexcept {
     shut_down_ = true;
-    Waits dropped;
-    dropped.swap(waits_);
-    for (auto& [position, wait] : dropped) {
-        if (auto slot = boost::asio::get_associated_cancellation_slot(wait.handler); slot.is_connected()) {
-            slot.clear();
-        }
+    for (auto& [position, wait] : waits_) {
+        wait.disconnect();
         wait.timer->waits_.clear();
     }
+    Waits dropped;
+    dropped.swap(waits_);
 }
 
-/// Runs everything there is to run: what is ready, then, whenever nothing is, what waits for the next point in virtual
-/// time. Returns when nothing is left that could run, or when the context is stopped, and gives how much virtual time
-/// went by. Does not block. What a handler throws comes out. Called again, it goes on.
-inline VirtualClock::duration run(boost::asio::io_context& context) {
+/// Runs what is ready, then, whenever nothing is, what waits for the next point in virtual time. Returns how much
+/// virtual time went by when nothing is left that could run, though coroutines may still wait for something, or when
+/// the context was stopped. Does not block. Lets out what a handler throws. Called again, it goes on.
+inline VirtualClock::duration run_until_stalled(boost::asio::io_context& context) {
     VirtualTime& time = VirtualTime::of(context);
     const auto begin = time.now();
     const auto work = boost::asio::make_work_guard(context);  // without any the context stops of itself
@@ -261,6 +285,20 @@ inline VirtualClock::duration run(boost::asio::io_context& context) {
         } while (context.poll_one() != 0);
     } while (!context.stopped() && time.advance());
     return time.now() - begin;
+}
+
+/// Runs everything to its end, as run_until_stalled(), and returns how much virtual time went by.
+///
+/// @throws std::logic_error if something is left that waits, and nothing that could end the wait: a slot that nobody
+/// gives back, a party that does not arrive, another timer than VirtualTimer, a work guard.
+inline VirtualClock::duration run(boost::asio::io_context& context) {
+    const auto elapsed = run_until_stalled(context);
+    if (!context.stopped()) {
+        throw std::logic_error(
+            "sluice::testing::run: a coroutine still waits, for something that never comes or for another timer than "
+            "VirtualTimer; if that is what you test, call run_until_stalled()");
+    }
+    return elapsed;
 }
 
 }  // namespace sluice::testing

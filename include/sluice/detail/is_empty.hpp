@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <functional>
+#include <type_traits>
+
+namespace sluice::detail {
+
+// Whether a callable or an executor is one that can be empty, and is.
+template <class T>
+bool is_empty(const T& object) {
+    if constexpr (std::is_pointer_v<T> || std::is_member_pointer_v<T>) {
+        return object == nullptr;
+    } else if constexpr (requires { object.operator bool(); }) {
+        return !object;
+    } else {
+        return false;
+    }
+}
+template <class T>
+bool is_empty(const std::reference_wrapper<T>& object) {
+    if constexpr (std::is_function_v<T>) {
+        return false;
+    } else {
+        return is_empty(object.get());
+    }
+}
+
+}  // namespace sluice::detail

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: BSL-1.0
+// What a callable of the user's gets, at every place that calls one: an argument that has to be converted must live as
+// long as the coroutine that refers to it. What is wrong here is for AddressSanitizer to find, clang's above all.
+#include <sluice/inference_pipeline.hpp>
+#include <sluice/stage.hpp>
+#include <sluice/task_group.hpp>
+#include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timeout.hpp>
+
+#include "support/models.hpp"
+#include "support/task.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+using sluice::Stage;
+using sluice::StageResult;
+using test::StageOptions;
+using test::Task;
+using Text = asio::awaitable<std::string>;
+
+constexpr const char* literal = "a text that is longer than what a string keeps inside itself";
+
+// Suspends before it looks at its argument, and fails the first time where it is retried.
+struct Echo {
+    int failures = 0;
+
+    Text operator()(const std::string& text) {
+        co_await test::sleep(1ms);
+        if (failures-- > 0) {
+            throw std::runtime_error("again");
+        }
+        co_return text;
+    }
+};
+
+Text echo(const std::string& text) {
+    co_await test::sleep(1ms);
+    co_return text;
+}
+
+struct Client {
+    std::string name;
+
+    explicit Client(std::string client_name) : name(std::move(client_name)) {}
+
+    Text ask(const std::string& text) {
+        co_await test::sleep(1ms);
+        co_return name + text;
+    }
+    Text ask_const(const std::string& text) const noexcept {
+        co_await test::sleep(1ms);
+        co_return name + text;
+    }
+};
+
+struct SpecialClient : Client {
+    using Client::Client;
+};
+
+StageOptions options() {
+    StageOptions result(test::retries(1));
+    if (GENERATE(false, true)) {
+        result.timeout = 1s;
+    }
+    return result;
+}
+
+template <class Function, class... Args>
+void check(const StageOptions& options, Function function, Args&... args) {
+    asio::io_context context;
+    Stage stage(context.get_executor(), "s", 1, std::move(function), options);
+    Task<StageResult<std::string>> task(context.get_executor(), [&] { return stage.run("q", args...); });
+    sluice::testing::run(context);
+    REQUIRE(task.succeeded());
+    CHECK(task.value().success);
+    CHECK(task.value().data == literal);
+}
+
+}  // namespace
+
+TEST_CASE("arguments: a stage converts them for each attempt, and keeps them as long", "[arguments][stage]") {
+    const auto with = options();
+    const char* text = literal;
+    check(with, echo, text);
+    check(with, Echo{1}, text);
+    check(with, std::function<Text(const std::string&)>(Echo{1}), text);
+    check(
+        with,
+        [](std::string copy) -> Text {
+            co_await test::sleep(1ms);
+            co_return copy;
+        },
+        text);
+    check(
+        with,
+        [](std::string_view view) -> Text {
+            co_await test::sleep(1ms);
+            co_return std::string(view);
+        },
+        text);
+}
+
+TEST_CASE("arguments: of a function that a stage refers to", "[arguments][stage]") {
+    const auto with = options();
+    const char* text = literal;
+    check(with, std::ref(echo), text);
+    Echo functor{1};
+    check(with, std::ref(functor), text);
+    CHECK(functor.failures == -1);
+    const std::function<Text(const std::string&)> function = echo;
+    check(with, std::cref(function), text);
+}
+
+TEST_CASE("arguments: of a member function", "[arguments][stage]") {
+    const auto with = options();
+    const char* text = literal;
+    Client client("");
+    SpecialClient special("");
+    Client* pointer = &client;
+    auto shared = std::make_shared<Client>("");
+    auto wrapped = std::ref(client);
+    const Client constant("");
+    check(with, &Client::ask, client, text);
+    check(with, &Client::ask, special, text);
+    check(with, &Client::ask, pointer, text);
+    check(with, &Client::ask, shared, text);
+    check(with, &Client::ask, wrapped, text);
+    check(with, &Client::ask_const, client, text);
+    check(with, &Client::ask_const, constant, text);
+    auto member = &Client::ask;
+    check(with, std::ref(member), client, text);
+}
+
+TEST_CASE("arguments: rvalues are kept, converted, and const", "[arguments][stage]") {
+    asio::io_context context;
+    Stage stage(context.get_executor(), "s", 1, Echo{1}, options());
+    Task<StageResult<std::string>> task(context.get_executor(), [&] {
+        const char* pointer = literal;
+        return stage.run("q", std::move(pointer));
+    });
+    Task<StageResult<std::string>> literally(context.get_executor(), [&] { return stage.run("q", literal); });
+    sluice::testing::run(context);
+    CHECK(task.value().data == literal);
+    CHECK(literally.value().data == literal);
+}
+
+TEST_CASE("arguments: a retry finds a kept argument as it was", "[arguments][stage]") {
+    asio::io_context context;
+    std::vector<std::string> seen;
+    Stage stage(
+        context.get_executor(), "s", 1,
+        [&](auto& text) -> asio::awaitable<int> {
+            seen.push_back(text);
+            const std::string taken = std::move(text);  // NOLINT(performance-move-const-arg): const, and so copied
+            if (seen.size() == 1) {
+                throw std::runtime_error("again");
+            }
+            co_return 1;
+        },
+        StageOptions(test::retries(1)));
+    Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", std::string(literal)); });
+    sluice::testing::run(context);
+    CHECK(task.value().success);
+    CHECK(seen == std::vector<std::string>(2, literal));
+}
+
+TEST_CASE("arguments: what classify and extract give is converted for generate, and const for all attempts",
+          "[arguments][pipeline]") {
+    asio::io_context context;
+    test::DeadLetters dead_letters;
+    int attempts = 0;
+    const auto pointer = [](const std::string&) -> asio::awaitable<const char*> { co_return literal; };
+    const auto string = [](const std::string&) -> Text { co_return literal; };
+    const auto generate = [&](const std::string& intent, auto& entities, std::string_view text) -> Text {
+        const std::string taken = std::move(entities);  // NOLINT(performance-move-const-arg): const, and so copied
+        co_await test::sleep(1ms);
+        if (++attempts == 1) {
+            throw std::runtime_error("again");
+        }
+        co_return intent == literal&& taken == literal&& text == "text" ? "right" : "wrong";
+    };
+    sluice::InferencePipeline pipeline(context.get_executor(), pointer, string, generate, sluice::StageLimits{1, 1, 1},
+                                       dead_letters, test::PipelineOptions(options()));
+    using Result = decltype(pipeline)::Result;
+    Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
+    sluice::testing::run(context);
+    REQUIRE(task.succeeded());
+    CHECK(attempts == 2);
+    CHECK(task.value().response == "right");
+    CHECK(task.value().entities == literal);
+}
+
+namespace {
+
+struct Incident {
+    std::string text;
+    Incident(const sluice::Query& query) : text(query.text + ", which was long enough for the heap") {}
+};
+
+struct IncidentSink {
+    std::vector<std::string> texts;
+
+    asio::awaitable<void> put(const Incident& incident, const sluice::StageResult<>&) {
+        co_await test::sleep(1ms);
+        texts.push_back(incident.text);
+    }
+};
+
+// Made of a group by conversion.
+struct Spawner {
+    sluice::TaskGroup* group;
+    std::string name = literal;
+    Spawner(sluice::TaskGroup& spawned_into) : group(&spawned_into) {}
+};
+
+}  // namespace
+
+TEST_CASE("arguments: of a dead-letter sink", "[arguments][pipeline]") {
+    asio::io_context context;
+    IncidentSink sink;
+    const auto fails = [](const std::string&) -> asio::awaitable<int> {
+        throw std::runtime_error("no");
+        co_return 1;
+    };
+    const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
+    sluice::InferencePipeline pipeline(context.get_executor(), fails, fails, generate, sluice::StageLimits{1, 1, 1},
+                                       sink, test::PipelineOptions());
+    using Result = decltype(pipeline)::Result;
+    Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
+    sluice::testing::run(context);
+    CHECK(sink.texts == std::vector<std::string>{"text, which was long enough for the heap"});
+}
+
+TEST_CASE("arguments: of the body of a task group", "[arguments][task_group]") {
+    asio::io_context context;
+    const auto body = [](const Spawner& spawner) -> Text {
+        co_await test::sleep(1ms);
+        spawner.group->spawn(test::sleep(1ms));
+        co_return spawner.name;
+    };
+    Task<std::string> task(context.get_executor(), [&] { return sluice::with_task_group(body); });
+    Task<std::string> referred(context.get_executor(), [&] { return sluice::with_task_group(std::ref(body)); });
+    sluice::testing::run(context);
+    CHECK(task.value() == literal);
+    CHECK(referred.value() == literal);
+}

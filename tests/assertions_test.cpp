@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: BSL-1.0
+// Wrong uses that an assertion must name, and right ones of which no assertion must speak. Assertions are noted here,
+// and do not end the program.
+#include <sluice/barrier.hpp>
+#include <sluice/inference_pipeline.hpp>
+#include <sluice/stage.hpp>
+#include <sluice/stage_semaphore.hpp>
+#include <sluice/task_group.hpp>
+#include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timeout.hpp>
+#include <sluice/timer.hpp>
+
+#include "support/models.hpp"
+#include "support/task.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/assert.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <mutex>
+#include <optional>
+#include <semaphore>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace {
+
+std::mutex mutex;
+std::vector<std::string> told;  // what assertions have said since it was last asked for
+
+std::vector<std::string> take_told() {
+    const std::lock_guard lock(mutex);
+    return std::exchange(told, {});
+}
+
+// Whether assertions have said this, once or more, and nothing else.
+bool said(std::string_view beginning) {
+    const auto all = take_told();
+    bool right = !all.empty();
+    for (const auto& text : all) {
+        right = right && text.starts_with(beginning);
+    }
+    return right;
+}
+
+bool silent() { return take_told().empty(); }
+
+// After some assertions there is nothing to go on with.
+struct Fatal {};
+constexpr std::string_view destroyed = "sluice::Stage: destroyed while a query runs through it";
+
+}  // namespace
+
+void boost::assertion_failed_msg(const char*, const char* msg, const char*, const char*, long) {
+    const std::lock_guard lock(mutex);
+    told.emplace_back(msg);
+    if (told.back().starts_with(destroyed)) {
+        throw Fatal();
+    }
+}
+void boost::assertion_failed(const char* expression, const char*, const char*, long) {
+    const std::lock_guard lock(mutex);
+    told.emplace_back(expression);
+}
+
+namespace {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+using sluice::Barrier;
+using sluice::Slot;
+using sluice::StageSemaphore;
+using test::Task;
+using Void = asio::awaitable<void>;
+
+constexpr std::string_view no_slot = "sluice::StageSemaphore: acquire() was called and not awaited";
+constexpr std::string_view no_arrival = "sluice::Barrier: arrive_and_wait() was called and not awaited";
+
+}  // namespace
+
+TEST_CASE("assertion: an operation that nobody awaits", "[assertion]") {
+    asio::io_context context;
+    StageSemaphore semaphore(context.get_executor(), 1);
+    Barrier barrier(context.get_executor(), 1);
+    Task<> task(context.get_executor(), [&]() -> Void {
+        {
+            auto slot = semaphore.acquire();
+            CHECK(semaphore.active() == 0);
+            co_await test::yield();
+        }
+        CHECK(said(no_slot));
+        static_cast<void>(semaphore.acquire());
+        CHECK(said(no_slot));
+        {
+            auto arrived = barrier.arrive_and_wait();
+            CHECK(barrier.phase() == 0);
+        }
+        CHECK(said(no_arrival));
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(silent());
+}
+
+TEST_CASE("assertion: none for operations that are awaited, moved from, converted, or given to someone",
+          "[assertion]") {
+    asio::io_context context;
+    StageSemaphore semaphore(context.get_executor(), 100);
+    Barrier barrier(context.get_executor(), 1);
+    Task<> task(context.get_executor(), [&]() -> Void {
+        const Slot awaited = co_await semaphore.acquire();
+        auto later = semaphore.acquire();
+        const Slot named = co_await std::move(later);
+        auto first = semaphore.acquire();
+        auto second = std::move(first);
+        const Slot moved = co_await std::move(second);
+        asio::awaitable<Slot> converted = semaphore.acquire();
+        const Slot from_awaitable = co_await std::move(converted);
+        const Slot timed = co_await sluice::with_timeout(1s, [&] { return semaphore.acquire(); });
+        co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> Void {
+            group.spawn(semaphore.acquire());
+            group.spawn(barrier.arrive_and_wait());
+            co_return;
+        });
+        asio::co_spawn(context, semaphore.acquire(), asio::detached);
+        CHECK(semaphore.active() == 5);
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(silent());
+}
+
+TEST_CASE("assertion: none for an operation that an exception, or a cancellation, keeps from being awaited",
+          "[assertion]") {
+    asio::io_context context;
+    StageSemaphore semaphore(context.get_executor(), 1);
+    const auto fails = []() -> int { throw std::runtime_error("no"); };
+    const auto both = [](StageSemaphore::Acquisition, int) {};
+    Task<> throws(context.get_executor(), [&]() -> Void {
+        auto never = semaphore.acquire();
+        both(semaphore.acquire(), fails());
+        co_await test::yield();
+    });
+    Task<> cancelled(context.get_executor(), [&]() -> Void {
+        co_await asio::this_coro::throw_if_cancelled(false);
+        co_await test::yield();
+        co_await asio::this_coro::throw_if_cancelled(true);
+        const Slot slot = co_await semaphore.acquire();  // Asio throws before it begins
+    });
+    context.poll_one();
+    context.poll_one();
+    cancelled.cancel();
+    context.run();
+    CHECK(throws.failed_with<std::runtime_error>());
+    CHECK(cancelled.aborted());
+    CHECK(semaphore.active() == 0);
+    CHECK(silent());
+}
+
+TEST_CASE("assertion: none for operations in frames that never begin", "[assertion]") {
+    std::optional<asio::io_context> context(std::in_place);
+    StageSemaphore semaphore(context->get_executor(), 1);
+    {
+        const asio::awaitable<Slot> never = semaphore.acquire();
+    }
+    Task<> cancels(context->get_executor(), [&]() -> Void {
+        co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> Void {
+            group.spawn(semaphore.acquire());
+            group.cancel();
+            co_return;
+        });
+    });
+    context->run();
+    CHECK(cancels.succeeded());
+    asio::co_spawn(*context, semaphore.acquire(), asio::detached);
+    context.reset();
+    CHECK(silent());
+}
+
+TEST_CASE("assertion: a primitive that is awaited in another execution context", "[assertion]") {
+    constexpr std::string_view elsewhere = "sluice: awaited in a coroutine of another execution context";
+    asio::io_context context;
+    asio::io_context other;
+    StageSemaphore semaphore(context.get_executor(), 1);
+    Barrier barrier(context.get_executor(), 2);
+    Task<Slot> free(other.get_executor(), [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); });
+    other.poll();
+    CHECK(said(elsewhere));
+    Task<Slot> waits(other.get_executor(), [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); });
+    other.restart();
+    other.poll();
+    CHECK(said(elsewhere));
+    Task<std::size_t> arrives(other.get_executor(),
+                              [&]() -> asio::awaitable<std::size_t> { return barrier.arrive_and_wait(); });
+    other.restart();
+    other.poll();
+    CHECK(said(elsewhere));
+    Task<Slot> at_home(asio::make_strand(context), [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); });
+    context.poll();
+    CHECK(silent());
+    semaphore.close();
+    barrier.abort();
+    context.restart();
+    context.poll();
+    take_told();
+}
+
+TEST_CASE("assertion: two threads in one primitive at the same time", "[assertion]") {
+    asio::io_context context;
+    StageSemaphore semaphore(context.get_executor(), 1);
+    std::binary_semaphore inside(0);
+    std::binary_semaphore tried(0);
+    asio::co_spawn(
+        context,
+        [&]() -> Void {
+            Slot slot = co_await semaphore.acquire();
+            asio::co_spawn(
+                context,
+                [&]() -> Void {
+                    const Slot mine = co_await semaphore.acquire();
+                    inside.release();  // resumed by the drain of the semaphore, and busy
+                    tried.acquire();
+                },
+                asio::detached);
+            co_await test::yield();
+            slot.release();
+        },
+        asio::detached);
+    std::thread other([&] {
+        inside.acquire();
+        static_cast<void>(semaphore.try_acquire());
+        tried.release();
+    });
+    context.run();
+    other.join();
+    CHECK(said("sluice: two threads use one object at the same time"));
+}
+
+TEST_CASE("assertion: none for threads that take turns", "[assertion]") {
+    asio::io_context context;
+    StageSemaphore semaphore(context.get_executor(), 1);
+    static_cast<void>(semaphore.try_acquire());
+    std::thread([&] { static_cast<void>(semaphore.try_acquire()); }).join();
+    static_cast<void>(semaphore.try_acquire());
+    CHECK(silent());
+}
+
+namespace {
+
+// A stage that is destroyed in the middle of a run, at a certain point in time.
+struct Short {
+    asio::io_context context;
+    test::Model model{"model", 10ms};
+    std::optional<sluice::Stage<test::Endpoint, test::VirtualTimer>> stage;
+    std::string text = "a";
+
+    explicit Short(test::StageOptions options) {
+        stage.emplace(context.get_executor(), "s", 1, test::Endpoint{&model}, std::move(options));
+    }
+    Task<sluice::StageResult<std::string>> start() {
+        return {context.get_executor(), [this] { return stage->run("q", text); }};
+    }
+};
+
+}  // namespace
+
+TEST_CASE("assertion: a stage that is destroyed while a query waits, runs, or is in backoff", "[assertion]") {
+    const bool timed = GENERATE(false, true);
+    const auto when = GENERATE(5ms, 12ms);  // the first query runs, then it is in backoff; the second waits, then runs
+    auto options = test::StageOptions(test::retries(3, 5ms));
+    if (timed) {
+        options.timeout = 1s;
+    }
+    Short one(std::move(options));
+    one.model.failures["a"] = 1;
+    const auto first = one.start();
+    const auto second = one.start();
+    test::run_until(one.context, when);
+    one.stage.reset();
+    sluice::testing::run(one.context);
+    CHECK(first.failed_with<Fatal>());
+    CHECK(second.failed_with<Fatal>());
+    CHECK(said(destroyed));
+}
+
+TEST_CASE("assertion: none for a stage that is destroyed with queries in it, and then their context", "[assertion]") {
+    for (int n = 0; n != 8; ++n) {
+        Short one{test::StageOptions(test::retries(3, 5ms), 7ms)};
+        one.model.failures["a"] = 1;
+        const auto first = one.start();
+        const auto second = one.start();
+        test::steps(one.context, n);
+        one.stage.reset();
+    }
+    CHECK(silent());
+}
+
+TEST_CASE("assertion: two kinds of time in one context", "[assertion]") {
+    constexpr std::string_view two_times = "sluice: two kinds of time in one execution context";
+    asio::io_context context;
+    const auto model = [](int) -> asio::awaitable<int> {
+        co_await test::sleep(1ms);
+        throw std::runtime_error("no");
+    };
+    int argument = 0;
+    const auto run = [&](auto options) {
+        sluice::Stage stage(context.get_executor(), "s", 1, model, std::move(options));
+        Task<sluice::StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", argument); });
+        sluice::testing::run_until_stalled(context);
+        return task.succeeded();
+    };
+    CHECK(run(test::StageOptions(test::retries(1, 1ms), 1h)));
+    CHECK(silent());
+    CHECK(run(sluice::StageOptions()));  // it waits for nothing
+    CHECK(silent());
+    CHECK(run(sluice::StageOptions({}, 1h)));
+    CHECK(said(two_times));
+    asio::co_spawn(context, sluice::sleep_for<test::VirtualTimer>(1ms), asio::detached);
+    sluice::testing::run(context);
+    CHECK(silent());
+    asio::co_spawn(context, sluice::sleep_for(1ns), asio::detached);
+    sluice::testing::run_until_stalled(context);
+    CHECK(said(two_times));
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: BSL-1.0
+// An operation is under way, and context, primitive, signal and slots are destroyed: after every step, in every order.
+// What is wrong here is for AddressSanitizer to find. (That a coroutine goes on when its signal has died is none of
+// these: Asio itself touches the signal's slot when it resumes a coroutine.)
+#include <sluice/barrier.hpp>
+#include <sluice/stage_semaphore.hpp>
+#include <sluice/task_group.hpp>
+#include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timeout.hpp>
+#include <sluice/timer.hpp>
+
+#include "support/models.hpp"
+#include "support/task.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+using sluice::Slot;
+using test::VirtualTimer;
+using Void = asio::awaitable<void>;
+
+// An operation, and what it needs; outlives its context.
+struct Scene {
+    Scene() = default;
+    virtual ~Scene() = default;
+    Scene(const Scene&) = delete;
+    Scene& operator=(const Scene&) = delete;
+
+    virtual Void run() = 0;
+    virtual void drop_primitive() = 0;
+    std::vector<Slot> slots;
+};
+
+struct Acquire : Scene {
+    std::optional<sluice::StageSemaphore> semaphore;
+    explicit Acquire(asio::io_context& context) {
+        semaphore.emplace(context.get_executor(), 1);
+        slots.push_back(semaphore->try_acquire());
+    }
+    Void run() override {
+        Slot slot = co_await semaphore->acquire();
+        co_await test::yield();
+    }
+    void drop_primitive() override { semaphore.reset(); }
+};
+
+struct Arrive : Scene {
+    std::optional<sluice::Barrier> barrier;
+    explicit Arrive(asio::io_context& context) { barrier.emplace(context.get_executor(), 2); }
+    Void run() override { co_await barrier->arrive_and_wait(); }
+    void drop_primitive() override { barrier.reset(); }
+};
+
+struct Wait : Scene {
+    std::optional<VirtualTimer> timer;
+    explicit Wait(asio::io_context& context) { timer.emplace(context.get_executor(), 1ms); }
+    Void run() override {
+        co_await timer->async_wait(asio::deferred);
+        co_await sluice::sleep_for<VirtualTimer>(1ms);
+    }
+    void drop_primitive() override { timer.reset(); }
+};
+
+struct Group : Acquire {
+    using Acquire::Acquire;
+    Void run() override {
+        co_await sluice::with_task_group([this](sluice::TaskGroup& group) -> Void {
+            group.spawn(semaphore->acquire());
+            group.spawn(semaphore->acquire());
+            co_await sluice::with_timeout<VirtualTimer>(2ms, [this] { return semaphore->acquire(); });
+        });
+    }
+};
+
+struct Pipeline : Scene {
+    test::Model model{"model", 2ms};
+    test::SlowDeadLetters sink;
+    std::optional<
+        sluice::InferencePipeline<test::Endpoint, test::Endpoint, test::Endpoint, test::SlowDeadLetters, VirtualTimer>>
+        pipeline;
+    std::vector<sluice::Query> queries = test::make_queries(3);
+
+    explicit Pipeline(asio::io_context& context) {
+        model.failures["t1"] = 9;
+        pipeline.emplace(context.get_executor(), test::Endpoint{&model}, test::Endpoint{&model}, test::Endpoint{&model},
+                         sluice::StageLimits{2, 1, 1}, sink,
+                         test::PipelineOptions(test::StageOptions(test::retries(1, 1ms), 3ms)));
+        slots.push_back(pipeline->extract().semaphore().try_acquire());
+    }
+    void drop_primitive() override { pipeline.reset(); }
+};
+
+struct Batch : Pipeline {
+    using Pipeline::Pipeline;
+    Void run() override { co_await pipeline->process_batch(queries); }
+};
+
+struct Stream : Pipeline {
+    using Pipeline::Pipeline;
+    Void run() override {
+        auto stream = pipeline->process_stream(queries);
+        while (co_await stream.next()) {
+        }
+        co_await stream.close();
+    }
+};
+
+struct Play {
+    std::optional<asio::io_context> context{std::in_place};
+    std::optional<asio::cancellation_signal> signal{std::in_place};
+    std::unique_ptr<Scene> scene;
+
+    template <class Kind>
+    explicit Play(std::in_place_type_t<Kind>) : scene(std::make_unique<Kind>(*context)) {
+        asio::co_spawn(
+            *context, [this] { return scene->run(); },
+            asio::bind_cancellation_slot(signal->slot(), [](const std::exception_ptr&) {}));
+    }
+    Play(const Play&) = delete;
+    Play& operator=(const Play&) = delete;
+    ~Play() { context.reset(); }  // before what its coroutines refer to
+
+    void drop(int what) {
+        switch (what) {
+            case 0:
+                context.reset();
+                break;
+            case 1:
+                scene->drop_primitive();
+                break;
+            case 2:
+                signal.reset();
+                break;
+            default:
+                scene->slots.clear();
+        }
+    }
+};
+
+template <class Kind>
+void destroy_in_every_order() {
+    bool more = true;
+    for (int n = 0; more; ++n) {
+        std::array<int, 4> order{0, 1, 2, 3};
+        do {
+            for (const bool emit : {false, true}) {
+                Play play{std::in_place_type<Kind>};
+                more = test::steps(*play.context, n);
+                if (emit && n != 0) {  // before it has begun Asio lets a cancellation out into the loop
+                    play.signal->emit(asio::cancellation_type::terminal);
+                }
+                for (const int what : order) {
+                    play.drop(what);
+                }
+            }
+        } while (std::ranges::next_permutation(order).found);
+    }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("teardown: context, primitive, signal and slots die in any order after any step",
+                   "[teardown][shutdown][stress]", Acquire, Arrive, Wait, Group, Batch, Stream) {
+    destroy_in_every_order<TestType>();
+}
+
+// Not a question of declarations: a handler of the context owns the signal.
+TEST_CASE("teardown: the signal belongs to a handler that dies with the context", "[teardown][shutdown]") {
+    struct Session {
+        asio::steady_timer timer;
+        asio::cancellation_signal signal;
+        explicit Session(asio::io_context& context) : timer(context, 1h) {}
+    };
+    const bool timer_first = GENERATE(false, true);  // the service that is made last is shut down first
+    asio::io_context context;
+    std::shared_ptr<Session> session;
+    if (timer_first) {
+        session = std::make_shared<Session>(context);
+    }
+    sluice::StageSemaphore semaphore(context.get_executor(), 0);
+    if (!session) {
+        session = std::make_shared<Session>(context);
+    }
+    const auto wait = [&]() -> Void { const Slot slot = co_await semaphore.acquire(); };
+    asio::co_spawn(context, wait, asio::bind_cancellation_slot(session->signal.slot(), asio::detached));
+    session->timer.async_wait(
+        [session](boost::system::error_code) { session->signal.emit(asio::cancellation_type::terminal); });
+    session.reset();
+    context.poll();
+    CHECK(semaphore.waiting() == 1);
+}
+
+TEST_CASE("teardown: a slot that another operation takes over cancels the new one alone", "[teardown][cancellation]") {
+    asio::io_context context;
+    asio::cancellation_signal signal;
+    VirtualTimer timer(context.get_executor(), 1ms);
+    int first = 0;
+    int second = 0;
+    const auto count = [](int& ends) { return [&ends](boost::system::error_code error) { ends += error ? 100 : 1; }; };
+    timer.async_wait(asio::bind_cancellation_slot(signal.slot(), count(first)));
+    timer.async_wait(asio::bind_cancellation_slot(signal.slot(), count(second)));
+    signal.emit(asio::cancellation_type::terminal);
+    sluice::testing::run(context);
+    CHECK(first == 1);
+    CHECK(second == 100);
+}
