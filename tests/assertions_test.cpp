@@ -207,6 +207,12 @@ TEST_CASE("assertion: a primitive that is awaited in another execution context",
     other.restart();
     other.poll();
     CHECK(said(elsewhere));
+    sluice::Stage stage(context.get_executor(), "s", 1, [](int) -> asio::awaitable<int> { co_return 1; });
+    int argument = 1;
+    Task<sluice::StageResult<int>> runs(other.get_executor(), [&] { return stage.run("q", argument); });
+    other.restart();
+    other.poll();
+    CHECK(said(elsewhere));
     Task<Slot> at_home(asio::make_strand(context), [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); });
     context.poll();
     CHECK(silent());

@@ -851,6 +851,10 @@ TEST_CASE("barrier: an arrival that is awaited after it was destroyed ends with 
     CHECK(task.aborted());
 }
 
+TEST_CASE("barrier: it needs an executor", "[barrier]") {
+    CHECK_THROWS_WITH(Barrier(asio::any_io_executor(), 1), "Barrier: the executor must not be empty");
+}
+
 TEST_CASE("barrier: an arrival that is never awaited is none", "[barrier]") {
     Fixture f(1);
     {

@@ -11,10 +11,12 @@
 #include <boost/asio/io_context.hpp>
 #include <catch2/catch_test_macros.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <optional>
 #include <ranges>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -109,6 +111,74 @@ std::size_t batch(std::size_t n) {
     const std::size_t handlers = context.poll();
     REQUIRE(task.value() == n);
     return handlers;
+}
+
+// A sink that sends what has failed through the pipeline again, some times.
+struct Again {
+    using Resend = std::function<asio::awaitable<void>(sluice::Query)>;
+
+    std::size_t levels;
+    std::size_t put_to_rest = 0;
+    Resend resend;
+
+    explicit Again(std::size_t n) : levels(n) {}
+
+    asio::awaitable<void> put(const sluice::Query& query, const sluice::StageResult<>&) {
+        if (levels-- > 0) {
+            co_await resend(query);
+        }
+        ++put_to_rest;
+    }
+};
+
+std::size_t resend_from_sink(std::size_t levels) {
+    asio::io_context context;
+    Again sink(levels);
+    const auto fails = [](const std::string&) -> asio::awaitable<int> {
+        throw std::runtime_error("no");
+        co_return 1;
+    };
+    const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
+    sluice::InferencePipeline pipeline(context.get_executor(), fails, fails, generate, sluice::StageLimits{1, 1, 1},
+                                       sink);
+    sink.resend = [&](sluice::Query query) -> asio::awaitable<void> {
+        co_await pipeline.process_one(std::move(query));
+    };
+    const test::Task<> task(context.get_executor(), [&] { return sink.resend({"q", "text"}); });
+    context.poll();
+    REQUIRE(task.succeeded());
+    return sink.put_to_rest;
+}
+
+// A model that asks its own stage again, some times; each level holds a slot and has a timeout, or not.
+std::size_t run_from_model(std::size_t levels, sluice::StageOptions options) {
+    asio::io_context context;
+    std::function<asio::awaitable<int>(const std::size_t&)> again;
+    sluice::Stage stage(
+        context.get_executor(), "s", static_cast<std::ptrdiff_t>(levels + 1),
+        [&](const std::size_t& level) { return again(level); }, std::move(options));
+    again = [&](const std::size_t& level) -> asio::awaitable<int> {
+        if (level == 0) {
+            co_return 0;
+        }
+        const auto inner = co_await stage.run("q", level - 1);
+        co_return *inner.data + 1;
+    };
+    test::Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
+        const auto outer = co_await stage.run("q", levels);
+        co_return *outer.data;
+    });
+    context.poll();
+    return static_cast<std::size_t>(task.value());
+}
+
+TEST_CASE("depth: a sink sends its query through the pipeline again, 20,000 levels deep", "[depth]") {
+    CHECK(resend_from_sink(20'000) == 20'001);
+}
+
+TEST_CASE("depth: a model runs its stage again, 20,000 levels deep", "[depth]") {
+    CHECK(run_from_model(20'000, {}) == 20'000);
+    CHECK(run_from_model(20'000, sluice::StageOptions({}, std::chrono::hours(1))) == 20'000);
 }
 
 TEST_CASE("depth: 100,000 waiters, one after the other", "[depth]") { CHECK(cascade(many) > 0); }

@@ -1145,6 +1145,27 @@ TEST_CASE("pipeline: the types of its data are deduced from the functions, move-
                                                  std::decay_t<decltype(generate)>, test::DeadLetters>>);
 }
 
+TEST_CASE("pipeline: it may be destroyed while its operations run, or before they begin", "[pipeline][shutdown]") {
+    const bool begun = GENERATE(false, true);
+    Rig rig;
+    rig.extract.failures["t1"] = 1;
+    std::optional<Rig::Pipeline> pipeline(rig.pipeline({2, 2, 1}));
+    auto one = start_one(rig.context, *pipeline, make_query(0));
+    asio::awaitable<Rig::Results> batch = pipeline->process_batch(make_queries(3));
+    Task<Rig::Results> all(rig.context.get_executor(), [&] { return std::move(batch); });
+    if (begun) {
+        run_until(rig.context, 60ms);
+    } else {
+        test::steps(rig.context, 2);
+    }
+    pipeline.reset();
+    rig.run();
+    CHECK(is_complete(one.value()));
+    REQUIRE(all.succeeded());
+    CHECK(all.value().size() == 3);
+    CHECK(rig.dead_letters.letters.size() == 1);
+}
+
 TEST_CASE("pipeline: the executor is that of the model functions", "[pipeline][stream][typed]") {
     using Executor = asio::io_context::executor_type;
     asio::io_context context(1);

@@ -242,4 +242,13 @@ template <class StageType>
     if (!free) slot = co_await semaphore.acquire();
 }
 
+[[maybe_unused]] asio::awaitable<void> bad_operation(sluice::StageSemaphore& semaphore) {
+    {
+        auto slot = semaphore.acquire();  // BAD: holds no slot
+    }
+    {
+        const sluice::Slot slot = co_await semaphore.acquire();  // GOOD
+    }
+}
+
 }  // namespace

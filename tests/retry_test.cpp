@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/retry.hpp>
 
+#include <boost/asio/multiple_exceptions.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -11,10 +12,12 @@
 #include <exception>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -289,4 +292,30 @@ TEST_CASE("retry: retry_on() takes the given types and those derived from them a
     CHECK_FALSE(predicate(thrown(1L)));
     CHECK_FALSE(predicate(thrown(std::string("x"))));
     CHECK_FALSE(predicate(std::make_exception_ptr(std::exception())));  // a base is not enough
+}
+
+TEST_CASE("retry: retry_on looks into exceptions that contain others", "[retry]") {
+    const auto predicate = retry_on<std::range_error>();
+    const auto in_several = [](std::exception_ptr first) {
+        return std::make_exception_ptr(boost::asio::multiple_exceptions(std::move(first)));
+    };
+    const auto nest = [](const std::exception_ptr& inner) {
+        try {
+            try {
+                std::rethrow_exception(inner);
+            } catch (...) {
+                std::throw_with_nested(std::logic_error("outer"));
+            }
+        } catch (...) {
+            return std::current_exception();
+        }
+    };
+    const auto inner = thrown(std::range_error("x"));
+    CHECK(predicate(in_several(inner)));
+    CHECK(predicate(nest(inner)));
+    CHECK(predicate(nest(in_several(nest(inner)))));
+    CHECK(retry_on<std::logic_error>()(nest(thrown(1))));
+    CHECK_FALSE(predicate(nest(thrown(1))));
+    CHECK_FALSE(predicate(in_several(any_error)));
+    CHECK_FALSE(predicate(in_several(nullptr)));
 }

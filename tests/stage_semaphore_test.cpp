@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/stage_error.hpp>
 #include <sluice/stage_semaphore.hpp>
 #include <sluice/task_group.hpp>
 #include <sluice/testing/virtual_timer.hpp>
@@ -709,6 +710,29 @@ TEST_CASE("semaphore: close ends every wait and every later acquire", "[semaphor
     f.semaphore->set_limit(9);
     CHECK(f.acquire().aborted());
     CHECK(f.counts(0, 0));
+}
+
+TEST_CASE("semaphore: who is closed out is told so, and who is cancelled is not", "[semaphore]") {
+    Fixture f(0);
+    auto cancelled = f.acquire();
+    auto closed = f.acquire();
+    f.poll();
+    cancelled.cancel();
+    f.semaphore->close();
+    f.poll();
+    auto late = f.acquire();
+    f.poll();
+    CHECK(cancelled.aborted());
+    CHECK(closed.aborted());
+    CHECK(late.aborted());
+    const auto message = [](const Task<Slot>& task) { return sluice::StageError(task.error()).message(); };
+    CHECK(message(cancelled).starts_with("StageSemaphore::acquire: Operation canceled"));
+    CHECK(message(closed).starts_with("StageSemaphore::acquire: the semaphore was closed: Operation canceled"));
+    CHECK(message(late) == message(closed));
+}
+
+TEST_CASE("semaphore: it needs an executor", "[semaphore]") {
+    CHECK_THROWS_WITH(StageSemaphore(asio::any_io_executor(), 1), "StageSemaphore: the executor must not be empty");
 }
 
 TEST_CASE("semaphore: closing again does nothing", "[semaphore]") {

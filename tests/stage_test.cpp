@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/retry.hpp>
 #include <sluice/stage.hpp>
+#include <sluice/timeout.hpp>
 
 #include "support/models.hpp"
 #include "support/probes.hpp"
@@ -443,6 +445,85 @@ TEST_CASE("stage: if the retry predicate throws, the error says so and has the m
     CHECK(bench.idle());
 }
 
+TEST_CASE("stage: a model that turns its cancellation into an error of its own has timed out", "[stage]") {
+    asio::io_context context;
+    int calls = 0;
+    const auto model = [&](int) -> asio::awaitable<int> {
+        ++calls;
+        try {
+            co_await test::sleep(1h);
+        } catch (const boost::system::system_error&) {
+            throw std::range_error("connection lost");
+        }
+        co_return 1;
+    };
+    Stage stage(context.get_executor(), "s", 1, model,
+                StageOptions(retries(2, {}, sluice::retry_on<sluice::TimeoutError>()), 5ms));
+    int argument = 1;
+    const auto result = run_one(context, stage, argument);
+    CHECK(calls == 3);
+    CHECK_FALSE(result.success);
+    CHECK(result.error.type() == "sluice::TimeoutError");
+    CHECK(result.error.message() == "timed out after 5 ms: connection lost");
+    CHECK(sluice::retry_on<std::range_error>()(result.error.exception()));
+}
+
+TEST_CASE("stage: a model that outlives its timeout and returns all the same is late", "[stage]") {
+    asio::io_context context;
+    const auto model = [](std::chrono::nanoseconds time) -> asio::awaitable<int> {
+        try {
+            co_await test::sleep(time);
+        } catch (const boost::system::system_error&) {
+        }
+        co_return 1;
+    };
+    Stage stage(context.get_executor(), "s", 1, model, StageOptions({}, 5ms));
+    auto time = GENERATE(4ms, 6ms);
+    const auto result = run_one(context, stage, time);
+    CHECK(result.success);
+    CHECK(result.data == 1);
+    CHECK(result.late == (time > 5ms));
+    static_assert(sizeof(StageResult<>) == 2 * sizeof(sluice::SharedString) + 2 * sizeof(time) + 2 * sizeof(int) +
+                                               sizeof(sluice::StageError));  // it fits into padding
+}
+
+TEST_CASE("stage: retries without delay give others a turn", "[stage]") {
+    asio::io_context context;
+    int calls = 0;
+    Stage stage(
+        context.get_executor(), "s", 1,
+        [&](int) -> asio::awaitable<int> {
+            ++calls;
+            throw std::runtime_error("at once");
+        },
+        StageOptions(retries(100'000)));
+    int argument = 1;
+    Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", argument); });
+    context.poll_one();
+    const int before = calls;
+    CHECK(before <= 64);
+    context.poll_one();
+    CHECK(calls > before);
+    task.cancel();
+    context.poll();
+    CHECK(task.aborted());
+    CHECK(calls <= 3 * 64);
+}
+
+TEST_CASE("stage: on virtual time the jitter is the same in every run, and another in every stage", "[stage]") {
+    const auto finished = [](const char* name) {
+        asio::io_context context;
+        Model model("answer", 1ms);
+        model.failures["t"] = 3;
+        Stage stage(context.get_executor(), name, 1, Endpoint{&model}, StageOptions(sluice::RetryPolicy(3)));
+        const std::string text = "t";
+        CHECK(run_one(context, stage, text).success);
+        return test::now(context);
+    };
+    CHECK(finished("one") == finished("one"));
+    CHECK(finished("one") != finished("other"));
+}
+
 TEST_CASE("stage: an attempt that takes longer than the timeout fails with TimeoutError", "[stage]") {
     Bench bench(1, StageOptions({}, 4ms));
     Run a = bench.start("a");
@@ -884,6 +965,16 @@ TEST_CASE("stage: what cannot work is refused on construction, by stage and valu
     CHECK(with_limit(1) == "no error");
 
     CHECK(refusal_of([&] { Stage stage(ex, "", 1, &answer, StageOptions()); }) == "Stage: the name must not be empty");
+
+    CHECK(refusal_of([&] { Stage stage(asio::any_io_executor(), "judge", 1, &answer, StageOptions()); }) ==
+          "Stage 'judge': the executor must not be empty");
+    const std::function<asio::awaitable<int>(int)> empty;
+    CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, std::ref(empty), StageOptions()); }) ==
+          "Stage 'judge': the model function must not be empty");
+    CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, std::ref(answer), StageOptions()); }) == "no error");
+    const char* no_name = nullptr;
+    CHECK(refusal_of([&] { Stage stage(ex, no_name, 1, &answer, StageOptions()); }) ==
+          "SharedString: must not be made of a null pointer");
 
     using Pointer = asio::awaitable<int> (*)(int);
     CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, Pointer{}, StageOptions()); }) ==

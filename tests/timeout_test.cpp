@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/stage_error.hpp>
+#include <sluice/stage_semaphore.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 #include <sluice/timeout.hpp>
+#include <sluice/timer.hpp>
 
 #include "support/task.hpp"
 
@@ -276,7 +279,8 @@ TEST_CASE("timeout: a function that takes no notice of its cancellation is waite
     CHECK(task.succeeded());
 }
 
-TEST_CASE("timeout: what the function throws comes out, after the time was up inside of the TimeoutError", "[timeout]") {
+TEST_CASE("timeout: what the function throws comes out, after the time was up inside of the TimeoutError",
+          "[timeout]") {
     asio::io_context context;
     const bool late = GENERATE(false, true);
     Task task(context.get_executor(), [&]() -> Void {
@@ -294,6 +298,61 @@ TEST_CASE("timeout: what the function throws comes out, after the time was up in
     CHECK(task.failed_with<sluice::TimeoutError>() == late);
     CHECK(sluice::StageError(task.error()).message() == (late ? "timed out after 10 ms: late" : "early"));
     CHECK(sluice::StageError(task.error()).type() == (late ? "sluice::TimeoutError" : "std::logic_error"));
+}
+
+TEST_CASE("timeout: of an operation, such as acquire()", "[timeout]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 1);
+    Task task(context.get_executor(), [&]() -> Void {
+        const sluice::Slot slot = co_await within(10ms, [&] { return semaphore.acquire(); });
+        CHECK(semaphore.active() == 1);
+        co_await within(10ms, [&] { return semaphore.acquire(); });
+    });
+    CHECK(run(context) == 10ms);
+    CHECK(task.failed_with<TimeoutError>());
+    CHECK(semaphore.active() == 0);
+    CHECK(semaphore.waiting() == 0);
+}
+
+TEST_CASE("timeout: a cancellation from outside at the same time wins", "[timeout][cancellation]") {
+    asio::io_context context;
+    const bool fails = GENERATE(false, true);
+    Task task(context.get_executor(), [&]() -> Void {
+        co_await within(10ms, [&]() -> Void {
+            try {
+                co_await test::sleep(1h);
+            } catch (const system_error&) {
+            }
+            co_await asio::this_coro::throw_if_cancelled(false);
+            co_await test::sleep(5ms);
+            if (fails) {
+                throw std::logic_error("late");
+            }
+            throw system_error(asio::error::operation_aborted);
+        });
+    });
+    VirtualTimer stop(context.get_executor(), 12ms);
+    stop.async_wait([&](auto) { task.cancel(); });
+    run(context);
+    CHECK(task.aborted() == !fails);
+    CHECK(task.failed_with<TimeoutError>() == fails);
+}
+
+TEST_CASE("timeout: sleep_for waits with the timer that it is given", "[timeout]") {
+    asio::io_context context;
+    Task task(context.get_executor(), []() -> Void { co_await sluice::sleep_for<VirtualTimer>(7ms); });
+    CHECK(run(context) == 7ms);
+    CHECK(task.succeeded());
+    Task cancelled(context.get_executor(), []() -> Void { co_await sluice::sleep_for<VirtualTimer>(1h); });
+    context.restart();
+    context.poll();
+    cancelled.cancel();
+    CHECK(run(context) == 0ms);
+    CHECK(cancelled.aborted());
+    asio::io_context real;
+    Task at_once(real.get_executor(), []() -> Void { co_await sluice::sleep_for(-1s); });
+    real.run();
+    CHECK(at_once.succeeded());
 }
 
 TEST_CASE("timeout: a function may throw before it gives an awaitable, and what is no std::exception", "[timeout]") {

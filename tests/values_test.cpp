@@ -12,9 +12,13 @@
 #include "support/task.hpp"
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/multiple_exceptions.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_exception.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -163,6 +167,12 @@ TEST_CASE("shared string: it converts from what a std::string does, and back", "
     CHECK(string == "again");
 }
 
+TEST_CASE("shared string: it is not made of a null pointer", "[values]") {
+    const char* none = nullptr;
+    CHECK_THROWS_WITH(SharedString(none), "SharedString: must not be made of a null pointer");
+    CHECK_THROWS_AS(sluice::Query(none, "text"), std::invalid_argument);
+}
+
 TEST_CASE("shared string: it holds any characters, of any number", "[values]") {
     const std::string with_null("a\0b", 3);
     CHECK(SharedString(with_null).str() == with_null);
@@ -278,6 +288,54 @@ TEST_CASE("stage error: it tells the type of anything else, and says that there 
         CHECK(error.message() == "an exception that carries no message");
     }
     CHECK(error_of(42).type() == "int");
+}
+
+namespace {
+
+// `inner` nested in an exception of another type.
+template <class Inner>
+std::exception_ptr nested(Inner inner, const char* outer) {
+    try {
+        try {
+            throw inner;
+        } catch (...) {
+            std::throw_with_nested(std::logic_error(outer));
+        }
+    } catch (...) {
+        return std::current_exception();
+    }
+}
+
+}  // namespace
+
+TEST_CASE("stage error: it tells the message of a thrown error_code", "[values]") {
+    const auto refused = boost::asio::error::make_error_code(boost::asio::error::connection_refused);
+    CHECK(error_of(refused).message() == refused.message());
+    CHECK(error_of(refused).type() == "boost::system::error_code");
+    const auto timed_out = std::make_error_code(std::errc::timed_out);
+    CHECK(error_of(timed_out).message() == timed_out.message());
+}
+
+TEST_CASE("stage error: of several exceptions it is the first", "[values]") {
+    const StageError several(std::make_exception_ptr(
+        boost::asio::multiple_exceptions(std::make_exception_ptr(Custom("connection refused")))));
+    CHECK(several.type().ends_with("Custom"));
+    CHECK(several.message() == "connection refused");
+    const StageError again(
+        std::make_exception_ptr(boost::asio::multiple_exceptions(several.exception())));  // two && in a row
+    CHECK(again.message() == "connection refused");
+    CHECK(error_of(boost::asio::multiple_exceptions(nullptr)).message() == "multiple exceptions");
+}
+
+TEST_CASE("stage error: the messages of nested exceptions follow", "[values]") {
+    const StageError two(nested(Custom("connection refused"), "no answer"));
+    CHECK(two.type() == "std::logic_error");
+    CHECK(two.message() == "no answer: connection refused");
+    const StageError of_int(nested(42, "no answer"));
+    CHECK(of_int.message() == "no answer: an exception that carries no message");
+    const StageError three(
+        nested(boost::asio::multiple_exceptions(nested("at last"s, "in the middle")), "to begin with"));
+    CHECK(three.message() == "to begin with: in the middle: at last");
 }
 
 TEST_CASE("stage error: it carries the exception itself, and its copies share it", "[values]") {

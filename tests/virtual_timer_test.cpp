@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/stage_semaphore.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 #include <sluice/timer.hpp>
 
@@ -12,8 +13,11 @@
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -24,6 +28,8 @@
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -48,6 +54,7 @@ using namespace std::chrono_literals;
 using boost::system::error_code;
 using boost::system::system_error;
 using sluice::testing::run;
+using sluice::testing::run_until_stalled;
 using sluice::testing::VirtualClock;
 using sluice::testing::VirtualTime;
 using sluice::testing::VirtualTimer;

@@ -73,7 +73,9 @@ public:
     /// @par Cancellation
     /// Terminal, partial, total. A cancelled waiter is withdrawn in O(1), as if it had never arrived: the phase needs
     /// another arrival in its place. A phase that is complete stays complete: cancellation is then too late for this
-    /// wait, as it is when the barrier was broken or reset.
+    /// wait, as it is when the barrier was broken or reset. So in a race with a timer by Asio's `||` the timer may win
+    /// although the party has arrived; with_timeout() then returns the arrival. (Which types of cancellation reach the
+    /// wait: see StageSemaphore::acquire().)
     ///
     /// @par Complexity
     /// O(1); O(parties) for the last arrival if one was withdrawn in its phase. No allocation beside the cancellation

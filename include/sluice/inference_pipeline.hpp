@@ -52,9 +52,9 @@ namespace sluice {
 /// that of the executor. Model functions may do their work elsewhere.
 ///
 /// @par Lifetime
-/// The pipeline must outlive the coroutines of its operations, streams excepted; the sink, the observer and ranges
-/// given by reference must outlive all of them. The execution context may be destroyed before or after the pipeline.
-/// One that was moved from can only be destroyed or assigned to.
+/// The pipeline may be destroyed while its operations run, with the exception of run_stage(): they keep what they need
+/// of it. The sink, the observer and ranges given by reference must outlive them. The execution context may be
+/// destroyed before or after the pipeline. One that was moved from can only be destroyed or assigned to.
 template <class Classify, class Extract, class Generate, class Sink, Timer TimerType = boost::asio::steady_timer>
 class InferencePipeline {
 public:
@@ -137,9 +137,10 @@ public:
     /// @throws what the range throws; the queries that run are then cancelled.
     ///
     /// @par Cancellation
-    /// Terminal, partial, total. Nothing new starts, what runs is cancelled, every slot comes back, and then
-    /// `operation_aborted` comes out. Queries that failed before are in the dead letters, cancelled ones are not.
-    /// Results that are there already are discarded.
+    /// Terminal, partial, total, as far as the awaiting coroutine lets them through (see StageSemaphore::acquire()).
+    /// Nothing new starts, what runs is cancelled, every slot comes back, and then `operation_aborted` comes out.
+    /// Queries that failed before are in the dead letters, cancelled ones are not. Results that are there already are
+    /// discarded: where they must not be, use process_stream().
     ///
     /// @note Model functions that complete without suspending give nothing else a turn while they do, not even whoever
     /// would cancel the batch.

@@ -24,8 +24,9 @@ namespace sluice {
 struct Backoff {
     std::chrono::nanoseconds initial = std::chrono::milliseconds(100);  ///< Before the first retry; not negative.
     double multiplier = 2;                                              ///< At least 1.
-    std::optional<std::chrono::nanoseconds> cap{};  ///< At least `initial`. Default: 30 s, or `initial` if that is more.
-    double jitter = 0.5;                          ///< From 0, none, to 1: anything down to no wait at all.
+    std::optional<std::chrono::nanoseconds>
+        cap{};            ///< At least `initial`. Default: 30 s, or `initial` if that is more.
+    double jitter = 0.5;  ///< From 0, none, to 1: anything down to no wait at all.
 
     /// The same seed gives the same delays. Default: a random one, so that those who lose their provider together do
     /// not retry together: another for each RetryPolicy and each Stage. On virtual time stages have the same one in

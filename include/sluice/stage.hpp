@@ -53,6 +53,15 @@ class PipelineState;
 /// say, as long as its coroutine comes back to its executor. It must not call `this_coro::reset_cancellation_state` or
 /// `this_coro::throw_if_cancelled` and leave them changed: they belong to the coroutine that runs the query.
 ///
+/// A model function that blocks its thread stops everything on that thread, timeouts included. One that waits for
+/// something itself, for a slot of another semaphore say, does so within its attempt: the wait counts as latency and
+/// against the timeout. One that runs its own stage again waits for a slot while it holds one, and if every slot is
+/// held in this way, for ever.
+///
+/// An argument is converted to the parameter of the model function where the stage calls it. A wrapper that converts it
+/// further inside (a `std::function` of another signature, `std::bind_front`) must not hand a reference to the result
+/// to a coroutine: that is gone when the coroutine begins.
+///
 /// @par Thread safety
 /// Distinct objects: safe. Shared objects: unsafe. A stage and the coroutines that run it belong to one thread or
 /// strand, that of the executor.
@@ -176,6 +185,7 @@ private:
                                                                 std::optional<Value<Args...>>& data, Args&... args) {
         const Executor<Args...> executor = co_await boost::asio::this_coro::executor;
         const boost::intrusive_ptr<detail::SemaphoreState> line = detail::SemaphoreAccess::state(stage.semaphore_);
+        line->check_context(executor);
         const std::uint64_t stream = stage.runs_++;
         // A coroutine that was cancelled before, and does not mind, is cancelled no further by that.
         const boost::asio::cancellation_state before = co_await boost::asio::this_coro::cancellation_state;
@@ -263,8 +273,7 @@ private:
     static void check_alive(const detail::SemaphoreState& line) {
         BOOST_ASSERT_MSG(
             !line.abandoned(),
-            "sluice::Stage: destroyed while a query runs through it; a stage, and a pipeline, must outlive "
-            "the coroutines that run it");
+            "sluice::Stage: destroyed while a query runs through it; a stage must outlive the coroutines that run it");
         static_cast<void>(line);
     }
 

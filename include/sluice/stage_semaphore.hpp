@@ -136,7 +136,9 @@ public:
     /// `asio::awaitable<Slot, E>` where one is asked for.
     ///
     /// Completes at once when a slot is free, and through the executor when it has to wait. Of many free ones in a row
-    /// some go through the executor as well, lest a loop of them gives nobody else a turn.
+    /// some go through the executor as well, lest a loop of them gives nobody else a turn. Slots are granted in the
+    /// order in which they were asked for, but coroutines need not go on in that order: one that finds a slot free goes
+    /// on at once, while one that was granted a slot before may have yet to resume.
     ///
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled, or the semaphore was
     /// closed or destroyed before it was granted a slot.
@@ -145,6 +147,11 @@ public:
     /// Terminal, partial, total. The waiter leaves the queue in O(1) and loses its place. One that is cancelled after
     /// it was granted a slot and before it resumes is cancelled too, and the slot goes to the next: until the coroutine
     /// runs again, cancellation wins. No cancellation loses or creates a slot.
+    ///
+    /// Which types reach the wait is decided by the coroutine: one that co_spawn started lets terminal cancellation
+    /// alone through, unless it calls `this_coro::reset_cancellation_state`. A coroutine that was cancelled earlier and
+    /// goes on, by `this_coro::throw_if_cancelled(false)`, waits like any other: only a cancellation during the wait
+    /// ends it.
     ///
     /// @par Complexity
     /// O(1), no allocation beside the cancellation slot's entry.

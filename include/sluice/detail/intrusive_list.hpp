@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/requirements.hpp>
+
 namespace sluice::detail {
 
 // What an object derives from to stand in an IntrusiveList. It leaves its list by itself when it is destroyed.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/detail/requirements.hpp>
+
 #include <array>
 #include <charconv>
 #include <concepts>

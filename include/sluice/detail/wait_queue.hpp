@@ -89,13 +89,13 @@ public:
     // Whether the execution context is being destroyed, or has been, and its coroutines with it.
     bool context_gone() const noexcept { return service_ == nullptr; }
 
-    // Asserts that what waits here lives in the execution context of this queue.
-    template <class Handler>
-    void check_context(const Handler& handler) const {
-        BOOST_ASSERT_MSG(context_gone() || is_in_context(boost::asio::get_associated_executor(handler)),
+    // Asserts that a coroutine on this executor lives in the execution context of this queue.
+    template <class Executor>
+    void check_context(const Executor& executor) const {
+        BOOST_ASSERT_MSG(context_gone() || is_in_context(executor),
                          "sluice: awaited in a coroutine of another execution context than the object's own, which "
                          "would never resume it: see run_on()");
-        static_cast<void>(handler);
+        static_cast<void>(executor);
     }
 
     // The executor of the drain; an empty one once its context has been destroyed.
@@ -192,6 +192,7 @@ private:
 
         template <class Handler>
         void start(Handler&& handler) const {
+            queue->check_context(boost::asio::get_associated_executor(handler));
             const auto slot = waiter->outcome == Outcome::waiting
                                   ? boost::asio::get_associated_cancellation_slot(handler)
                                   : boost::asio::cancellation_slot();

@@ -71,7 +71,8 @@ public:
         return true;
     }
 
-    /// Runs until there is nothing to do, and gives how much virtual time went by.
+    /// Runs until there is nothing to do, and returns how much virtual time went by. Coroutines may still wait for
+    /// something that never comes: check that those you started have ended.
     VirtualClock::duration run() {
         const auto begin = time_.now();
         while (run_one()) {

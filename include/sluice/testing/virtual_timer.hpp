@@ -156,6 +156,9 @@ private:
 
 /// Stands in for `asio::steady_timer` on virtual time.
 ///
+/// It expires only where something moves virtual time: run(), run_until_stalled(), an InterleavingContext, or
+/// VirtualTime::advance(). `io_context::run()` does not, and waits for ever.
+///
 /// @par Thread safety
 /// Unsafe, also between distinct timers of one execution context: virtual time is for one thread.
 class VirtualTimer {
