@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/concepts.hpp>
+#include <sluice/detail/awaitable_traits.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/execution/executor.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <atomic>
+#include <concepts>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+namespace sluice {
+
+namespace detail {
+
+// What the coroutine that awaits and the work share while the work lasts. The work owns it: Asio's strands must not
+// outlive the pool, as what waits elsewhere may do.
+template <class Strand>
+struct WorkLink {
+    explicit WorkLink(Strand work_strand) : strand(std::move(work_strand)) {}
+
+    // Before the function is called, on the strand.
+    void begin() {
+        begun = true;
+        if (cancelled) {
+            throw boost::system::system_error(boost::asio::error::operation_aborted, "run_on");
+        }
+    }
+
+    Strand strand;
+    std::atomic<bool> cancelled = false;
+    bool begun = false;                       // before that, Boost 1.83 lets a cancellation escape into the event loop
+    boost::asio::cancellation_signal signal;  // like `begun`, touched on the strand alone
+};
+
+// Lies in the cancellation slot of the coroutine that awaits.
+template <class Strand>
+struct CancelWork {
+    std::weak_ptr<WorkLink<Strand>> work;
+
+    void operator()(boost::asio::cancellation_type type) const {
+        if (const auto link = work.lock()) {
+            link->cancelled = true;
+            boost::asio::post(link->strand, [link, type] {
+                if (link->begun) {
+                    link->signal.emit(type);
+                }
+            });
+        }
+    }
+};
+
+// The value that a function gives, by itself or by its awaitable, and the executor of its coroutine.
+template <class Strand, class Function>
+struct WorkTraits {
+    using Value = std::invoke_result_t<Function&>;
+    using Executor = Strand;
+};
+template <class Strand, AwaitableFunction Function>
+struct WorkTraits<Strand, Function> {
+    using Value = awaited_t<Function&>;
+    using Executor = awaiting_executor_t<Function&>;
+};
+
+template <class Strand, class Function>
+struct RunOn {
+    using Value = typename WorkTraits<Strand, Function>::Value;
+    using Executor = typename WorkTraits<Strand, Function>::Executor;
+    using Link = std::shared_ptr<WorkLink<Strand>>;
+
+    // The coroutine that cancellation reaches.
+    static boost::asio::awaitable<void, Executor> call(WorkLink<Strand>& link, Function& function,
+                                                       Awaited<Value>& result) {
+        link.begin();
+        co_await boost::asio::this_coro::reset_cancellation_state(boost::asio::enable_total_cancellation());
+        co_await Store<Value, Executor>::run(function(), result);
+    }
+
+    // Has function and link in its frame, which is gone before the result is handed on. Nothing cancels this one.
+    static boost::asio::awaitable<Awaited<Value>, Executor> work(Link link, Function function) {
+        // On a thread of the pool all up to here was called by the coroutine that awaits; now it has suspended.
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        co_await boost::asio::post(executor, boost::asio::deferred);
+        Awaited<Value> result;
+        if constexpr (AwaitableFunction<Function>) {
+            const auto slot = link->signal.slot();
+            co_await boost::asio::co_spawn(executor, call(*link, function, result),
+                                           boost::asio::bind_cancellation_slot(slot, boost::asio::deferred));
+        } else {
+            link->begin();
+            if constexpr (std::is_void_v<Value>) {
+                function();
+                result.emplace();
+            } else {
+                result.emplace(function());
+            }
+        }
+        co_return result;
+    }
+
+    template <class AwaitingExecutor, class Pool>
+    static boost::asio::awaitable<Value, AwaitingExecutor> run(std::optional<Pool> pool, Function function) {
+        auto link = std::make_shared<WorkLink<Strand>>(boost::asio::make_strand(*pool));
+        pool.reset();  // it may be a strand
+        const boost::asio::cancellation_state state = co_await boost::asio::this_coro::cancellation_state;
+        if (auto slot = state.slot(); slot.is_connected()) {  // Asio clears it when this coroutine resumes
+            slot.template emplace<CancelWork<Strand>>(CancelWork<Strand>{link});
+        }
+        auto result = co_await boost::asio::async_initiate<const boost::asio::deferred_t&,
+                                                           void(std::exception_ptr, Awaited<Value>)>(
+            [&](auto&& handler) {
+                const Executor executor(link->strand);
+                boost::asio::co_spawn(executor, work(std::move(link), std::move(function)),
+                                      boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(),
+                                                                          std::forward<decltype(handler)>(handler)));
+            },
+            boost::asio::deferred);
+        if constexpr (!std::is_void_v<Value>) {
+            co_return std::move(*result);
+        }
+    }
+};
+
+}  // namespace detail
+
+/// Runs `function()` on `executor`, that of a thread pool say, and comes back to the executor of the awaiting coroutine
+/// with what the function returned or threw. `function` is a callable without arguments that returns a value or
+/// nothing, and may block its thread; or it returns an `asio::awaitable`, a coroutine that then runs on `executor`.
+///
+///     auto classify = [&pool](const std::string& text) {
+///         return sluice::run_on(pool.get_executor(), [text] { return blocking_call(text); });
+///     };
+///
+/// Each call has a strand of its own. (Awaiting `co_spawn(pool, ...)` has none: a cancellation then races with the work
+/// inside of Asio.) `AwaitingExecutor` is that of the awaiting coroutine, if it is not `any_io_executor`.
+///
+/// @throws boost::system::system_error with `operation_aborted` if it was cancelled before `function` was called; else
+/// whatever `function` or its coroutine threw.
+///
+/// @par Completion
+/// Always through the executor of the awaiting coroutine, and after `function` and the frame of its coroutine have been
+/// destroyed: nothing of the work is left then. `function` is never called inside of the call that awaits.
+///
+/// @par Cancellation
+/// Whatever type reaches the awaiting coroutine (by default `co_spawn` lets only terminal through) is passed on to the
+/// strand, and there to the coroutine of `function`, which receives terminal, partial and total. The work is waited
+/// for, and how it ends counts: a value that it returns all the same comes out. Before `function` was called, as when
+/// the pool is busy, it is not called at all. A function that blocks is not interrupted: it returns when it returns.
+///
+/// @par Thread safety
+/// Safe: any number of calls may run at once. `function` is called and destroyed on `executor`, while the awaiting
+/// coroutine is suspended; it must share nothing else with the awaiting coroutine's thread that is not safe to share.
+///
+/// @par Lifetime
+/// `function` is kept. The awaiting coroutine's execution context must outlive the work: destroy it after the pool, and
+/// so declare it before. A pool that is destroyed waits for the function that runs, and destroys coroutines that wait,
+/// the awaiting one included. A pool that was stopped, or joined, runs nothing more: the coroutine waits until the pool
+/// is destroyed. With g++ 12 a lambda given directly, in a `co_await`, must capture nothing that has a destructor: name
+/// it and move it in; see with_task_group(). A lambda that is itself a coroutine is kept, captures and all.
+///
+/// @par Into a pipeline
+/// A coroutine that runs elsewhere, a server's session on a pool, reaches a pipeline in the same way:
+///
+///     const auto result = co_await sluice::run_on(executor, [&] { return pipeline.process_one(query); });
+///
+/// with the executor that the pipeline was made with. What runs in the call's strand runs on that executor, so if it
+/// runs one thing at a time, being a strand or that of a context which one thread runs, the call and its cancellation
+/// exclude all else of the pipeline. (Not for models on a typed executor, whose coroutines run on no other: await
+/// `co_spawn(executor, pipeline.process_one(query), asio::deferred)` there, on such an executor just as safe.)
+template <class AwaitingExecutor = boost::asio::any_io_executor, class Executor, class Function>
+    requires boost::asio::execution::is_executor<Executor>::value
+[[nodiscard]] auto run_on(Executor executor, Function function) {
+    static_assert(std::invocable<Function&>, "sluice::run_on() needs a function that can be called without arguments");
+    if constexpr (std::invocable<Function&>) {
+        using Run = detail::RunOn<boost::asio::strand<Executor>, Function>;
+        static_assert(std::is_void_v<typename Run::Value> || ModelValue<typename Run::Value>,
+                      "sluice::run_on(): the function must return a value or nothing: no reference, nothing that may "
+                      "throw when it is moved");
+        static_assert(std::constructible_from<typename Run::Executor, boost::asio::strand<Executor>>,
+                      "sluice::run_on(): the function's asio::awaitable must be able to run on a strand, as those of "
+                      "asio::any_io_executor are");
+        return Run::template run<AwaitingExecutor, Executor>(std::move(executor), std::move(function));
+    }
+}
+
+}  // namespace sluice
