@@ -62,16 +62,12 @@ struct PooledModel {
 
     asio::awaitable<int> operator()(const std::string& text) const {
         const int number = std::stoi(text);
-        co_await asio::co_spawn(
-            pool,
-            [this]() -> asio::awaitable<void> {
-                const int now = ++running;
-                for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
-                }
-                --running;
-                co_return;
-            },
-            asio::deferred);
+        co_await sluice::run_on(pool.get_executor(), [this] {
+            const int now = ++running;
+            for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+            }
+            --running;
+        });
         if (number % fails_every == 0) {
             throw std::runtime_error("model");
         }
@@ -326,13 +322,7 @@ TEST_CASE("threads: children on a strand work on the pool and come back", "[thre
             return sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
                 for (int i = 0; i != 2000; ++i) {
                     group.spawn([&, i]() -> asio::awaitable<void> {
-                        co_await asio::co_spawn(
-                            pool,
-                            [&]() -> asio::awaitable<void> {
-                                ++worked;
-                                co_return;
-                            },
-                            asio::deferred);
+                        co_await sluice::run_on(pool.get_executor(), [&] { ++worked; });
                         sum += i;
                     });
                 }
@@ -385,10 +375,8 @@ TEST_CASE("threads: a model may work on a pool and come back to an io_context", 
     const auto home = std::this_thread::get_id();
     std::vector<std::thread::id> after;
     const auto model = [&](int n) -> asio::awaitable<int> {
-        const auto work = [](int number) -> asio::awaitable<std::pair<int, std::thread::id>> {
-            co_return std::pair(number * number, std::this_thread::get_id());
-        };
-        const auto [square, thread] = co_await asio::co_spawn(pool, work(n), asio::deferred);
+        const auto work = [n] { return std::pair(n * n, std::this_thread::get_id()); };
+        const auto [square, thread] = co_await sluice::run_on(pool.get_executor(), work);
         after.push_back(std::this_thread::get_id());
         if (thread == std::this_thread::get_id()) {
             throw std::logic_error("not on the pool");

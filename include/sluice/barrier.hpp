@@ -73,6 +73,8 @@ public:
     /// another arrival in its place. A phase that is complete stays complete: cancellation is then too late for this
     /// wait, as it is when the barrier was broken or reset.
     ///
+    /// @note With Boost 1.83, race parties inside a coroutine only; see StageSemaphore::acquire().
+    ///
     /// @par Complexity
     /// O(1); O(parties) for the last arrival if one was withdrawn in its phase. No allocation beside the cancellation
     /// slot's entry.

@@ -143,49 +143,55 @@ struct RunOn {
 }  // namespace detail
 
 /// Runs `function()` on `executor`, that of a thread pool say, and comes back to the executor of the awaiting coroutine
-/// with what the function returned or threw. `function` is a callable without arguments that returns a value or
-/// nothing, and may block its thread; or it returns an `asio::awaitable`, a coroutine that then runs on `executor`.
+/// with the value that the function returned or the exception that it threw.
+///
+/// `function` is a callable without arguments. It returns a value or nothing, and may block its thread; or it returns
+/// an `asio::awaitable`, a coroutine that then runs on `executor`. A model function that does its work on a pool:
 ///
 ///     auto classify = [&pool](const std::string& text) {
 ///         return sluice::run_on(pool.get_executor(), [text] { return blocking_call(text); });
 ///     };
 ///
-/// Each call has a strand of its own. (Awaiting `co_spawn(pool, ...)` has none: a cancellation then races with the work
-/// inside of Asio.) `AwaitingExecutor` is that of the awaiting coroutine, if it is not `any_io_executor`.
+/// Each call has a strand of its own. (Awaiting `co_spawn(pool, ...)` has none, and its cancellation then races with
+/// the work inside of Asio.) `AwaitingExecutor` is that of the awaiting coroutine, if it is not `any_io_executor`.
 ///
 /// @throws boost::system::system_error with `operation_aborted` if it was cancelled before `function` was called; else
 /// whatever `function` or its coroutine threw.
 ///
 /// @par Completion
-/// Always through the executor of the awaiting coroutine, and after `function` and the frame of its coroutine have been
-/// destroyed: nothing of the work is left then. `function` is never called inside of the call that awaits.
+/// Through the executor of the awaiting coroutine, after `function` and the frame of its coroutine were destroyed on
+/// `executor`: nothing of the work is left then. `function` is never called inside the call that awaits.
 ///
 /// @par Cancellation
-/// Whatever type reaches the awaiting coroutine (by default `co_spawn` lets only terminal through) is passed on to the
-/// strand, and there to the coroutine of `function`, which receives terminal, partial and total. The work is waited
-/// for, and how it ends counts: a value that it returns all the same comes out. Before `function` was called, as when
-/// the pool is busy, it is not called at all. A function that blocks is not interrupted: it returns when it returns.
+/// Terminal, partial, total: each type that reaches the awaiting coroutine (`co_spawn` lets only terminal through,
+/// unless told otherwise) reaches that of `function`, on its strand. The work is waited for, and what it returns or
+/// throws comes out, a value as well. Work that has not begun, since the pool is busy, is not called at all, and ends
+/// when the pool gets to it. A function that blocks is not interrupted: it returns when it returns.
 ///
 /// @par Thread safety
-/// Safe: any number of calls may run at once. `function` is called and destroyed on `executor`, while the awaiting
-/// coroutine is suspended; it must share nothing else with the awaiting coroutine's thread that is not safe to share.
+/// Safe: any number of calls may run at once. `function` is called and destroyed on `executor` while the awaiting
+/// coroutine is suspended, so it may refer to that coroutine's variables.
 ///
 /// @par Lifetime
-/// `function` is kept. The awaiting coroutine's execution context must outlive the work: destroy it after the pool, and
-/// so declare it before. A pool that is destroyed waits for the function that runs, and destroys coroutines that wait,
-/// the awaiting one included. A pool that was stopped, or joined, runs nothing more: the coroutine waits until the pool
-/// is destroyed. With g++ 12 a lambda given directly, in a `co_await`, must capture nothing that has a destructor: name
-/// it and move it in; see with_task_group(). A lambda that is itself a coroutine is kept, captures and all.
+/// `function` is kept. The execution context of the awaiting coroutine must outlive the work: declare it before the
+/// pool, so that the pool is destroyed first. A pool that is destroyed waits for the functions that run, and the
+/// coroutines that are suspended on it are destroyed, with those that await them. A pool that was stopped, or joined,
+/// runs nothing more: whoever awaits it waits until it is destroyed. As always with Asio, nobody may use a pool, and so
+/// cancel its work, while it is being destroyed.
+///
+/// With g++ 12 a lambda given directly in the operand of `co_await` must capture nothing that has a destructor; see
+/// with_task_group().
 ///
 /// @par Into a pipeline
-/// A coroutine that runs elsewhere, a server's session on a pool, reaches a pipeline in the same way:
+/// A coroutine on another executor, such as a server's session on a pool, awaits a pipeline in the same way,
 ///
 ///     const auto result = co_await sluice::run_on(executor, [&] { return pipeline.process_one(query); });
 ///
-/// with the executor that the pipeline was made with. What runs in the call's strand runs on that executor, so if it
-/// runs one thing at a time, being a strand or that of a context which one thread runs, the call and its cancellation
-/// exclude all else of the pipeline. (Not for models on a typed executor, whose coroutines run on no other: await
-/// `co_spawn(executor, pipeline.process_one(query), asio::deferred)` there, on such an executor just as safe.)
+/// where `executor` is the one that the pipeline was made with. All that runs in the strand of the call runs on that
+/// executor, which runs one thing at a time, for it is a strand, or that of a context which one thread runs. So the
+/// call and its cancellation never run beside anything else of the pipeline. If the models' awaitables have a typed
+/// executor, they run on no strand: await `co_spawn(executor, pipeline.process_one(query), asio::deferred)`, which is
+/// as safe on such an executor.
 template <class AwaitingExecutor = boost::asio::any_io_executor, class Executor, class Function>
     requires boost::asio::execution::is_executor<Executor>::value
 [[nodiscard]] auto run_on(Executor executor, Function function) {

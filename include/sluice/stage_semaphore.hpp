@@ -123,6 +123,10 @@ public:
     /// it was granted a slot and before it resumes is cancelled too, and the slot goes to the next: until the coroutine
     /// runs again, cancellation wins. No cancellation loses or creates a slot.
     ///
+    /// @note With Boost 1.83, race coroutines that acquire inside a coroutine or by with_task_group(): from a
+    /// `make_parallel_group` of `co_spawn`s that is made outside the event loop, `operation_aborted` escapes into it,
+    /// when the first of them takes a free slot and those that have not begun are cancelled.
+    ///
     /// @par Complexity
     /// O(1), no allocation beside the cancellation slot's entry.
     Acquisition acquire() noexcept;
