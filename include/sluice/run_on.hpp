@@ -38,18 +38,9 @@ template <class Strand>
 struct WorkLink {
     explicit WorkLink(Strand work_strand) : strand(std::move(work_strand)) {}
 
-    // Before the function is called, on the strand.
-    void begin() {
-        begun = true;
-        if (cancelled) {
-            throw boost::system::system_error(boost::asio::error::operation_aborted, "run_on");
-        }
-    }
-
     Strand strand;
     std::atomic<bool> cancelled = false;
-    bool begun = false;                       // before that, Boost 1.83 lets a cancellation escape into the event loop
-    boost::asio::cancellation_signal signal;  // like `begun`, touched on the strand alone
+    boost::asio::cancellation_signal signal;  // touched on the strand alone
 };
 
 // Lies in the cancellation slot of the coroutine that awaits.
@@ -60,11 +51,7 @@ struct CancelWork {
     void operator()(boost::asio::cancellation_type type) const {
         if (const auto link = work.lock()) {
             link->cancelled = true;
-            boost::asio::post(link->strand, [link, type] {
-                if (link->begun) {
-                    link->signal.emit(type);
-                }
-            });
+            boost::asio::post(link->strand, [link, type] { link->signal.emit(type); });
         }
     }
 };
@@ -87,34 +74,44 @@ struct RunOn {
     using Executor = typename WorkTraits<Strand, Function>::Executor;
     using Link = std::shared_ptr<WorkLink<Strand>>;
 
-    // The coroutine that cancellation reaches.
-    static boost::asio::awaitable<void, Executor> call(WorkLink<Strand>& link, Function& function,
-                                                       Awaited<Value>& result) {
-        link.begin();
-        co_await boost::asio::this_coro::reset_cancellation_state(boost::asio::enable_total_cancellation());
-        co_await Store<Value, Executor>::run(function(), result);
+    // An error is handed on by hand: Asio would keep it on the pool's thread while the other handles it already.
+    using Outcome = std::pair<std::exception_ptr, Awaited<Value>>;
+
+    static boost::asio::awaitable<void, Executor> call(const WorkLink<Strand>& link, Function& function,
+                                                       Outcome& outcome) {
+        try {
+            if (link.cancelled) {
+                throw boost::system::system_error(boost::asio::error::operation_aborted, "run_on");
+            }
+            if constexpr (AwaitableFunction<Function>) {
+                co_await boost::asio::this_coro::reset_cancellation_state(boost::asio::enable_total_cancellation());
+                co_await Store<Value, Executor>::run(function(), outcome.second);
+            } else if constexpr (std::is_void_v<Value>) {
+                function();
+                outcome.second.emplace();
+            } else {
+                outcome.second.emplace(function());
+            }
+        } catch (...) {
+            outcome.first = std::current_exception();
+        }
     }
 
-    // Has function and link in its frame, which is gone before the result is handed on. Nothing cancels this one.
-    static boost::asio::awaitable<Awaited<Value>, Executor> work(Link link, Function function) {
-        // On a thread of the pool all up to here was called by the coroutine that awaits; now it has suspended.
+    // Has function and link in its frame, which is gone before the outcome is handed on. Cancellation does not reach
+    // this coroutine, but the one that it starts, which begins at once, since this one is on the strand.
+    static boost::asio::awaitable<Outcome, Executor> work(Link link, Function function) {
         const Executor executor = co_await boost::asio::this_coro::executor;
+        // If the coroutine that awaits is on a thread of the pool, all up to here is called by it.
         co_await boost::asio::post(executor, boost::asio::deferred);
-        Awaited<Value> result;
+        Outcome outcome;
         if constexpr (AwaitableFunction<Function>) {
             const auto slot = link->signal.slot();
-            co_await boost::asio::co_spawn(executor, call(*link, function, result),
+            co_await boost::asio::co_spawn(executor, call(*link, function, outcome),
                                            boost::asio::bind_cancellation_slot(slot, boost::asio::deferred));
         } else {
-            link->begin();
-            if constexpr (std::is_void_v<Value>) {
-                function();
-                result.emplace();
-            } else {
-                result.emplace(function());
-            }
+            co_await call(*link, function, outcome);
         }
-        co_return result;
+        co_return outcome;
     }
 
     template <class AwaitingExecutor, class Pool>
@@ -125,17 +122,21 @@ struct RunOn {
         if (auto slot = state.slot(); slot.is_connected()) {  // Asio clears it when this coroutine resumes
             slot.template emplace<CancelWork<Strand>>(CancelWork<Strand>{link});
         }
-        auto result = co_await boost::asio::async_initiate<const boost::asio::deferred_t&,
-                                                           void(std::exception_ptr, Awaited<Value>)>(
-            [&](auto&& handler) {
-                const Executor executor(link->strand);
-                boost::asio::co_spawn(executor, work(std::move(link), std::move(function)),
-                                      boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(),
-                                                                          std::forward<decltype(handler)>(handler)));
-            },
-            boost::asio::deferred);
+        auto outcome =
+            co_await boost::asio::async_initiate<const boost::asio::deferred_t&, void(std::exception_ptr, Outcome)>(
+                [&](auto&& handler) {
+                    const Executor executor(link->strand);
+                    boost::asio::co_spawn(
+                        executor, work(std::move(link), std::move(function)),
+                        boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(),
+                                                            std::forward<decltype(handler)>(handler)));
+                },
+                boost::asio::deferred);
+        if (outcome.first) {
+            std::rethrow_exception(std::move(outcome.first));
+        }
         if constexpr (!std::is_void_v<Value>) {
-            co_return std::move(*result);
+            co_return std::move(*outcome.second);
         }
     }
 };
