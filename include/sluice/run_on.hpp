@@ -190,9 +190,8 @@ struct RunOn {
 ///
 /// where `executor` is the one that the pipeline was made with. All that runs in the strand of the call runs on that
 /// executor, which runs one thing at a time, for it is a strand, or that of a context which one thread runs. So the
-/// call and its cancellation never run beside anything else of the pipeline. If the models' awaitables have a typed
-/// executor, they run on no strand: await `co_spawn(executor, pipeline.process_one(query), asio::deferred)`, which is
-/// as safe on such an executor.
+/// call and its cancellation never run beside anything else of the pipeline. The models' awaitables must be those of
+/// `any_io_executor`: a typed one of theirs is no strand of this call.
 template <class AwaitingExecutor = boost::asio::any_io_executor, class Executor, class Function>
     requires boost::asio::execution::is_executor<Executor>::value
 [[nodiscard]] auto run_on(Executor executor, Function function) {
