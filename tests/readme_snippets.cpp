@@ -11,6 +11,8 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
@@ -75,6 +77,29 @@ TEST_CASE("readme: an observer that counts who waits", "[readme]") {
     sluice::testing::run(context);
     CHECK(most == 2);
     CHECK(gauge.waiting == 0);
+}
+
+std::size_t blocking_call(const std::string& text) { return text.size(); }
+
+TEST_CASE("readme: a model on a pool, and a session that awaits the pipeline from elsewhere", "[readme]") {
+    asio::io_context context;
+    asio::thread_pool pool(2);
+    const auto strand = asio::make_strand(pool);
+    auto classify = [&pool](const std::string& text) {
+        return sluice::run_on(pool.get_executor(), [text] { return blocking_call(text); });
+    };
+    auto answer = [](std::size_t, std::size_t, const std::string&) -> asio::awaitable<int> { co_return 2; };
+    CollectingSink sink;
+    sluice::InferencePipeline pipeline(asio::any_io_executor(strand), classify, classify, answer,
+                                       sluice::StageLimits{1, 1, 1}, sink);
+    const test::Task<> session(context.get_executor(), [&]() -> asio::awaitable<void> {
+        const sluice::Query query("1", "four");
+        const auto result = co_await sluice::run_on(strand, [&] { return pipeline.process_one(query); });
+        CHECK(result.intent == 4);
+        CHECK(result.response == 2);
+    });
+    context.run();
+    CHECK(session.succeeded());
 }
 
 struct Log {

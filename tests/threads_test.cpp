@@ -9,10 +9,13 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/dispatch.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -23,11 +26,16 @@
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <exception>
+#include <functional>
+#include <future>
 #include <memory>
 #include <optional>
+#include <semaphore>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -35,6 +43,11 @@
 #include <vector>
 
 namespace asio = boost::asio;
+
+// Asio orders the last two owners of an any_io_executor that holds a strand by a fence, which TSan does not understand.
+extern "C" const char* __tsan_default_suppressions() {  // NOLINT(bugprone-reserved-identifier)
+    return "race:boost::asio::execution::detail::shared_target_executor\n";
+}
 
 namespace {
 
@@ -49,16 +62,12 @@ struct PooledModel {
 
     asio::awaitable<int> operator()(const std::string& text) const {
         const int number = std::stoi(text);
-        co_await asio::co_spawn(
-            pool,
-            [this]() -> asio::awaitable<void> {
-                const int now = ++running;
-                for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
-                }
-                --running;
-                co_return;
-            },
-            asio::deferred);
+        co_await sluice::run_on(pool.get_executor(), [this] {
+            const int now = ++running;
+            for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+            }
+            --running;
+        });
         if (number % fails_every == 0) {
             throw std::runtime_error("model");
         }
@@ -209,7 +218,7 @@ TEST_CASE("threads: primitives of several strands of one pool come and go at onc
 
 // Runs `function` on the strand, and what comes of it.
 template <class Strand, class Function>
-void run_on(const Strand& strand, Function function) {
+void run_through(const Strand& strand, Function function) {
     asio::post(strand, asio::use_future(function)).get();
     for (int i = 0; i != 5; ++i) {
         asio::post(strand, asio::use_future([] {})).get();
@@ -231,16 +240,16 @@ TEST_CASE("threads: a semaphore's executor may be a strand of a pool, which goes
     const auto alive = std::make_shared<int>();
     bool served = false;
     std::vector<Task<sluice::Slot>> tasks;
-    run_on(*strand, [&] {
+    run_through(*strand, [&] {
         for (int i = 0; i != 4; ++i) {
             tasks.emplace_back(*strand, [&, alive] { return semaphore->acquire(); });
         }
         asio::co_spawn(*strand, visit(*semaphore, served), asio::detached);
     });
-    run_on(*strand, [&] { tasks[0].value().release(); });
-    run_on(*strand, [&] { tasks[2].cancel(); });
+    run_through(*strand, [&] { tasks[0].value().release(); });
+    run_through(*strand, [&] { tasks[2].cancel(); });
     int succeeded = 0;
-    run_on(*strand, [&] {
+    run_through(*strand, [&] {
         succeeded = tasks[0].succeeded() + tasks[1].succeeded() + tasks[2].aborted();
         CHECK(semaphore->active() == 1);
         CHECK(semaphore->waiting() == 2);
@@ -278,13 +287,13 @@ TEST_CASE("threads: a barrier's executor may be a strand of a pool, which goes b
     bool met = false;
     std::vector<Task<std::size_t>> arrivals;
     std::size_t waiting = 0;
-    run_on(*strand, [&] {
+    run_through(*strand, [&] {
         for (int i = 0; i != 4; ++i) {
             arrivals.emplace_back(*strand, [&, alive] { return barrier->arrive_and_wait(); });
         }
         asio::co_spawn(*strand, meet(*barrier, met), asio::detached);
     });
-    run_on(*strand, [&] { waiting = barrier->waiting(); });
+    run_through(*strand, [&] { waiting = barrier->waiting(); });
     CHECK(waiting == 2);
     CHECK(arrivals[0].succeeded());
     CHECK(arrivals[2].succeeded());
@@ -313,13 +322,7 @@ TEST_CASE("threads: children on a strand work on the pool and come back", "[thre
             return sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
                 for (int i = 0; i != 2000; ++i) {
                     group.spawn([&, i]() -> asio::awaitable<void> {
-                        co_await asio::co_spawn(
-                            pool,
-                            [&]() -> asio::awaitable<void> {
-                                ++worked;
-                                co_return;
-                            },
-                            asio::deferred);
+                        co_await sluice::run_on(pool.get_executor(), [&] { ++worked; });
                         sum += i;
                     });
                 }
@@ -372,10 +375,8 @@ TEST_CASE("threads: a model may work on a pool and come back to an io_context", 
     const auto home = std::this_thread::get_id();
     std::vector<std::thread::id> after;
     const auto model = [&](int n) -> asio::awaitable<int> {
-        const auto work = [](int number) -> asio::awaitable<std::pair<int, std::thread::id>> {
-            co_return std::pair(number * number, std::this_thread::get_id());
-        };
-        const auto [square, thread] = co_await asio::co_spawn(pool, work(n), asio::deferred);
+        const auto work = [n] { return std::pair(n * n, std::this_thread::get_id()); };
+        const auto [square, thread] = co_await sluice::run_on(pool.get_executor(), work);
         after.push_back(std::this_thread::get_id());
         if (thread == std::this_thread::get_id()) {
             throw std::logic_error("not on the pool");
@@ -433,6 +434,385 @@ TEST_CASE("threads: an observer is called on the executor of the stage", "[threa
     pool.join();
     CHECK(calls.all == 5 * 3 + 5 * 4);
     CHECK(calls.elsewhere == 0);
+}
+
+// What a coroutine that waits to be cancelled counts, on whatever thread.
+struct Counts {
+    std::atomic<int> begun = 0;
+    std::atomic<int> ended = 0;
+};
+
+// Waits until it is cancelled, having called `begun`.
+template <class Function>
+asio::awaitable<int> until_cancelled(Counts& counts, Function begun) {
+    asio::steady_timer never(co_await asio::this_coro::executor, asio::steady_timer::time_point::max());
+    ++counts.begun;
+    begun();
+    try {
+        co_await never.async_wait(asio::deferred);
+    } catch (const boost::system::system_error&) {
+        ++counts.ended;
+        throw;
+    }
+    co_return 0;
+}
+
+TEST_CASE("threads: run_on comes back with what ran on the pool, to each strand", "[threads][run_on]") {
+    asio::thread_pool pool(4);
+    std::atomic<int> wrong = 0;
+    std::atomic<int> sum = 0;
+    for (int i = 0; i != 8; ++i) {
+        const auto strand = asio::make_strand(pool);
+        start(strand, [&, strand] {
+            const auto caller = [&, strand]() -> asio::awaitable<void> {
+                for (int n = 0; n != 100; ++n) {
+                    const auto plain = [&, strand, n] {
+                        wrong += strand.running_in_this_thread();
+                        return std::to_string(n);
+                    };
+                    const auto coroutine = [&, n]() -> asio::awaitable<int> {
+                        co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
+                        co_return n;
+                    };
+                    sum += std::stoi(co_await sluice::run_on(pool.get_executor(), plain));
+                    wrong += !strand.running_in_this_thread();
+                    sum += co_await sluice::run_on(pool.get_executor(), coroutine);
+                    wrong += !strand.running_in_this_thread();
+                    try {
+                        co_await sluice::run_on(pool.get_executor(), [] { throw std::runtime_error("no"); });
+                    } catch (const std::runtime_error&) {
+                        ++sum;
+                    }
+                    wrong += !strand.running_in_this_thread();
+                }
+            };
+            asio::co_spawn(strand, caller, asio::detached);
+        });
+    }
+    pool.join();
+    CHECK(wrong == 0);
+    CHECK(sum == 8 * (2 * 99 * 50 + 100));
+}
+
+TEST_CASE("threads: a stage's timeout ends work that is suspended on a pool", "[threads][run_on]") {
+    asio::thread_pool pool(4);
+    const auto strand = asio::make_strand(pool);
+    Counts counts;
+    int timed_out = 0;
+    const auto model = [&](int) {
+        return sluice::run_on(pool.get_executor(), [&] { return until_cancelled(counts, [] {}); });
+    };
+    sluice::Stage stage(strand, "model", 8, model, sluice::StageOptions({}, std::chrono::microseconds(200)));
+    start(strand, [&] {
+        for (int worker = 0; worker != 16; ++worker) {
+            asio::co_spawn(
+                strand,
+                [&]() -> asio::awaitable<void> {
+                    for (int i = 0; i != 25; ++i) {
+                        const auto result = co_await stage.run("q", 1);
+                        timed_out += result.error.message().starts_with("timed out");
+                    }
+                },
+                asio::detached);
+        }
+    });
+    pool.join();
+    CHECK(timed_out == 16 * 25);
+    CHECK(counts.ended == counts.begun);  // those that never began were cancelled before
+    CHECK(stage.semaphore().active() == 0);
+}
+
+TEST_CASE("threads: work on a pool ends as its stage's timeout comes", "[threads][run_on]") {
+    asio::thread_pool pool(4);
+    const auto strand = asio::make_strand(pool);
+    std::atomic<int> calls = 0;
+    int accounted_for = 0;
+    const auto model = [&](int) {
+        return sluice::run_on(pool.get_executor(), [&]() -> asio::awaitable<int> {
+            asio::steady_timer timer(co_await asio::this_coro::executor, std::chrono::microseconds(++calls * 37 % 400));
+            co_await timer.async_wait(asio::deferred);
+            co_return 1;
+        });
+    };
+    sluice::Stage stage(strand, "model", 8, model, sluice::StageOptions({}, std::chrono::microseconds(200)));
+    start(strand, [&] {
+        for (int worker = 0; worker != 8; ++worker) {
+            asio::co_spawn(
+                strand,
+                [&]() -> asio::awaitable<void> {
+                    for (int i = 0; i != 100; ++i) {
+                        const auto result = co_await stage.run("q", 1);
+                        accounted_for += result.success || result.error.message().starts_with("timed out");
+                    }
+                },
+                asio::detached);
+        }
+    });
+    pool.join();
+    CHECK(accounted_for == 800);
+    CHECK(stage.semaphore().active() == 0);
+}
+
+TEST_CASE("threads: work that is suspended on a pool is cancelled from outside", "[threads][run_on][cancellation]") {
+    constexpr std::array types{asio::cancellation_type::terminal, asio::cancellation_type::partial,
+                               asio::cancellation_type::total};
+    asio::thread_pool pool(4);
+    const auto strand = asio::make_strand(pool);
+    Counts counts;
+    std::vector<Task<int>> tasks;
+    start(strand, [&] {
+        for (std::size_t i = 0; i != 600; ++i) {
+            tasks.emplace_back(strand, [&, i] {
+                return sluice::run_on(pool.get_executor(), [&, i] {
+                    return until_cancelled(
+                        counts, [&, i] { asio::post(strand, [&, i] { tasks[i].cancel(types[i % types.size()]); }); });
+                });
+            });
+        }
+    });
+    pool.join();
+    int aborted = 0;
+    for (const auto& task : tasks) {
+        aborted += task.aborted();
+    }
+    CHECK(aborted == 600);
+    CHECK(counts.begun == 600);
+    CHECK(counts.ended == 600);
+}
+
+TEST_CASE("threads: cancelling a function that blocks waits for it", "[threads][run_on][cancellation]") {
+    asio::io_context context;
+    asio::thread_pool pool(2);
+    int came_back_early = 0;
+    int came_back = 0;
+    Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (int round = 0; round != 200; ++round) {
+            std::atomic<bool> returns = false;
+            std::binary_semaphore was_cancelled(0);
+            std::optional<Task<int>> call;
+            call.emplace(context.get_executor(), [&] {
+                return sluice::run_on(pool.get_executor(), [&] {
+                    asio::post(context, [&] {
+                        call->cancel();
+                        was_cancelled.release();
+                    });
+                    was_cancelled.acquire();
+                    returns = true;
+                    return 7;
+                });
+            });
+            while (!call->done()) {
+                co_await asio::post(context, asio::deferred);
+                came_back_early += call->done() && !returns;
+            }
+            came_back += call->value() == 7;
+        }
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(came_back == 200);
+    CHECK(came_back_early == 0);
+}
+
+TEST_CASE("threads: cancelled before a busy pool begins it, work is never called", "[threads][run_on][cancellation]") {
+    asio::io_context context;
+    asio::thread_pool pool(1);
+    std::atomic<int> called = 0;
+    int aborted = 0;
+    Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (int round = 0; round != 100; ++round) {
+            std::binary_semaphore gate(0);
+            asio::post(pool, [&] { gate.acquire(); });
+            co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+                int waiting = 0;
+                for (int i = 0; i != 10; ++i) {
+                    group.spawn([&, i]() -> asio::awaitable<void> {
+                        ++waiting;
+                        try {
+                            if (i % 2 == 0) {
+                                co_await sluice::run_on(pool.get_executor(), [&] { ++called; });
+                            } else {
+                                co_await sluice::run_on(pool.get_executor(), [&]() -> asio::awaitable<void> {
+                                    ++called;
+                                    co_return;
+                                });
+                            }
+                        } catch (const boost::system::system_error& error) {
+                            aborted += error.code() == asio::error::operation_aborted;
+                            throw;
+                        }
+                    });
+                }
+                while (waiting != 10) {
+                    co_await asio::post(context, asio::deferred);
+                }
+                group.cancel();
+                gate.release();
+            });
+        }
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(called == 0);
+    CHECK(aborted == 1000);
+}
+
+TEST_CASE("threads: a pool may be destroyed before the context of those who wait for it",
+          "[threads][run_on][shutdown]") {
+    for (int round = 0; round != 50; ++round) {
+        const auto alive = std::make_shared<int>();
+        asio::io_context context;
+        std::optional<asio::thread_pool> pool(std::in_place, 2);
+        Counts counts;
+        std::vector<Task<int>> tasks;
+        for (int i = 0; i != 8; ++i) {
+            tasks.emplace_back(context.get_executor(), [&] {
+                auto work = [&, alive] { return until_cancelled(counts, [] {}); };
+                return sluice::run_on(pool->get_executor(), std::move(work));
+            });
+        }
+        context.poll();
+        for (int i = 0; i != 4; ++i) {
+            tasks[static_cast<std::size_t>(i)].cancel();
+        }
+        while (counts.begun < 4) {
+            std::this_thread::yield();
+        }
+        pool.reset();
+        context.restart();
+        context.run();
+        CHECK(alive.use_count() == 1);
+        int ended = 0;
+        for (const auto& task : tasks) {
+            ended += task.ends();
+        }
+        CHECK(ended <= 4);
+    }
+}
+
+// A pipeline on `executor`, and sessions on strands of a pool that send it queries and cancel every other one.
+template <class Executor>
+void check_sessions(asio::thread_pool& pool, const Executor& executor) {
+    Counts stuck;
+    CountingSink sink;
+    // A text is the number of the session whose query is to be stuck in this model, until it is cancelled.
+    std::vector<std::function<void()>> cancel_session(8);
+    const auto model = [&](const std::string& text) -> asio::awaitable<int> {
+        co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
+        if (text != "go") {
+            co_await until_cancelled(stuck, [&] { cancel_session.at(std::stoul(text))(); });
+        }
+        co_return 1;
+    };
+    const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 2; };
+    sluice::InferencePipeline pipeline(asio::any_io_executor(executor), model, model, generate,
+                                       sluice::StageLimits{3, 2, 1}, sink);
+    std::atomic<int> completed = 0;
+    std::atomic<int> aborted = 0;
+    std::atomic<int> elsewhere = 0;
+    std::atomic<int> sessions = 8;
+    std::vector<std::promise<void>> ended(8);
+    for (std::size_t number = 0; number != 8; ++number) {
+        const auto home = asio::make_strand(pool);
+        start(home, [&, home, number] {
+            const auto session = [&, home, number]() -> asio::awaitable<void> {
+                for (int i = 0; i != 60; ++i) {
+                    const bool sticks = i % 2 == 0;
+                    const sluice::Query query("q", sticks ? std::to_string(number) : "go");
+                    sluice::TaskGroup* running = nullptr;
+                    if (sticks) {
+                        cancel_session[number] = [&, home] { asio::post(home, [&] { running->cancel(); }); };
+                    }
+                    co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+                        running = &group;
+                        try {
+                            const auto result =
+                                co_await sluice::run_on(executor, [&] { return pipeline.process_one(query); });
+                            completed += result.response == 2;
+                        } catch (const boost::system::system_error& error) {
+                            aborted += error.code() == asio::error::operation_aborted;
+                        }
+                    });
+                    elsewhere += !home.running_in_this_thread();
+                }
+            };
+            asio::co_spawn(home, session, [&, number](const std::exception_ptr&) { ended[number].set_value(); });
+        });
+    }
+    for (auto& end : ended) {
+        end.get_future().wait();
+    }
+    CHECK(completed == 8 * 30);
+    CHECK(aborted == 8 * 30);
+    CHECK(elsewhere == 0);
+    CHECK(stuck.begun == 8 * 30);
+    CHECK(stuck.ended == 8 * 30);
+    CHECK(sink.count == 0);
+    asio::post(executor, asio::use_future([&] {
+                   CHECK(pipeline.classify().semaphore().active() == 0);
+                   CHECK(pipeline.extract().semaphore().active() == 0);
+                   CHECK(pipeline.generate().semaphore().active() == 0);
+               }))
+        .get();
+}
+
+TEST_CASE("threads: sessions on a pool cancel what they await of a pipeline elsewhere",
+          "[threads][run_on][cancellation]") {
+    asio::thread_pool pool(4);
+    SECTION("the pipeline's executor is a strand of the pool") { check_sessions(pool, asio::make_strand(pool)); }
+    SECTION("it is a strand inside of an any_io_executor") {
+        check_sessions(pool, asio::any_io_executor(asio::make_strand(pool)));
+    }
+    SECTION("it is that of a context which one thread runs") {
+        asio::io_context context(1);
+        auto work = asio::make_work_guard(context);
+        std::thread thread([&] { context.run(); });
+        check_sessions(pool, context.get_executor());
+        work.reset();
+        thread.join();
+    }
+    pool.join();
+}
+
+TEST_CASE("threads: sessions time out as a pipeline elsewhere answers", "[threads][run_on][cancellation]") {
+    asio::thread_pool pool(4);
+    const auto executor = asio::make_strand(pool);
+    CountingSink sink;
+    std::atomic<int> calls = 0;
+    const auto model = [&](const std::string&) -> asio::awaitable<int> {
+        asio::steady_timer timer(co_await asio::this_coro::executor, std::chrono::microseconds(++calls * 37 % 200));
+        co_await timer.async_wait(asio::deferred);
+        co_return 1;
+    };
+    const auto generate = [&](int, int, const std::string& text) { return model(text); };
+    sluice::InferencePipeline pipeline(asio::any_io_executor(executor), model, model, generate,
+                                       sluice::StageLimits{4, 4, 4}, sink);
+    std::atomic<int> accounted_for = 0;
+    for (int i = 0; i != 8; ++i) {
+        const auto home = asio::make_strand(pool);
+        start(home, [&, home] {
+            const auto session = [&]() -> asio::awaitable<void> {
+                const sluice::Query query("q", "text");
+                for (int n = 0; n != 50; ++n) {
+                    try {
+                        co_await sluice::with_timeout(std::chrono::microseconds(300), [&] {
+                            return sluice::run_on(executor, [&] { return pipeline.process_one(query); });
+                        });
+                        ++accounted_for;
+                    } catch (const sluice::TimeoutError&) {
+                        ++accounted_for;
+                    }
+                }
+            };
+            asio::co_spawn(home, session, asio::detached);
+        });
+    }
+    pool.join();
+    CHECK(accounted_for == 8 * 50);
+    CHECK(sink.count == 0);
+    CHECK(pipeline.classify().semaphore().active() == 0);
+    CHECK(pipeline.extract().semaphore().active() == 0);
+    CHECK(pipeline.generate().semaphore().active() == 0);
 }
 
 }  // namespace

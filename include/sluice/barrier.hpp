@@ -77,6 +77,8 @@ public:
     /// although the party has arrived; with_timeout() then returns the arrival. (Which types of cancellation reach the
     /// wait: see StageSemaphore::acquire().)
     ///
+    /// @note With Boost 1.83, race parties inside a coroutine only; see StageSemaphore::acquire().
+    ///
     /// @par Complexity
     /// O(1); O(parties) for the last arrival if one was withdrawn in its phase. No allocation beside the cancellation
     /// slot's entry.

@@ -49,7 +49,8 @@ namespace sluice {
 ///
 /// @par Thread safety
 /// Distinct objects: safe. Shared objects: unsafe. The pipeline and all that uses it belong to one thread or strand,
-/// that of the executor. Model functions may do their work elsewhere.
+/// that of the executor. Model functions do work on other threads by run_on(), and coroutines that run elsewhere await
+/// the pipeline by it.
 ///
 /// @par Lifetime
 /// The pipeline may be destroyed while its operations run, with the exception of run_stage(): they keep what they need
@@ -144,6 +145,10 @@ public:
     ///
     /// @note Model functions that complete without suspending give nothing else a turn while they do, not even whoever
     /// would cancel the batch.
+    ///
+    /// @note With Boost 1.83, `co_spawn` lets the `operation_aborted` of a batch that is cancelled before it has begun
+    /// escape from the event loop, and never calls its handler. So cancel it through the executor, by a
+    /// `post(executor, ...)` that emits the signal: a batch that was spawned before has then begun.
     template <class Range>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
         static_assert(QueryRange<Range>, "sluice::QueryRange: process_batch() needs a range of sluice::Query");

@@ -11,6 +11,7 @@
 #include <sluice/query.hpp>
 #include <sluice/result_stream.hpp>
 #include <sluice/retry.hpp>
+#include <sluice/run_on.hpp>
 #include <sluice/shared_string.hpp>
 #include <sluice/stage.hpp>
 #include <sluice/stage_error.hpp>

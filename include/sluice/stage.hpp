@@ -49,9 +49,10 @@ class PipelineState;
 /// One model function behind a limit, a retry policy and a timeout.
 ///
 /// The model function is a ModelFunction: any callable that gives an `asio::awaitable<T>`. The arguments it takes are
-/// those of run(), as lvalues, since an attempt may have to be repeated. It may do its work elsewhere, on a thread pool
-/// say, as long as its coroutine comes back to its executor. It must not call `this_coro::reset_cancellation_state` or
-/// `this_coro::throw_if_cancelled` and leave them changed: they belong to the coroutine that runs the query.
+/// those of run(), as lvalues, since an attempt may have to be repeated. It may do its work on a thread pool by
+/// run_on(), which can be timed out and cancelled there and comes back to the coroutine's executor. It must not call
+/// `this_coro::reset_cancellation_state` or `this_coro::throw_if_cancelled` and leave them changed: they belong to the
+/// coroutine that runs the query.
 ///
 /// A model function that blocks its thread stops everything on that thread, timeouts included. One that waits for
 /// something itself, for a slot of another semaphore say, does so within its attempt: the wait counts as latency and

@@ -153,6 +153,10 @@ public:
     /// goes on, by `this_coro::throw_if_cancelled(false)`, waits like any other: only a cancellation during the wait
     /// ends it.
     ///
+    /// @note With Boost 1.83, race coroutines that acquire inside a coroutine or by with_task_group(): from a
+    /// `make_parallel_group` of `co_spawn`s that is made outside the event loop, `operation_aborted` escapes into it,
+    /// when the first of them takes a free slot and those that have not begun are cancelled.
+    ///
     /// @par Complexity
     /// O(1), no allocation beside the cancellation slot's entry.
     Acquisition acquire() noexcept;

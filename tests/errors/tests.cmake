@@ -29,4 +29,7 @@ sluice_error_test(stage_gives_nothing "sluice::ModelFunction: the model function
 sluice_error_test(body_without_group "sluice::AwaitableFunction: the body of with_task_group[(][)]")
 sluice_error_test(child_is_no_coroutine "sluice::AwaitableFunction: spawn[(][)] needs an asio::awaitable")
 sluice_error_test(timeout_of_an_awaitable "sluice::AwaitableFunction: with_timeout[(][)] needs a function")
+sluice_error_test(run_on_with_arguments "sluice::run_on[(][)] needs a function that can be called without arguments")
+sluice_error_test(run_on_gives_a_reference "sluice::run_on[(][)]: the function must return a value or nothing: no reference")
+sluice_error_test(run_on_of_a_bound_coroutine "sluice::run_on[(][)]: the function's asio::awaitable must be able to run on a")
 add_test(NAME "errors: none without the mistakes" COMMAND sh -c "${compile} ${programs} -x c++ /dev/null")

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/run_on.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/thread_pool.hpp>
+
+// A coroutine that runs on a context's own executor alone does not run on a pool's strand.
+void run_on_of_a_bound_coroutine(boost::asio::thread_pool& pool) {
+#ifdef MISTAKE
+    auto work = []() -> boost::asio::awaitable<int, boost::asio::io_context::executor_type> { co_return 1; };
+#else
+    auto work = []() -> boost::asio::awaitable<int> { co_return 1; };
+#endif
+    static_cast<void>(sluice::run_on(pool.get_executor(), work));
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <sluice/run_on.hpp>
+
+#include <boost/asio/thread_pool.hpp>
+
+// What runs on the pool captures what it needs.
+void run_on_with_arguments(boost::asio::thread_pool& pool) {
+#ifdef MISTAKE
+    auto work = [](int number) { return number; };
+#else
+    auto work = [number = 1] { return number; };
+#endif
+    static_cast<void>(sluice::run_on(pool.get_executor(), work));
+}
