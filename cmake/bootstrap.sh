@@ -64,7 +64,7 @@ else
     fail "missing are$missing; there is no sudo, so run this as root, or have them installed"
 fi
 
-# Tells apt to do something, and keeps for fail_to_get() what it says. An update succeeds even if it reaches nothing.
+# quietly() does something as root and keeps for fail_to_get() what it says.
 log=$(mktemp)
 new_list=
 clean_up() {
@@ -81,8 +81,11 @@ fail_to_get() {
     fail "missing are$missing, and apt cannot get them (is there a network?): ${reason:-$(tail -n 1 "$log")}"
 }
 
-quietly apt-get update -q || fail_to_get
-[ -n "$(candidate g++)" ] || fail_to_get
+update() {  # succeeds if it reaches anything: that of several sources one is gone need not matter
+    quietly apt-get update -q && grep -Eq '^(Get|Hit):' "$log"
+}
+
+update || fail_to_get
 if [ "$backports" = yes ] && [ -z "$(candidate "$catch2")" ]; then
     # The mirror is the one that apt already uses for the release itself.
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
@@ -91,7 +94,7 @@ if [ "$backports" = yes ] && [ -z "$(candidate "$catch2")" ]; then
     [ -n "$mirror" ] || fail "apt has no source for ${VERSION_CODENAME}, so its backports cannot be found"
     new_list=/etc/apt/sources.list.d/sluice-backports.list  # removed again unless it gives what is wanted
     echo "deb [signed-by=$key] $mirror ${VERSION_CODENAME}-backports main" | quietly tee "$new_list" || fail_to_get
-    quietly apt-get update -q || fail_to_get
+    update || fail_to_get
     [ -n "$(candidate "$catch2")" ] || fail_to_get
 fi
 
@@ -99,7 +102,7 @@ need_version "$(candidate "$boost")" 1.83 || fail "apt offers $boost '$(candidat
 need_version "$(candidate "$catch2")" 3.4 || fail "apt offers $catch2 '$(candidate "$catch2")', but Catch2 3.4 or newer is needed"
 need_version "$(candidate cmake)" 3.25 || fail "apt offers cmake '$(candidate cmake)', but CMake 3.25 or newer is needed"
 
-# First without a word, since of what cannot be had apt says a lot.
+# First the download, without a word, since apt has many for what it cannot get.
 install="env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends"
 # shellcheck disable=SC2086  # lists of words
 quietly $install --download-only $missing || fail_to_get
