@@ -8,7 +8,8 @@
 Each mutant is a copy of include/ with one change; the test files named with it are built against the copy and run. A
 mutant is killed if they fail or do not end. The same files are built and run with the library as it is, and must pass.
 
-Exit status 1 if a mutant survives, 2 if one could not be made or the tests fail with the library as it is.
+Exit status 1 if a mutant survives, 2 if one could not be made, no name contains a NAME, or the tests fail with the
+library as it is.
 """
 import concurrent.futures
 import os
@@ -247,6 +248,13 @@ def precompile(directory, flags):
 
 def main():
     wanted = sys.argv[1:]
+    if {"-h", "--help"} & set(wanted):
+        print(__doc__.strip())
+        return 0
+    unknown = [w for w in wanted if not any(w in m[0] for m in MUTANTS)]
+    if unknown:
+        print(*(f"mutants.py: no mutant has '{w}' in its name" for w in unknown), sep="\n", file=sys.stderr)
+        return 2
     chosen = [m for m in MUTANTS if not wanted or any(w in m[0] for w in wanted)]
     counts = {}
     with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
