@@ -16,7 +16,10 @@ set_tests_properties("package: every header is installed" PROPERTIES FIXTURES_SE
 
 set(warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror)
 set(toolchain -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CXX_FLAGS=${CMAKE_CXX_FLAGS}
-              -DCMAKE_CXX_STANDARD=${sluice_standard} -DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM})
+              -DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM})
+if(CMAKE_CXX_STANDARD)  # otherwise sluice has to see to it
+    list(APPEND toolchain -DCMAKE_CXX_STANDARD=${CMAKE_CXX_STANDARD})
+endif()
 
 # sluice_package_test(name way option...): builds the consumer, which takes sluice in this way, and runs it
 function(sluice_package_test name way)
