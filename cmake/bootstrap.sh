@@ -6,7 +6,7 @@
 # it all. Run it again at will.
 #
 #   cmake/bootstrap.sh        what `cmake --workflow --preset test` needs
-#   cmake/bootstrap.sh --all  also clang 19 and its tools, pkgconf and doxygen, which some workflows, tests and checks need
+#   cmake/bootstrap.sh --all  also what every other command of the README, and .ci/run, need
 set -eu
 
 need_version() {  # need_version FOUND WANTED: is FOUND at least WANTED?
@@ -31,10 +31,6 @@ if ! command -v apt-get >/dev/null 2>&1; then
     fail "this script knows Debian and Ubuntu only; install a C++20 compiler, CMake 3.25, Ninja, Boost 1.83 and Catch2 3.4, or newer, by hand"
 fi
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
-}
-
 # Debian 12 has Boost 1.83 and Catch2 3.7 in its backports alone; elsewhere the release itself is recent enough.
 . /etc/os-release
 case "${ID:-}-${VERSION_ID:-}" in
@@ -43,9 +39,12 @@ case "${ID:-}-${VERSION_ID:-}" in
 esac
 
 case "${1:-}" in
-    "")    extra= ;;
-    --all) extra="clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev pkgconf doxygen" ;;
-    *)     fail "unknown option '$1'; there is only --all" ;;
+    "") extra= ;;
+    --all)
+        extra="clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev libc++-19-dev libc++abi-19-dev \
+git python3 pkgconf doxygen gcovr debootstrap"
+        ;;
+    *) fail "unknown option '$1'; there is only --all" ;;
 esac
 
 missing=
@@ -57,21 +56,56 @@ if [ -z "$missing" ]; then
     exit 0
 fi
 
-as_root apt-get update -q
+if [ "$(id -u)" -eq 0 ]; then
+    as_root() { "$@"; }
+elif command -v sudo >/dev/null 2>&1; then
+    as_root() { sudo "$@"; }
+else
+    fail "missing are$missing; there is no sudo, so run this as root, or have them installed"
+fi
+
+# quietly() does something as root and keeps for fail_to_get() what it says.
+log=$(mktemp)
+new_list=
+clean_up() {
+    rm -f "$log"
+    [ -z "$new_list" ] || as_root rm -f "$new_list"
+}
+trap clean_up EXIT
+trap 'exit 1' INT TERM HUP
+quietly() {
+    as_root "$@" >"$log" 2>&1
+}
+fail_to_get() {
+    reason=$(sed -n 's/^[EW]: //p' "$log" | head -n 1)
+    fail "missing are$missing, and apt cannot get them (is there a network?): ${reason:-$(tail -n 1 "$log")}"
+}
+
+update() {  # succeeds if it reaches anything: that of several sources one is gone need not matter
+    quietly apt-get update -q && grep -Eq '^(Get|Hit):' "$log"
+}
+
+update || fail_to_get
 if [ "$backports" = yes ] && [ -z "$(candidate "$catch2")" ]; then
     # The mirror is the one that apt already uses for the release itself.
-    list=/etc/apt/sources.list.d/sluice-backports.list
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
         sed -n "s/ ${VERSION_CODENAME}\$//p" | grep -v security | head -n 1)
     key=/usr/share/keyrings/debian-archive-keyring.gpg
     [ -n "$mirror" ] || fail "apt has no source for ${VERSION_CODENAME}, so its backports cannot be found"
-    echo "deb [signed-by=$key] $mirror ${VERSION_CODENAME}-backports main" | as_root tee "$list" >/dev/null
-    as_root apt-get update -q
+    new_list=/etc/apt/sources.list.d/sluice-backports.list  # removed again unless it gives what is wanted
+    echo "deb [signed-by=$key] $mirror ${VERSION_CODENAME}-backports main" | quietly tee "$new_list" || fail_to_get
+    update || fail_to_get
+    [ -n "$(candidate "$catch2")" ] || fail_to_get
 fi
 
 need_version "$(candidate "$boost")" 1.83 || fail "apt offers $boost '$(candidate "$boost")', but Boost 1.83 or newer is needed"
 need_version "$(candidate "$catch2")" 3.4 || fail "apt offers $catch2 '$(candidate "$catch2")', but Catch2 3.4 or newer is needed"
 need_version "$(candidate cmake)" 3.25 || fail "apt offers cmake '$(candidate cmake)', but CMake 3.25 or newer is needed"
 
-# shellcheck disable=SC2086  # a list of package names
-as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
+# First the download, without a word, since apt has many for what it cannot get.
+install="env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends"
+# shellcheck disable=SC2086  # lists of words
+quietly $install --download-only $missing || fail_to_get
+new_list=
+# shellcheck disable=SC2086
+as_root $install $missing

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // A pipeline of your own: five stages, moderate, classify, retrieve, generate and judge, composed as a plain coroutine.
+#include "arguments.hpp"
+
 #include <sluice/sluice.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -113,7 +115,10 @@ asio::awaitable<void> run() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    if (const auto status = support::refuse_arguments("custom_pipeline", argc, argv)) {
+        return *status;
+    }
     asio::io_context context(1);
     auto done = asio::co_spawn(context, run(), asio::use_future);
     context.run();

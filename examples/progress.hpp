@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include "counted.hpp"
+
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
 #include <sluice/stage_error.hpp>
@@ -48,7 +50,7 @@ private:
         } else if (const Time now = clock_(); now >= next_) {
             next_ = now + std::chrono::milliseconds(100);
             show(std::to_string(done) + '/' + std::to_string(queries_) + " queries (" +
-                 std::to_string(done * 100 / queries_) + " %), " + std::to_string(dead_letters_) + " dead letters");
+                 std::to_string(done * 100 / queries_) + " %), " + counted(dead_letters_, "dead letter"));
         }
     }
 

@@ -33,7 +33,8 @@ asio::awaitable<void> run() {
     std::cout << completed << " of " << queries.size() << " completed\n";
 }
 
-int main() {
+int main(int argc, char**) {
+    if (argc > 1) return std::cerr << "quick_start takes no arguments\n", 2;
     asio::io_context context;
     auto done = asio::co_spawn(context, run(), asio::use_future);
     context.run();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 // Retrieval-augmented generation in phases: embed every chunk, then score every chunk, then answer from the best three.
 // One barrier stands at both boundaries; the chunks are children of one task group.
+#include "arguments.hpp"
+
 #include <sluice/barrier.hpp>
 #include <sluice/task_group.hpp>
 
@@ -109,7 +111,10 @@ asio::awaitable<void> run() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    if (const auto status = support::refuse_arguments("rag_pipeline", argc, argv)) {
+        return *status;
+    }
     asio::io_context context(1);
     auto done = asio::co_spawn(context, run(), asio::use_future);
     context.run();

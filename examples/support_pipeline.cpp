@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // Customer support: classify, extract, generate. 50 queries through limits of 20, 10 and 5, and what became of them.
+#include "arguments.hpp"
+#include "counted.hpp"
 #include "dead_letter_queue.hpp"
 #include "progress.hpp"
 #include "simulated_models.hpp"
@@ -17,20 +19,23 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_future.hpp>
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <utility>
 
 namespace asio = boost::asio;
 
@@ -45,7 +50,7 @@ constexpr std::string_view usage = R"(usage: support_pipeline [options]
   --virtual-time   let time jump from one event to the next, instead of waiting
   --trace FILE     write what each slot did as a trace, for https://ui.perfetto.dev
   --timeline FILE  draw the same as an SVG; best of some hundred queries at most
-  --help           print this text
+  -h, --help       print this text
 )";
 
 struct Options {
@@ -59,47 +64,44 @@ struct Options {
     bool help = false;
 };
 
-template <class Number>
-Number parse_number(const std::string& option, const std::string& text, Number most) {
-    Number number{};
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, number);
-    if (text.empty() || error != std::errc() || stop != end || number < 0 || number > most) {
-        throw std::invalid_argument(option + " takes a whole number from 0 to " + std::to_string(most) + ", got '" +
-                                    text + "'");
+// Whether both are names of one file, which need not be there yet.
+bool same_file(const std::string& a, const std::string& b) {
+    struct stat found_a{};
+    struct stat found_b{};
+    if (stat(a.c_str(), &found_a) == 0 && stat(b.c_str(), &found_b) == 0) {
+        return found_a.st_dev == found_b.st_dev && found_a.st_ino == found_b.st_ino;
     }
-    return number;
+    std::error_code error;
+    const auto whole_a = std::filesystem::weakly_canonical(a, error);
+    return !error && whole_a == std::filesystem::weakly_canonical(b, error);
 }
 
 Options parse(int argc, char** argv) {
     Options options;
-    for (int i = 1; i < argc; ++i) {
-        const std::string option = argv[i];
-        const auto value = [&](const char* what = "a number") -> std::string {
-            if (++i == argc) {
-                throw std::invalid_argument(option + " takes " + what);
-            }
-            return argv[i];
-        };
+    for (support::Arguments arguments(argc, argv); arguments.next();) {
+        const std::string& option = arguments.option();
         if (option == "--queries") {
-            options.queries = parse_number<std::size_t>(option, value(), 100'000'000);
+            options.queries = arguments.number<std::size_t>(0, 100'000'000);
         } else if (option == "--seed") {
-            options.seed = parse_number<std::uint64_t>(option, value(), UINT64_MAX);
+            options.seed = arguments.number<std::uint64_t>(0, UINT64_MAX);
         } else if (option == "--retries") {
-            options.retries = parse_number<int>(option, value(), 1000);
+            options.retries = arguments.number(0, 1000);
         } else if (option == "--stream") {
             options.stream = true;
         } else if (option == "--virtual-time") {
             options.virtual_time = true;
         } else if (option == "--trace") {
-            options.trace = value("a file name");
+            options.trace = arguments.value("a file name");
         } else if (option == "--timeline") {
-            options.timeline = value("a file name");
+            options.timeline = arguments.value("a file name");
         } else if (option == "--help") {
             options.help = true;
         } else {
-            throw std::invalid_argument("unknown option '" + option + "' (--help lists them)");
+            arguments.unknown();
         }
+    }
+    if (!options.trace.empty() && !options.timeline.empty() && same_file(options.trace, options.timeline)) {
+        throw std::invalid_argument("--trace and --timeline cannot both go to '" + options.timeline + "'");
     }
     return options;
 }
@@ -140,11 +142,12 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
     }
 
     std::cout << "Completed: " << completed << '/' << queries.size() << '\n'
-              << "Dead letter queue: " << dead_letters.size() << " failed queries\n";
+              << "Dead letter queue: " << support::counted(dead_letters.size(), "failed query", "failed queries")
+              << '\n';
     for (const auto& [query, reason] : dead_letters.drain()) {
         std::cout << "  " << query.id << "  " << reason.stage << ": " << reason.error.type() << ": "
-                  << reason.error.message() << " (" << reason.attempts
-                  << (reason.attempts == 1 ? " attempt" : " attempts") << ")\n";
+                  << reason.error.message() << " ("
+                  << support::counted(static_cast<std::size_t>(reason.attempts), "attempt") << ")\n";
     }
 }
 

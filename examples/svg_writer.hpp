@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include "counted.hpp"
 #include "timeline.hpp"
 
 #include <algorithm>
@@ -134,9 +135,8 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
                 return attempt.stage + 1 == timeline_.stages().size() && attempt.ending == Ending::succeeded;
             }));
         const std::size_t lost = timeline_.dead_letters().size();
-        return std::to_string(completed + lost) + " queries in " + seconds(timeline_.end(), 1) + ": " +
-               std::to_string(completed) + " completed, " + std::to_string(lost) +
-               (lost == 1 ? " dead letter" : " dead letters");
+        return counted(completed + lost, "query", "queries") + " in " + seconds(timeline_.end(), 1) + ": " +
+               std::to_string(completed) + " completed, " + counted(lost, "dead letter");
     }
 
     void draw_legend(double at_x, double at_y) {
@@ -169,7 +169,8 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         const double about = std::max(std::chrono::duration<double>(timeline_.end()).count(), 1e-6) / 8;
         const double power = std::pow(10, std::floor(std::log10(about)));
         const double step = power * (about / power < 1.5 ? 1 : about / power < 3.5 ? 2 : about / power < 7.5 ? 5 : 10);
-        const int decimals = std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9)));
+        const bool marked = std::chrono::duration<double>(timeline_.end()).count() >= step;  // beside the beginning
+        const int decimals = marked ? std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9))) : 0;
         for (int i = 0;; ++i) {
             const auto at = std::chrono::duration_cast<Time>(std::chrono::duration<double>(step * i));
             if (at > timeline_.end()) {
@@ -186,7 +187,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         const double lane = lane_height(stage);
         const double block = block_height(stage);
         text(left - 12, y + 13, "name end", stage.name);
-        text(left - 12, y + 28, "end", std::to_string(stage.slots) + (stage.slots == 1 ? " slot" : " slots"));
+        text(left - 12, y + 28, "end", counted(stage.slots, "slot"));
         text(left - 12, y + 43, "end", std::to_string(percent_busy(index)) + " % busy");
         rectangle(left, y, width - left - right, block, "block");
         out_ << " fill-opacity=\".6\"/>\n";
@@ -231,7 +232,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         for (const auto& [at, waiting] : stage.queue) {
             most = std::max(most, waiting);
         }
-        text(left - 12, y + 22, "end", most == 0 ? "nobody waits" : "up to " + std::to_string(most) + " wait");
+        text(left - 12, y + 22, "end", most == 0 ? "nobody waits" : "up to " + counted(most, "waits", "wait"));
         if (most == 0) {
             return;
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include "counted.hpp"
 #include "timeline.hpp"
 
 #include <chrono>
@@ -68,7 +69,7 @@ inline void write_trace(std::ostream& out, const Timeline& timeline) {
 
     out << R"({"displayTimeUnit":"ms","traceEvents":[)";
     for (std::size_t i = 0; i != stages.size(); ++i) {
-        const std::string title = stages[i].name + " (" + std::to_string(stages[i].slots) + " slots)";
+        const std::string title = stages[i].name + " (" + counted(stages[i].slots, "slot") + ')';
         event("M", i, 0, "process_name") << R"(,"args":{"name":)" << json(title) << '}';
         event("M", i, 0, "process_sort_index") << R"(,"args":{"sort_index":)" << i << '}';
         for (std::size_t slot = 0; slot != stages[i].slots; ++slot) {

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <iostream>
 
 namespace {
 
@@ -47,6 +48,10 @@ int main(int argc, char** argv) {
                 Catch::Clara::Opt(seeds, "count")["--seeds"]("how many seeds to try; default 10000"));
     if (const int error = session.applyCommandLine(argc, argv)) {
         return error;
+    }
+    if (seeds == 0) {
+        std::cerr << "sluice_property_tests: --seeds takes a number from 1; with 0 nothing would be tried\n";
+        return 2;
     }
     return session.run();
 }

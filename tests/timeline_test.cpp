@@ -330,9 +330,22 @@ TEST_CASE("timeline: nothing at all, and one event at time zero, can be drawn", 
         std::istringstream in(svg(hand.timeline));
         boost::property_tree::read_xml(in, tree);
         CHECK(count(svg(hand.timeline), "nan") == 0);
+        CHECK(count(svg(hand.timeline), ">0 s<") == 1);
         hand.start(hand.a);
         hand.succeed(hand.a);
     }
+}
+
+TEST_CASE("timeline: one of anything is not many", "[timeline]") {
+    ByHand hand;
+    hand.start(hand.a);
+    hand.timeline.on_attempt_failed(hand.a, ByHand::error("no"));
+    hand.timeline.on_finished(hand.a, Timeline::Outcome::failed, Timeline::Event::attempt_failed);
+    hand.timeline.on_dead_letter({}, hand.a, {});
+    const std::string text = svg(hand.timeline);
+    CHECK(count(text, ">1 query in 0.0 s: 0 completed, 1 dead letter<") == 2);
+    CHECK(count(text, ">1 slot<") == 1);
+    CHECK(count(trace(hand.timeline), "s (1 slot)\"") == 1);
 }
 
 TEST_CASE("progress: a line is rewritten ten times a second at most, and wiped out at the end", "[timeline]") {
@@ -354,12 +367,16 @@ TEST_CASE("progress: a line is rewritten ten times a second at most, and wiped o
               "\r10/40 queries (25 %), 0 dead letters\r20/40 queries (50 %), 0 dead letters"
               "\r30/40 queries (75 %), 0 dead letters");
         terminal.str("");
-        for (int i = 0; i != 9; ++i) {
-            progress.on_dead_letter({}, generate, {});
+        for (int i = 0; i != 8; ++i) {
+            succeed(progress, generate);
         }
         CHECK(terminal.str().empty());
+        now += 100ms;
+        progress.on_dead_letter({}, generate, {});
+        CHECK(terminal.str() == "\r39/40 queries (97 %), 1 dead letter ");
+        terminal.str("");
         succeed(progress, generate);
-        CHECK(terminal.str() == '\r' + std::string(36, ' ') + '\r');
+        CHECK(terminal.str() == '\r' + std::string(35, ' ') + '\r');
         terminal.str("");
     }
     CHECK(terminal.str().empty());  // it has been wiped out already

@@ -1,43 +1,24 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "options.hpp"
 
-#include <charconv>
-#include <stdexcept>
-#include <system_error>
+#include "../../examples/arguments.hpp"
+
+#include <optional>
+#include <string>
 
 namespace benchmark {
-
-namespace {
-
-int parse_rounds(const std::string& text) {
-    int rounds = 0;
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, rounds);
-    if (error != std::errc() || stop != end || rounds < 1 || rounds > 10'000) {
-        throw std::invalid_argument("--rounds takes a whole number from 1 to 10000, got '" + text + "'");
-    }
-    return rounds;
-}
-
-}  // namespace
 
 Options parse(int argc, char** argv) {
     Options options;
     std::optional<int> rounds;
-    for (int i = 1; i < argc; ++i) {
-        const std::string option = argv[i];
-        const auto value = [&](const char* what) -> std::string {
-            if (++i == argc) {
-                throw std::invalid_argument(option + " takes " + what);
-            }
-            return argv[i];
-        };
+    for (support::Arguments arguments(argc, argv); arguments.next();) {
+        const std::string& option = arguments.option();
         if (option == "--rounds") {
-            rounds = parse_rounds(value("a number"));
+            rounds = arguments.number(1, 10'000);
         } else if (option == "--filter") {
-            options.filter = value("a text");
+            options.filter = arguments.value("a text");
         } else if (option == "--json") {
-            options.json = value("a file name");
+            options.json = arguments.value("a file name");
         } else if (option == "--quick") {
             options.settings.quick = true;
         } else if (option == "--check") {
@@ -45,7 +26,7 @@ Options parse(int argc, char** argv) {
         } else if (option == "--help") {
             options.help = true;
         } else {
-            throw std::invalid_argument("unknown option '" + option + "' (--help lists them)");
+            arguments.unknown();
         }
     }
     options.settings.rounds = rounds.value_or(options.settings.quick ? 2 : 9);

@@ -17,7 +17,7 @@ Measures sluice beside the floor of Asio and its peers, and prints a table.
   --quick         a smoke run: few rounds, small sizes, numbers that mean nothing
   --json FILE     write the table as JSON too
   --check         exit with 1 if a target is missed, and say which
-  --help          print this text
+  -h, --help      print this text
 )";
 
 struct Options {

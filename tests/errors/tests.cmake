@@ -2,7 +2,7 @@
 # Programs with a mistake, and what the compiler must say of it in its first ten lines. Each is right without MISTAKE.
 set(errors ${CMAKE_CURRENT_LIST_DIR})
 set(include "-I '$<JOIN:$<TARGET_PROPERTY:sluice,INTERFACE_INCLUDE_DIRECTORIES>,' -I '>'")
-set(compile "'${CMAKE_CXX_COMPILER}' -std=c++20 -fsyntax-only -pthread ${include}")
+set(compile "'${CMAKE_CXX_COMPILER}' ${CMAKE_CXX_FLAGS} -std=c++${sluice_standard} -fsyntax-only -pthread ${include}")
 
 set(programs "")
 function(sluice_error_test program words)

@@ -17,6 +17,9 @@ set_tests_properties("package: every header is installed" PROPERTIES FIXTURES_SE
 set(warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror)
 set(toolchain -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CXX_FLAGS=${CMAKE_CXX_FLAGS}
               -DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM})
+if(CMAKE_CXX_STANDARD)  # otherwise sluice has to see to it
+    list(APPEND toolchain -DCMAKE_CXX_STANDARD=${CMAKE_CXX_STANDARD})
+endif()
 
 # sluice_package_test(name way option...): builds the consumer, which takes sluice in this way, and runs it
 function(sluice_package_test name way)
@@ -42,7 +45,7 @@ list(JOIN warnings " " warnings)
 function(sluice_compiler_test name program flags)
     add_test(NAME "package: ${name}"
              COMMAND sh -ec "
-                 '${CMAKE_CXX_COMPILER}' ${CMAKE_CXX_FLAGS} -std=c++20 ${warnings} ${boost} \\
+                 '${CMAKE_CXX_COMPILER}' ${CMAKE_CXX_FLAGS} -std=c++${sluice_standard} ${warnings} ${boost} \\
                      '${consumer}/main.cpp' '${consumer}/phases.cpp' ${flags} -o '${work}/${program}'
                  '${work}/${program}'")
     set_tests_properties("package: ${name}" PROPERTIES FAIL_REGULAR_EXPRESSION warning:)
@@ -50,9 +53,11 @@ endfunction()
 
 set(include "-I '${PROJECT_SOURCE_DIR}/include' -pthread")
 sluice_compiler_test("a plain compiler call" plain "${include}")
-set(optimised -O3 -flto=auto -DBOOST_ASIO_NO_DEPRECATED -DBOOST_ASIO_DISABLE_BOOST_COROUTINE)
+set(optimised -O3 -flto -DBOOST_ASIO_NO_DEPRECATED -DBOOST_ASIO_DISABLE_BOOST_COROUTINE)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
-    list(APPEND optimised -Wno-odr)  # g++ 12 takes the frames of any coroutine in a header for different types
+    # g++ 12 takes the frames of any coroutine in a header for different types; of several partitions g++ warns where
+    # there is no make to compile them side by side.
+    list(APPEND optimised -Wno-odr -flto-partition=one)
 endif()
 list(JOIN optimised " " optimised)
 sluice_compiler_test("-O3 -flto, without what is deprecated in Asio" optimised "${include} ${optimised}")
@@ -64,23 +69,38 @@ if(SLUICE_PKG_CONFIG)
                          FIXTURES_REQUIRED installed ENVIRONMENT PKG_CONFIG_PATH=${prefix}/share/pkgconfig)
 endif()
 
-# On a machine that has no packages but those below ${work}: no Boost, or one that is too old.
+# On a machine that has no packages but those below ${work}: no Boost, or one that is too old, or no Catch2.
 set(bare ${toolchain} -DCMAKE_FIND_ROOT_PATH=${work} -DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=ONLY)
-file(WRITE ${work}/1.82.0/share/cmake/Boost/BoostConfig.cmake "")
 include(CMakePackageConfigHelpers)
-write_basic_package_version_file(${work}/1.82.0/share/cmake/Boost/BoostConfigVersion.cmake
-                                 VERSION 1.82.0 COMPATIBILITY AnyNewerVersion)
-function(sluice_missing_test program source boost)
-    set(name "package: ${program} says what it needs (Boost: ${boost})")
+function(sluice_pretend package version config)
+    set(folder ${work}/${version}/share/cmake/${package})
+    file(WRITE ${folder}/${package}Config.cmake "${config}")
+    write_basic_package_version_file(${folder}/${package}ConfigVersion.cmake
+                                     VERSION ${version} COMPATIBILITY AnyNewerVersion)
+endfunction()
+sluice_pretend(Boost 1.82.0 "")
+sluice_pretend(Boost 1.83.0 "add_library(Boost::headers INTERFACE IMPORTED)")
+sluice_pretend(Catch2 3.3.0 "")
+
+# sluice_missing_test(program source needs found prefix...): what it says of what it lacks
+function(sluice_missing_test program source needs found)
+    set(name "package: ${program} says what it needs (${needs}, found: ${found})")
+    list(TRANSFORM ARGN PREPEND ${work}/)
+    string(MAKE_C_IDENTIFIER "${program} ${needs} ${found}" folder)
     add_test(NAME ${name}
-             COMMAND ${CMAKE_COMMAND} --fresh -G ${CMAKE_GENERATOR} -S ${source} -B ${work}/${program}-${boost}
-                     ${bare} -DWAY=find_package "-DCMAKE_PREFIX_PATH=${prefix};${work}/${boost}")
+             COMMAND ${CMAKE_COMMAND} --fresh -G ${CMAKE_GENERATOR} -S ${source} -B ${work}/${folder}
+                     ${bare} -DWAY=find_package "-DCMAKE_PREFIX_PATH=${prefix};${ARGN}")
+    string(REPLACE " " "[ \n]+" words "needs? ${needs} or newer[.] CMake found: ${found}[.] ")
     set_tests_properties(${name} PROPERTIES
         FIXTURES_REQUIRED installed
-        PASS_REGULAR_EXPRESSION "sluice needs the headers of Boost 1.83 or newer[.][ \n]+CMake[ \n]+found:[ \n]+${boost}"
+        PASS_REGULAR_EXPRESSION "${words}"
         FAIL_REGULAR_EXPRESSION "CMake Error.*CMake Error;CMake Warning;Configuring done")
 endfunction()
-foreach(boost none 1.82.0)
-    sluice_missing_test(build ${PROJECT_SOURCE_DIR} ${boost})
-    sluice_missing_test(find_package ${consumer} ${boost})
+set(boost "the headers of Boost 1.83")
+foreach(found none 1.82.0)
+    sluice_missing_test(build ${PROJECT_SOURCE_DIR} "${boost}" ${found} ${found})
+    sluice_missing_test(find_package ${consumer} "${boost}" ${found} ${found})
+endforeach()
+foreach(found none 3.3.0)
+    sluice_missing_test(build ${PROJECT_SOURCE_DIR} "Catch2 3.4" ${found} 1.83.0 ${found})
 endforeach()

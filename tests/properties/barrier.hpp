@@ -24,11 +24,10 @@ struct BarrierModel {
 
     struct Arrival {
         const Actor* actor;
-        Fate fate;
+        Fate fate = Fate::undecided;
         std::optional<std::size_t> index;  // if it waits and passes
 
-        explicit Arrival(const Actor* who, Fate ends = Fate::undecided, std::optional<std::size_t> at = {})
-            : actor(who), fate(ends), index(at) {}
+        explicit Arrival(const Actor* who) : actor(who) {}
     };
 
     std::size_t parties = 0;
@@ -65,7 +64,10 @@ struct BarrierModel {
     /// The completion function has ended.
     void complete(bool throws) {
         for (std::size_t i = 0; i < met.size(); ++i) {
-            *met[i] = throws ? Arrival(met[i]->actor, Fate::breaks) : Arrival(met[i]->actor, Fate::passes, i);
+            met[i]->fate = throws ? Fate::breaks : Fate::passes;
+            if (!throws) {
+                met[i]->index = i;
+            }
         }
         resumed = 0;
         if (throws) {
