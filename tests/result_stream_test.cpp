@@ -242,7 +242,7 @@ TEST_CASE("stream: as many queries begin as results are taken at once", "[stream
     run_until(rig.context, full + 20ms);
     CHECK(consumer.succeeded());
     CHECK(rig.classify.running == 3);
-    rig.run();
+    rig.run_until_stalled();
     CHECK(source.made == 8);
     CHECK(test::now(rig.context) - full == 700ms);
 }

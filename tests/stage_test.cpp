@@ -440,7 +440,7 @@ TEST_CASE("stage: if the retry predicate throws, the error says so and has the m
     CHECK_FALSE(a.value().success);
     CHECK(a.value().error.type() == "sluice::RetryPredicateError");
     CHECK(a.value().error.message() ==
-          "the retry predicate threw std::bad_function_call: bad_function_call: cannot model a");
+          "the retry predicate threw std::bad_function_call: bad_function_call: cannot answer a");
     CHECK(b.value().success);
     CHECK(bench.idle());
 }

@@ -151,7 +151,7 @@ private:
 
     template <class E>
     E checked_executor(E executor) const {
-        if (detail::is_empty(executor)) {
+        if (detail::is_empty_executor(executor)) {
             throw std::invalid_argument(describe() + "the executor must not be empty");
         }
         return executor;

@@ -8,7 +8,7 @@
 
 namespace sluice::detail {
 
-// Whether a callable or an executor is one that can be empty, and is.
+// Whether a callable is one that can be empty, and is.
 template <class T>
 bool is_empty(const T& object) {
     if constexpr (std::is_pointer_v<T> || std::is_member_pointer_v<T>) {
@@ -25,6 +25,16 @@ bool is_empty(const std::reference_wrapper<T>& object) {
         return false;
     } else {
         return is_empty(object.get());
+    }
+}
+
+// The same of an executor.
+template <class Executor>
+bool is_empty_executor(const Executor& executor) {
+    if constexpr (std::is_constructible_v<bool, const Executor&>) {
+        return !static_cast<bool>(executor);
+    } else {
+        return false;
     }
 }
 

@@ -46,7 +46,7 @@ private:
 // `owner` is whom the queue is for, and who is said to need an executor.
 template <class Queue, class Executor, class... Args>
 boost::intrusive_ptr<Queue> make_queue(const char* owner, Executor executor, Args&&... args) {
-    if (is_empty(executor)) {
+    if (is_empty_executor(executor)) {
         throw std::invalid_argument(std::string(owner) + ": the executor must not be empty");
     }
     return boost::intrusive_ptr<Queue>(
