@@ -159,7 +159,7 @@ inline void check_barrier(Choices& choices) {
     for (std::size_t i = 0; i < parties; ++i) {
         actors.start(context.get_executor(), [&, i](Actor& actor) -> asio::awaitable<void> {
             for (std::uint64_t round = 0; round < rounds && barrier; ++round) {
-                auto operation = barrier->arrive_and_wait();  // it may outlive the barrier
+                asio::awaitable<std::size_t> operation = barrier->arrive_and_wait();  // it may outlive the barrier
                 co_await pause(choices);
                 if ((co_await asio::this_coro::cancellation_state).cancelled() != asio::cancellation_type::none) {
                     co_return;
