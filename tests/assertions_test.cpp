@@ -301,6 +301,16 @@ TEST_CASE("assertion: a stage that is destroyed while a query waits, runs, or is
     CHECK(said(destroyed));
 }
 
+TEST_CASE("assertion: a stage that is destroyed before its query begins", "[assertion]") {
+    Short one{test::StageOptions()};
+    auto query = one.stage->run("q", one.text);
+    Task<sluice::StageResult<std::string>> task(one.context.get_executor(), [&] { return std::move(query); });
+    one.stage.reset();
+    sluice::testing::run(one.context);
+    CHECK(task.failed_with<Fatal>());
+    CHECK(said(destroyed));
+}
+
 TEST_CASE("assertion: none for a stage that is destroyed with queries in it, and then their context", "[assertion]") {
     for (int n = 0; n != 8; ++n) {
         Short one{test::StageOptions(test::retries(3, 5ms), 7ms)};

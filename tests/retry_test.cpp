@@ -318,4 +318,6 @@ TEST_CASE("retry: retry_on looks into exceptions that contain others", "[retry]"
     CHECK_FALSE(predicate(nest(thrown(1))));
     CHECK_FALSE(predicate(in_several(any_error)));
     CHECK_FALSE(predicate(in_several(nullptr)));
+    CHECK(retry_on<boost::asio::multiple_exceptions>()(in_several(inner)));
+    CHECK(retry_on<std::exception>()(in_several(thrown(1))));
 }

@@ -59,6 +59,10 @@ asio::awaitable<bool> take(StageSemaphore& semaphore, std::string_view shape) {
     } else if (shape == "capture") {
         const auto holder = [slot = co_await semaphore.acquire()] { return static_cast<bool>(slot); };
         held = holder() && semaphore.active() == 1;
+    } else if (shape == "conditional_operation") {
+        StageSemaphore other(semaphore.get_executor(), 1);
+        Slot slot = co_await (free ? other.acquire() : semaphore.acquire());
+        held = slot && semaphore.active() == 1;
     } else if (shape == "new") {
         const std::unique_ptr<Slot> slot(new Slot(co_await semaphore.acquire()));
         held = *slot && semaphore.active() == 1;

@@ -487,6 +487,41 @@ TEST_CASE("stage: a model that outlives its timeout and returns all the same is 
                                                sizeof(sluice::StageError));  // it fits into padding
 }
 
+TEST_CASE("stage: a model that blocks its thread beyond its timeout is late", "[stage]") {
+    asio::io_context context;
+    const auto model = [&](int) -> asio::awaitable<int> {
+        VirtualTime::of(context).advance_by(6ms);  // nothing else has a turn meanwhile
+        co_return 1;
+    };
+    Stage stage(context.get_executor(), "s", 1, model, StageOptions({}, 5ms));
+    int argument = 1;
+    const auto result = run_one(context, stage, argument);
+    CHECK(result.success);
+    CHECK(result.late);
+    CHECK(result.latency == 6ms);
+}
+
+TEST_CASE("stage: an open stage is not said to be closed when a wait is cancelled that goes on", "[stage]") {
+    Bench bench(1);
+    Run a = bench.start("a");
+    Task<StageResult<std::string>> b(bench.context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
+        co_await asio::this_coro::throw_if_cancelled(false);
+        try {
+            co_await test::sleep(1ms);
+        } catch (const boost::system::system_error&) {  // cancelled, and goes on
+        }
+        co_return co_await bench.stage.run("b", std::string("b"));
+    });
+    bench.context.poll();
+    b.cancel();
+    run_until(bench.context, 3ms);
+    b.cancel();  // in the line
+    bench.run();
+    REQUIRE(b.succeeded());
+    CHECK_FALSE(b.value().success);
+    CHECK(b.value().error.message().starts_with("StageSemaphore::acquire: Operation canceled"));
+}
+
 TEST_CASE("stage: retries without delay give others a turn", "[stage]") {
     asio::io_context context;
     int calls = 0;

@@ -62,8 +62,9 @@ public:
     /// phase, from 0: each phase in which anyone waits has exactly one index 0. A party that dropped out takes no
     /// index.
     ///
-    /// To be awaited, once, in a coroutine of any type of executor, which is when the party arrives; converts to an
-    /// `asio::awaitable<std::size_t, E>` where one is asked for.
+    /// To be awaited at once, and once, in a coroutine of any type of executor, which is when the party arrives;
+    /// converts to an `asio::awaitable<std::size_t, E>` where one is asked for. One that is destroyed without having
+    /// been awaited, moved from or converted is taken for forgotten, and asserts.
     ///
     /// @throws BrokenBarrier if the barrier is broken, or breaks or is reset during the wait, or if every party has
     /// dropped out.

@@ -29,7 +29,9 @@ template <class T>
 concept Awaitable = detail::is_awaitable<T>;
 
 /// What with_task_group(), with_timeout() and TaskGroup::spawn() call: a callable that returns an Awaitable, or an
-/// operation such as StageSemaphore::acquire() returns, when it is called, as an lvalue, with these arguments.
+/// operation such as StageSemaphore::acquire() returns, when it is called, as an lvalue, with these arguments. What it
+/// refers to must live as long as the awaitable: a `std::bind_front` that converts its argument inside does not see to
+/// that.
 template <class Function, class... Args>
 concept AwaitableFunction =
     std::invocable<Function&, Args...> && (Awaitable<std::invoke_result_t<Function&, Args...>> ||

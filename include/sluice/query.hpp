@@ -45,7 +45,7 @@ struct StageResult<void> {
     std::chrono::nanoseconds queue_time{};  ///< Time spent waiting for a slot, all attempts together.
     int attempts = 0;                       ///< Attempts begun; the first is 1.
     bool success = false;
-    bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, and returned all the same.
+    bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, or blocked its thread.
     StageError error;   ///< Why the last attempt failed; empty on success.
 
     StageResult() = default;

@@ -188,6 +188,10 @@ struct RunOn {
 /// With g++ 12 a lambda given directly in the operand of `co_await` must capture nothing that has a destructor; see
 /// with_task_group().
 ///
+/// @par Virtual time
+/// It does not wait for other threads: work on a pool takes real time, and a timeout on virtual time may pass
+/// meanwhile.
+///
 /// @par Into a pipeline
 /// A coroutine on another executor, such as a server's session on a pool, awaits a pipeline in the same way,
 ///

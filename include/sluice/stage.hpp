@@ -125,7 +125,10 @@ public:
             !callable || ModelFunction<Function, Argument<Args>&...>,
             "sluice::ModelFunction: the model function of a Stage must give an asio::awaitable of a value: not "
             "void, no reference, nothing that may throw when it is moved");
-        return run_query<Args...>(detail::Pooled(), *this, std::move(query_id), std::forward<Args>(args)...);
+        if constexpr (ModelFunction<Function, Argument<Args>&...>) {
+            return run_query<Args...>(detail::Pooled(), detail::SemaphoreAccess::state(semaphore_), *this,
+                                      std::move(query_id), std::forward<Args>(args)...);
+        }
     }
 
     const SharedString& name() const noexcept { return name_; }
@@ -167,7 +170,9 @@ private:
     // An `Args` that is a reference is one in the coroutine's frame as well; the others live there.
     template <class... Args>
     static boost::asio::awaitable<StageResult<Value<Argument<Args>...>>, Executor<Argument<Args>...>> run_query(
-        detail::Pooled, Stage& stage, SharedString query_id, Args... args) {
+        detail::Pooled, boost::intrusive_ptr<detail::SemaphoreState> line, Stage& stage, SharedString query_id,
+        Args... args) {
+        check_alive(*line);
         StageResult<Value<Argument<Args>...>> result(std::move(query_id), stage.name_);
         co_await fill<Argument<Args>...>(detail::Pooled(), stage, result, result.data, args...);
         co_return result;
@@ -229,7 +234,11 @@ private:
                     error = std::current_exception();
                 }
                 check_alive(*line);
-                result.latency += detail::now<TimerType>(executor) - started;
+                const std::chrono::nanoseconds took = detail::now<TimerType>(executor) - started;
+                result.latency += took;
+                if (stage.options_.timeout && !error && took > *stage.options_.timeout) {
+                    result.late = true;  // it blocked the thread, and with it the timer
+                }
                 slot.release();
             }
             if (!error) {
@@ -244,7 +253,7 @@ private:
                     last = Observer::Event::attempt_failed;
                     run.attempt_failed(error);
                 }
-                if (!attempted) {  // it was not cancelled, so
+                if (!attempted && line->closed()) {
                     error = std::make_exception_ptr(
                         boost::system::system_error(boost::asio::error::operation_aborted, "the stage was closed"));
                 }

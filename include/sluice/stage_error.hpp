@@ -63,10 +63,10 @@ public:
     /// parallel have thrown, that of the first. The messages of nested exceptions follow, each after a colon.
     std::string message() const {
         std::string text;
-        detail::any_of_chain(exception_, [&](const std::exception_ptr& error) {
+        for (auto error = detail::first_exception(exception_); error;
+             error = detail::first_exception(detail::nested_exception(error))) {
             text += (text.empty() ? "" : ": ") + own_message(error);
-            return false;
-        });
+        }
         return text;
     }
 

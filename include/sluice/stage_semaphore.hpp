@@ -38,7 +38,9 @@ struct SemaphoreAccess;
 /// given as an argument;
 /// @li the braces of an aggregate or an array: `Aggregate{co_await semaphore.acquire(), 1}`, and initializer lists;
 /// @li an init-capture: `[slot = co_await semaphore.acquire()] {}`;
-/// @li a new-expression: `new Slot(co_await semaphore.acquire())`.
+/// @li a new-expression: `new Slot(co_await semaphore.acquire())`;
+/// @li a conditional expression of operations: `co_await (free ? a.acquire() : b.acquire())`. There it is the operation
+/// that is copied, and that terminates.
 ///
 /// A limit that is silently not kept would be worse than a program that ends, so whatever uses such a copy, its
 /// destruction included, prints a sentence and terminates, in every build mode. Name the slot first:
@@ -132,8 +134,9 @@ public:
 
     class Acquisition;
 
-    /// Waits for a slot. To be awaited, once, in a coroutine of any type of executor; converts to an
-    /// `asio::awaitable<Slot, E>` where one is asked for.
+    /// Waits for a slot. To be awaited at once, and once, in a coroutine of any type of executor; converts to an
+    /// `asio::awaitable<Slot, E>` where one is asked for. One that is destroyed without having been awaited, moved from
+    /// or converted is taken for forgotten, and asserts.
     ///
     /// Completes at once when a slot is free, and through the executor when it has to wait. Of many free ones in a row
     /// some go through the executor as well, lest a loop of them gives nobody else a turn. Slots are granted in the

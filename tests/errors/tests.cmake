@@ -25,6 +25,7 @@ sluice_error_test(sink_takes_other_types "sluice::DeadLetterSink: the sink must 
 sluice_error_test(timer_without_clock "(requires  Timer<|because .* does not satisfy 'Timer')")
 sluice_error_test(range_of_something_else "sluice::QueryRange: process_batch[(][)] needs a range of sluice::Query")
 sluice_error_test(stage_takes_other_arguments "sluice::Stage: the model function cannot be called with the arguments of run[(][)]")
+set_tests_properties("errors: stage takes other arguments" PROPERTIES FAIL_REGULAR_EXPRESSION "Pooled")
 sluice_error_test(stage_gives_nothing "sluice::ModelFunction: the model function of a Stage ${value}")
 sluice_error_test(body_without_group "sluice::AwaitableFunction: the body of with_task_group[(][)]")
 sluice_error_test(child_is_no_coroutine "sluice::AwaitableFunction: spawn[(][)] needs an asio::awaitable")

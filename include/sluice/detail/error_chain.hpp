@@ -6,24 +6,24 @@
 #include <boost/asio/multiple_exceptions.hpp>
 
 #include <exception>
-#include <utility>
 
 namespace sluice::detail {
 
 // The first of several exceptions that operations run in parallel have thrown; `error` itself, if it is a single one.
 inline std::exception_ptr first_exception(std::exception_ptr error) noexcept {
-    for (;;) {
+    while (error) {
         try {
             std::rethrow_exception(error);
         } catch (const boost::asio::multiple_exceptions& several) {
             if (!several.first_exception()) {
-                return error;
+                break;
             }
             error = several.first_exception();
         } catch (...) {
-            return error;
+            break;
         }
     }
+    return error;
 }
 
 // What is nested in `error`; null if nothing is.
@@ -37,15 +37,15 @@ inline std::exception_ptr nested_exception(const std::exception_ptr& error) noex
     }
 }
 
-// Whether `holds(exception)` for an exception, or one that is nested in it, from the outermost to the innermost.
+// Whether `holds(exception)` for an exception or one that is in it, from the outermost to the innermost.
 template <class Holds>
 bool any_of_chain(std::exception_ptr error, Holds holds) {
     while (error) {
-        error = first_exception(std::move(error));
-        if (holds(std::as_const(error))) {
+        const std::exception_ptr first = first_exception(error);
+        if (holds(error) || (first != error && holds(first))) {
             return true;
         }
-        error = nested_exception(error);
+        error = nested_exception(first);
     }
     return false;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/detail/frame_pool.hpp>
+#include <sluice/detail/terminate.hpp>
 #include <sluice/detail/wait_queue.hpp>
 #include <sluice/detail/waiter.hpp>
 
@@ -61,6 +62,7 @@ public:
     auto operator()(Token&& token) {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, Value)>(
             [this](auto&& handler) {
+                check_address();
                 forgotten_ = false;
                 self().start(std::forward<decltype(handler)>(handler));
             },
@@ -79,7 +81,10 @@ protected:
     Operation(Operation&& other) noexcept : forgotten_(false) { other.forgotten_ = false; }
 
     // An exception may keep an operation from being awaited: in a cancelled coroutine, that of Asio.
-    ~Operation() { Derived::check_awaited(!forgotten_ || std::uncaught_exceptions() != 0); }
+    ~Operation() {
+        check_address();
+        Derived::check_awaited(!forgotten_ || std::uncaught_exceptions() != 0);
+    }
 
     // Completes now if the waiter's outcome is decided, and else lets it into the queue to complete when it resumes.
     // This object may be gone afterwards.
@@ -111,6 +116,15 @@ private:
         void operator()() { operation->complete(std::move(handler)); }
     };
 
+    // That this is no copy that nobody constructed.
+    void check_address() const noexcept {
+        if (at_ != this) [[unlikely]] {
+            terminate_with(
+                "sluice: a bitwise copy of an operation, such as g++ 12 makes of `co_await (free ? a.acquire() : "
+                "b.acquire())`; write the two co_awaits one by one");
+        }
+    }
+
     Derived& self() noexcept { return static_cast<Derived&>(*this); }
 
     template <class Executor>
@@ -118,6 +132,7 @@ private:
         co_return co_await std::move(operation);
     }
 
+    const void* at_ = this;
     bool forgotten_ = true;  // neither awaited nor moved from, so far
 };
 

@@ -293,13 +293,13 @@ inline VirtualClock::duration run_until_stalled(boost::asio::io_context& context
 /// Runs everything to its end, as run_until_stalled(), and returns how much virtual time went by.
 ///
 /// @throws std::logic_error if something is left that waits, and nothing that could end the wait: a slot that nobody
-/// gives back, a party that does not arrive, another timer than VirtualTimer, a work guard.
+/// gives back, a party that does not arrive, another timer than VirtualTimer, work on another thread, a work guard.
 inline VirtualClock::duration run(boost::asio::io_context& context) {
     const auto elapsed = run_until_stalled(context);
     if (!context.stopped()) {
         throw std::logic_error(
-            "sluice::testing::run: a coroutine still waits, for something that never comes or for another timer than "
-            "VirtualTimer; if that is what you test, call run_until_stalled()");
+            "sluice::testing::run: a coroutine still waits, for something that never comes, for another thread, or for "
+            "another timer than VirtualTimer; if that is what you test, call run_until_stalled()");
     }
     return elapsed;
 }
