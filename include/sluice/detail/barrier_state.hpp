@@ -98,7 +98,6 @@ public:
     }
 
     void close() noexcept {
-        const OneThread::Section section(one_thread_);
         closed_ = true;
         wake_all(Outcome::closed);
     }

@@ -29,7 +29,6 @@ public:
     }
 
     void give_back() noexcept {
-        const OneThread::Section section(one_thread_);
         --active_;
         if (waiting() != 0) {
             hand_over();
@@ -37,13 +36,11 @@ public:
     }
 
     void set_limit(std::ptrdiff_t limit) {
-        const OneThread::Section section(one_thread_);
         limit_ = checked(limit);
         hand_over();
     }
 
     void close() noexcept {
-        const OneThread::Section section(one_thread_);
         closed_ = true;
         wake_all(Outcome::closed);
     }

@@ -49,7 +49,6 @@ public:
     // Starts `function` as a child, on `executor`.
     template <class Executor, class Function>
     void spawn(const Executor& executor, Function function) {
-        const OneThread::Section section(one_thread_);
         if (ended_) {
             throw std::logic_error("TaskGroup::spawn: the group has ended");
         }
@@ -62,7 +61,6 @@ public:
 
     // Each child is told once: what it does to clean up is not disturbed by what happens to its siblings meanwhile.
     void cancel() noexcept {
-        const OneThread::Section section(one_thread_);
         if (std::exchange(cancelled_, true) || context_gone()) {
             return;
         }

@@ -109,7 +109,8 @@ protected:
         }
     }
 
-    // To be held by whatever touches the queue.
+    // For what touches the queue and posts nothing: a drain that is posted from elsewhere than the executor, by a
+    // destructor say, may begin before whoever posted it has returned.
     OneThread one_thread_;
 
     // `waiter` was cancelled. Called until it resumes, so perhaps after its outcome was decided.
@@ -170,7 +171,6 @@ private:
             using boost::asio::cancellation_type;
             if ((type & (cancellation_type::terminal | cancellation_type::partial | cancellation_type::total)) !=
                 cancellation_type::none) {
-                const OneThread::Section section(waiter_.queue->one_thread_);
                 waiter_.queue->on_cancel(waiter_);
             }
         }
