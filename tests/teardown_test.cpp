@@ -91,7 +91,7 @@ struct Group : Acquire {
         co_await sluice::with_task_group([this](sluice::TaskGroup& group) -> Void {
             group.spawn(semaphore->acquire());
             group.spawn(semaphore->acquire());
-            co_await sluice::with_timeout<VirtualTimer>(2ms, [this] { return semaphore->acquire(); });
+            const Slot slot = co_await sluice::with_timeout<VirtualTimer>(2ms, [this] { return semaphore->acquire(); });
         });
     }
 };
@@ -135,7 +135,8 @@ struct Play {
     std::unique_ptr<Scene> scene;
 
     template <class Kind>
-    explicit Play(std::in_place_type_t<Kind>) : scene(std::make_unique<Kind>(*context)) {
+    explicit Play(std::in_place_type_t<Kind>) {
+        scene = std::make_unique<Kind>(*context);
         asio::co_spawn(
             *context, [this] { return scene->run(); },
             asio::bind_cancellation_slot(signal->slot(), [](const std::exception_ptr&) {}));
