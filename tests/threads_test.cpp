@@ -710,7 +710,6 @@ void check_sessions(asio::thread_pool& pool, const Executor& executor) {
     std::atomic<int> completed = 0;
     std::atomic<int> aborted = 0;
     std::atomic<int> elsewhere = 0;
-    std::atomic<int> sessions = 8;
     std::vector<std::promise<void>> ended(8);
     for (std::size_t number = 0; number != 8; ++number) {
         const auto home = asio::make_strand(pool);

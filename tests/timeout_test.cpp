@@ -306,7 +306,7 @@ TEST_CASE("timeout: of an operation, such as acquire()", "[timeout]") {
     Task task(context.get_executor(), [&]() -> Void {
         const sluice::Slot slot = co_await within(10ms, [&] { return semaphore.acquire(); });
         CHECK(semaphore.active() == 1);
-        co_await within(10ms, [&] { return semaphore.acquire(); });
+        static_cast<void>(co_await within(10ms, [&] { return semaphore.acquire(); }));
     });
     CHECK(run(context) == 10ms);
     CHECK(task.failed_with<TimeoutError>());
