@@ -123,7 +123,7 @@ private:
 class [[nodiscard]] Barrier::Arrival : public detail::Operation<Arrival, std::size_t> {
 public:
     /// Moves an operation that has yet to be awaited.
-    Arrival(Arrival&& other) noexcept : Operation(std::move(other)), state_(std::move(other.state_)) {}
+    Arrival(Arrival&& other) noexcept : state_(std::move(other.state_)) { take_over(other); }
 
 private:
     friend class Barrier;

@@ -24,14 +24,14 @@ namespace sluice {
 struct Backoff {
     std::chrono::nanoseconds initial = std::chrono::milliseconds(100);  ///< Before the first retry; not negative.
     double multiplier = 2;                                              ///< At least 1.
-    std::optional<std::chrono::nanoseconds>
-        cap{};            ///< At least `initial`. Default: 30 s, or `initial` if that is more.
+    std::optional<std::chrono::nanoseconds> cap =
+        std::nullopt;     ///< At least `initial`. Default: 30 s, or `initial` if that is more.
     double jitter = 0.5;  ///< From 0, none, to 1: anything down to no wait at all.
 
     /// The same seed gives the same delays. Default: a random one, so that those who lose their provider together do
     /// not retry together: another for each RetryPolicy and each Stage. On virtual time stages have the same one in
     /// every run.
-    std::optional<std::uint64_t> seed{};
+    std::optional<std::uint64_t> seed = std::nullopt;
 };
 
 /// The error of a query whose RetryPolicy::Predicate threw: says what that was. The model function's own error is

@@ -197,7 +197,7 @@ private:
 class [[nodiscard]] StageSemaphore::Acquisition : public detail::Operation<Acquisition, Slot> {
 public:
     /// Moves an operation that has yet to be awaited.
-    Acquisition(Acquisition&& other) noexcept : Operation(std::move(other)), state_(std::move(other.state_)) {}
+    Acquisition(Acquisition&& other) noexcept : state_(std::move(other.state_)) { take_over(other); }
 
 private:
     friend class StageSemaphore;

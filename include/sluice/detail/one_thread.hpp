@@ -40,8 +40,7 @@ public:
     };
 
 private:
-    std::atomic<std::thread::id>
-        inside_{};  // who is; relaxed, lest it hides data races from a tool that looks for them
+    std::atomic<std::thread::id> inside_;  // who is; relaxed, lest it hides data races from a tool that looks for them
 };
 
 }  // namespace sluice::detail

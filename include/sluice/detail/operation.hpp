@@ -55,6 +55,7 @@ class Operation {
 public:
     using value_type = Value;
 
+    Operation(const Operation&) = delete;
     Operation& operator=(const Operation&) = delete;
 
     template <class Token>
@@ -77,8 +78,8 @@ public:
     }
 
 protected:
-    // One that is moved from was not forgotten, and whoever keeps the other may decide not to await it.
-    Operation(Operation&& other) noexcept : forgotten_(false) { other.forgotten_ = false; }
+    // `other` is moved to this: it was not forgotten, and whoever keeps this may decide not to await it.
+    void take_over(Operation& other) noexcept { forgotten_ = other.forgotten_ = false; }
 
     // An exception may keep an operation from being awaited: in a cancelled coroutine, that of Asio.
     ~Operation() {

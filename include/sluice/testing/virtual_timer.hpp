@@ -110,7 +110,7 @@ private:
     // Lies in the cancellation slot of a wait, and may be destroyed before the wait: with the signal.
     class OnCancel {
     public:
-        OnCancel(VirtualTime& time, Position position) noexcept : time_(time), position_(position) {}
+        OnCancel(VirtualTime& time, Position position) noexcept : time_(time), position_(std::move(position)) {}
         ~OnCancel() {
             if (const auto at = time_.waits_.find(position_); at != time_.waits_.end()) {
                 at->second.slot = {};
