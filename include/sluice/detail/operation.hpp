@@ -55,7 +55,6 @@ class Operation {
 public:
     using value_type = Value;
 
-    Operation(const Operation&) = delete;
     Operation& operator=(const Operation&) = delete;
 
     template <class Token>
@@ -108,6 +107,7 @@ protected:
 private:
     friend Derived;
     Operation() noexcept = default;
+    Operation(const Operation&) = delete;
 
     template <class Handler>
     struct Completion {
