@@ -107,7 +107,6 @@ protected:
 private:
     friend Derived;
     Operation() noexcept = default;
-    Operation(const Operation&) = delete;
 
     template <class Handler>
     struct Completion {
