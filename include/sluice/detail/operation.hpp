@@ -91,7 +91,7 @@ protected:
     template <class Handler>
     void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
         using Later = Completion<std::decay_t<Handler>>;
-        queue.check_context(boost::asio::get_associated_executor(handler));
+        queue.check_context([&] { return boost::asio::get_associated_executor(handler); });
         if (waiter.outcome != Outcome::waiting && InlineCompletion::allowed()) {
             const InlineCompletion here;
             self().complete(std::forward<Handler>(handler));

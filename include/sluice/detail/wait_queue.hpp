@@ -89,13 +89,14 @@ public:
     // Whether the execution context is being destroyed, or has been, and its coroutines with it.
     bool context_gone() const noexcept { return service_ == nullptr; }
 
-    // Asserts that a coroutine on this executor lives in the execution context of this queue.
-    template <class Executor>
-    void check_context(const Executor& executor) const {
-        BOOST_ASSERT_MSG(context_gone() || is_in_context(executor),
+    // Asserts that a coroutine on the executor that `get_executor_of()` returns lives in the execution context of this
+    // queue. It is not asked where nothing is asserted: an any_io_executor is dear to copy.
+    template <class GetExecutor>
+    void check_context(const GetExecutor& get_executor_of) const {
+        BOOST_ASSERT_MSG(context_gone() || is_in_context(get_executor_of()),
                          "sluice: awaited in a coroutine of another execution context than the object's own, which "
                          "would never resume it: see run_on()");
-        static_cast<void>(executor);
+        static_cast<void>(get_executor_of);
     }
 
     // The executor of the drain; an empty one once its context has been destroyed.
@@ -192,7 +193,7 @@ private:
 
         template <class Handler>
         void start(Handler&& handler) const {
-            queue->check_context(boost::asio::get_associated_executor(handler));
+            queue->check_context([&] { return boost::asio::get_associated_executor(handler); });
             const auto slot = waiter->outcome == Outcome::waiting
                                   ? boost::asio::get_associated_cancellation_slot(handler)
                                   : boost::asio::cancellation_slot();
