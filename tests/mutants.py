@@ -155,7 +155,7 @@ MUTANTS = [
     ("virtual time has another jitter in every run", "stage.hpp",
      "detail::HasNow<TimerType> ? ", "false ? ", "stage_test"),
     ("nobody looks into nested exceptions", "detail/error_chain.hpp",
-     "        error = nested_exception(error);\n", "        error = nullptr;\n", "values_test"),
+     "        error = nested_exception(first);\n", "        error = nullptr;\n", "retry_test"),
     ("nobody looks into several exceptions", "detail/error_chain.hpp",
      "            error = several.first_exception();\n", "            return error;\n", "values_test"),
     ("a signal that dies first leaves its slot to the waiter", "detail/wait_queue.hpp",

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/testing/virtual_timer.hpp>
+#include <sluice/timer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -117,8 +118,7 @@ private:
 
 /// Waits in virtual time.
 inline asio::awaitable<void> sleep(std::chrono::nanoseconds duration) {
-    VirtualTimer timer(co_await asio::this_coro::executor, duration);
-    co_await timer.async_wait(asio::deferred);
+    return sluice::sleep_for<VirtualTimer>(duration);
 }
 
 /// Gives every other ready handler a turn.
