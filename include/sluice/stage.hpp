@@ -191,7 +191,7 @@ private:
                                                                 std::optional<Value<Args...>>& data, Args&... args) {
         const Executor<Args...> executor = co_await boost::asio::this_coro::executor;
         const boost::intrusive_ptr<detail::SemaphoreState> line = detail::SemaphoreAccess::state(stage.semaphore_);
-        line->check_context([&] { return executor; });
+        line->check_context([&]() -> const auto& { return executor; });
         const std::uint64_t stream = stage.runs_++;
         // A coroutine that was cancelled before, and does not mind, is cancelled no further by that.
         const boost::asio::cancellation_state before = co_await boost::asio::this_coro::cancellation_state;
