@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/query.hpp>
+#include <sluice/result.hpp>
 
 #include <cstddef>
 #include <utility>

@@ -5,6 +5,7 @@
 
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
+#include <sluice/result.hpp>
 #include <sluice/stage_error.hpp>
 
 #include <algorithm>

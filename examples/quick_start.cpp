@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <boost/asio.hpp>
 #include <iostream>
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 namespace asio = boost::asio;
 

@@ -3,8 +3,8 @@
 // One barrier stands at both boundaries; the chunks are children of one task group.
 #include "arguments.hpp"
 
-#include <sluice/barrier.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/sync/task_group.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>

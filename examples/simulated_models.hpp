@@ -3,7 +3,7 @@
 #pragma once
 
 #include <sluice/query.hpp>
-#include <sluice/timer.hpp>
+#include <sluice/sync/timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>

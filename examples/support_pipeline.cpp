@@ -9,8 +9,9 @@
 #include "timeline.hpp"
 #include "trace_writer.hpp"
 
-#include <sluice/inference_pipeline.hpp>
 #include <sluice/observer.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -121,7 +122,7 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
             return models.generate_response(intent, entities, text);
         },
         limits, dead_letters,
-        sluice::BasicPipelineOptions<Timer>(
+        sluice::BasicInferencePipelineOptions<Timer>(
             sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}),
             observer));
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 // What a callable of the user's gets, at every place that calls one: an argument that has to be converted must live as
 // long as the coroutine that refers to it. What is wrong here is for AddressSanitizer to find, clang's above all.
-#include <sluice/inference_pipeline.hpp>
-#include <sluice/stage.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timeout.hpp>
 
 #include "support/models.hpp"
 #include "support/task.hpp"
@@ -197,7 +198,7 @@ TEST_CASE("arguments: what classify and extract give is converted for generate, 
         co_return intent == literal&& taken == literal&& text == "text" ? "right" : "wrong";
     };
     sluice::InferencePipeline pipeline(context.get_executor(), pointer, string, generate, sluice::StageLimits{1, 1, 1},
-                                       dead_letters, test::PipelineOptions(options()));
+                                       dead_letters, test::InferencePipelineOptions(options()));
     using Result = decltype(pipeline)::Result;
     Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);
@@ -241,7 +242,7 @@ TEST_CASE("arguments: of a dead-letter sink", "[arguments][pipeline]") {
     };
     const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
     sluice::InferencePipeline pipeline(context.get_executor(), fails, fails, generate, sluice::StageLimits{1, 1, 1},
-                                       sink, test::PipelineOptions());
+                                       sink, test::InferencePipelineOptions());
     using Result = decltype(pipeline)::Result;
     Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);

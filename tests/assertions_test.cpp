@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSL-1.0
 // Wrong uses that an assertion must name, and right ones of which no assertion must speak. Assertions are noted here,
 // and do not end the program.
-#include <sluice/barrier.hpp>
-#include <sluice/inference_pipeline.hpp>
-#include <sluice/stage.hpp>
-#include <sluice/stage_semaphore.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/sync/timer.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timeout.hpp>
-#include <sluice/timer.hpp>
 
 #include "support/models.hpp"
 #include "support/task.hpp"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/barrier.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include "support/probes.hpp"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/testing/run.hpp>
 
 #include "support/models.hpp"
 #include "support/probes.hpp"
@@ -46,9 +47,9 @@ using sluice::Query;
 using sluice::StageResult;
 using test::Endpoint;
 using test::idle;
+using test::InferencePipelineOptions;
 using test::make_queries;
 using test::make_query;
-using test::PipelineOptions;
 using test::refusal_of;
 using test::retries;
 using test::run_until;
@@ -318,7 +319,7 @@ TEST_CASE("pipeline: an operation_aborted of the model's own is a failure like a
         co_return text;
     };
     InferencePipeline pipeline(rig.context.get_executor(), Endpoint{&rig.classify}, extract, Endpoint{&rig.generate},
-                               {3, 3, 3}, rig.dead_letters, PipelineOptions());
+                               {3, 3, 3}, rig.dead_letters, InferencePipelineOptions());
     const auto queries = make_queries(3);
     auto task = start_batch(rig.context, pipeline, queries);
     rig.run();
@@ -331,7 +332,7 @@ TEST_CASE("pipeline: an operation_aborted of the model's own is a failure like a
 
 TEST_CASE("pipeline: each stage has its own retries, and the dead letter counts the attempts", "[pipeline]") {
     Rig rig;
-    PipelineOptions options;
+    InferencePipelineOptions options;
     options.classify.retry = retries(1, 10ms);
     options.generate.retry = retries(3, 20ms);
     rig.classify.failures["t0"] = 1;
@@ -361,7 +362,7 @@ TEST_CASE("pipeline: one set of stage options can serve all three stages", "[pip
     for (int stage = 0; stage != 3; ++stage) {
         rig.model(stage).failures["t0"] = 1;
     }
-    auto pipeline = rig.pipeline({1, 1, 1}, PipelineOptions(StageOptions(retries(1))));
+    auto pipeline = rig.pipeline({1, 1, 1}, InferencePipelineOptions(StageOptions(retries(1))));
     auto task = start_one(rig.context, pipeline, make_query(0));
     rig.run();
     CHECK(is_complete(task.value()));
@@ -372,7 +373,7 @@ TEST_CASE("pipeline: one set of stage options can serve all three stages", "[pip
 
 TEST_CASE("pipeline: a stage's timeout makes a dead letter", "[pipeline]") {
     Rig rig;
-    PipelineOptions options;
+    InferencePipelineOptions options;
     options.generate.timeout = 499ms;
     auto pipeline = rig.pipeline({1, 1, 1}, options);
     auto task = start_one(rig.context, pipeline, make_query(0));
@@ -418,14 +419,14 @@ TEST_CASE("pipeline: the stages are there to look at, and their limits to change
     CHECK(is_complete(task.value()));
 }
 
-TEST_CASE("pipeline: run_stage runs one stage and does nothing else with the outcome", "[pipeline]") {
+TEST_CASE("pipeline: one stage runs alone, and nothing else is done with its result", "[pipeline]") {
     Rig rig;
     rig.extract.failures["t1"] = 1;
     auto pipeline = rig.pipeline();
     Query queries[] = {make_query(0), make_query(1)};
     const auto run = [&](Query& query) {
         Task<StageResult<std::string>> task(rig.context.get_executor(),
-                                            [&] { return pipeline.run_stage(pipeline.extract(), query, query.text); });
+                                            [&] { return pipeline.extract().run(query.id, query.text); });
         rig.run();
         return std::move(task.value());
     };
@@ -750,7 +751,7 @@ TEST_CASE("pipeline: a sink may be anything that can put", "[pipeline][typed]") 
     Strings out;
     const Overloaded sink{&out};
     InferencePipeline pipeline(rig.context.get_executor(), Endpoint{&rig.classify}, Endpoint{&rig.extract},
-                               Endpoint{&rig.generate}, {1, 1, 1}, sink, PipelineOptions());
+                               Endpoint{&rig.generate}, {1, 1, 1}, sink, InferencePipelineOptions());
     auto task = start_one(rig.context, pipeline, make_query(0));
     rig.run();
     CHECK(is_partial(task.value(), 1));
@@ -762,7 +763,7 @@ TEST_CASE("pipeline: a query that is cancelled in a stage is no dead letter", "[
     const auto type = GENERATE(Cancel::terminal, Cancel::partial, Cancel::total);
     const bool queued = GENERATE(false, true);
     Rig rig;
-    auto pipeline = rig.pipeline({1, 1, 1}, PipelineOptions(StageOptions(retries(5))));
+    auto pipeline = rig.pipeline({1, 1, 1}, InferencePipelineOptions(StageOptions(retries(5))));
     std::optional<sluice::Slot> taken;
     if (queued) {
         taken = (stage == 0   ? pipeline.classify().semaphore()
@@ -928,7 +929,7 @@ void cancel_one_at_every_step(int failing) {
         if (failing >= 0) {
             rig.model(failing).failures["t0"] = 2;
         }
-        auto pipeline = rig.pipeline({1, 1, 1}, PipelineOptions(StageOptions(retries(1, 10ms), 1s)));
+        auto pipeline = rig.pipeline({1, 1, 1}, InferencePipelineOptions(StageOptions(retries(1, 10ms), 1s)));
         auto task = start_one(rig.context, pipeline, make_query(0));
         test::step(rig.context);
         more = test::steps(rig.context, n);
@@ -1068,13 +1069,14 @@ TEST_CASE("pipeline: what cannot work is refused on construction, by stage or op
     CHECK(window(1) == "no error");
 
     const auto timeouts = [&](auto member, std::chrono::nanoseconds timeout) {
-        PipelineOptions options;
+        InferencePipelineOptions options;
         (options.*member).timeout = timeout;
         return refusal_of([&] { rig.pipeline({1, 1, 1}, options); });
     };
-    CHECK(timeouts(&PipelineOptions::classify, 0ns) == "Stage 'classify': timeout must be positive, got 0 ns");
-    CHECK(timeouts(&PipelineOptions::extract, -1ns) == "Stage 'extract': timeout must be positive, got -1 ns");
-    CHECK(timeouts(&PipelineOptions::generate, -9ns) == "Stage 'generate': timeout must be positive, got -9 ns");
+    CHECK(timeouts(&InferencePipelineOptions::classify, 0ns) == "Stage 'classify': timeout must be positive, got 0 ns");
+    CHECK(timeouts(&InferencePipelineOptions::extract, -1ns) == "Stage 'extract': timeout must be positive, got -1 ns");
+    CHECK(timeouts(&InferencePipelineOptions::generate, -9ns) ==
+          "Stage 'generate': timeout must be positive, got -9 ns");
 
     using OfText = std::function<asio::awaitable<int>(const std::string&)>;
     using OfAll = asio::awaitable<int> (*)(int, int, const std::string&);
@@ -1121,7 +1123,7 @@ TEST_CASE("pipeline: the types of its data are deduced from the functions, move-
         co_return Answer(intent, *entities.account);
     };
     InferencePipeline pipeline(context.get_executor(), classify, extract, generate, {1, 1, 1}, dead_letters,
-                               PipelineOptions());
+                               InferencePipelineOptions());
     using Pipeline = decltype(pipeline);
     static_assert(std::same_as<Pipeline::Intent, Intent>);
     static_assert(std::same_as<Pipeline::Entities, Entities>);
@@ -1187,7 +1189,7 @@ TEST_CASE("pipeline: the executor is that of the model functions", "[pipeline][s
     const auto generate = [](const auto&, const auto&,
                              const std::string& text) -> asio::awaitable<std::string, Executor> { co_return text; };
     InferencePipeline pipeline(context.get_executor(), model, model, generate, {2, 2, 2}, sink,
-                               PipelineOptions(StageOptions(retries(1), 1s)));
+                               InferencePipelineOptions(StageOptions(retries(1), 1s)));
     using Pipeline = decltype(pipeline);
     static_assert(std::same_as<Pipeline::Executor, Executor>);
     static_assert(std::same_as<decltype(pipeline.process_one(Query())), asio::awaitable<Pipeline::Result, Executor>>);
@@ -1221,7 +1223,7 @@ TEST_CASE("pipeline: one strand of several threads' context will do", "[pipeline
     Rig rig;
     test::DeadLetters dead_letters;
     InferencePipeline pipeline(strand, Endpoint{&rig.classify}, Endpoint{&rig.extract}, Endpoint{&rig.generate},
-                               {2, 2, 2}, dead_letters, PipelineOptions());
+                               {2, 2, 2}, dead_letters, InferencePipelineOptions());
     Task<Results> task(strand, [&] { return pipeline.process_batch(make_queries(6)); });
     CHECK(sluice::testing::run(context) == 1700ms);
     CHECK(std::ranges::all_of(task.value(), is_complete));
@@ -1252,7 +1254,7 @@ TEST_CASE("pipeline: the context may be destroyed at any step, before or after t
         rig.extract.failures["t1"] = 9;
         rig.generate.failures["t2"] = 1;
         auto context = std::make_unique<asio::io_context>(1);
-        PipelineOptions options(StageOptions(retries(1, 10ms), 1s));
+        InferencePipelineOptions options(StageOptions(retries(1, 10ms), 1s));
         options.window = 3;
         auto pipeline = std::make_unique<R::Pipeline>(context->get_executor(), Endpoint{&rig.classify},
                                                       Endpoint{&rig.extract}, Endpoint{&rig.generate},
@@ -1296,7 +1298,7 @@ TEST_CASE("pipeline: random latencies, failures and retries: limits, order and a
         }
         const sluice::StageLimits limits{static_cast<int>(random() % 6) + 1, static_cast<int>(random() % 6) + 1,
                                          static_cast<int>(random() % 6) + 1};
-        auto pipeline = rig.pipeline(limits, PipelineOptions(StageOptions(retries(1, 3ms), 8ms)));
+        auto pipeline = rig.pipeline(limits, InferencePipelineOptions(StageOptions(retries(1, 3ms), 8ms)));
         const auto queries = make_queries(n);
         auto task = start_batch(rig.context, pipeline, queries);
         while (test::step(rig.context)) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/testing/interleaving.hpp>
+#include <sluice/testing/interleaving_context.hpp>
+#include <sluice/testing/virtual_time.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"

@@ -3,7 +3,8 @@
 #include "support/fifo_simulation.hpp"
 #include "support/task.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -47,7 +48,7 @@ Time run(const Script& script) {
         co_return 0;
     };
     Forget sink;
-    sluice::BasicPipelineOptions<test::VirtualTimer> options(sluice::BasicStageOptions<test::VirtualTimer>(
+    sluice::BasicInferencePipelineOptions<test::VirtualTimer> options(sluice::BasicStageOptions<test::VirtualTimer>(
         sluice::RetryPolicy(script.retries, sluice::Backoff{.initial = std::chrono::nanoseconds(script.backoff),
                                                             .multiplier = 1,
                                                             .cap = std::chrono::nanoseconds(script.backoff),

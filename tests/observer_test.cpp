@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/observer.hpp>
+#include <sluice/testing/run.hpp>
 
 #include "support/models.hpp"
 #include "support/task.hpp"
@@ -40,8 +41,8 @@ using sluice::Stage;
 using sluice::StageError;
 using sluice::StageResult;
 using test::Endpoint;
+using test::InferencePipelineOptions;
 using test::Model;
-using test::PipelineOptions;
 using test::retries;
 using test::run_until;
 using test::StageOptions;
@@ -206,7 +207,7 @@ struct Rig : test::Rig<Sink> {
     Recorder recorder{&this->context};
 
     auto observed(sluice::StageLimits limits = {20, 10, 5}, StageOptions stage = {}) {
-        return this->pipeline(limits, PipelineOptions(stage, &recorder));
+        return this->pipeline(limits, InferencePipelineOptions(stage, &recorder));
     }
 };
 
@@ -625,7 +626,7 @@ TEST_CASE("observer: a stream has the events of a batch", "[observer]") {
 TEST_CASE("observer: leaving a stream finishes every run that has begun", "[observer][cancellation]") {
     Counter counter;
     test::Rig<> rig;
-    auto pipeline = rig.pipeline({2, 2, 1}, PipelineOptions(StageOptions(), &counter));
+    auto pipeline = rig.pipeline({2, 2, 1}, InferencePipelineOptions(StageOptions(), &counter));
     Task<> consumer(rig.context.get_executor(), [&]() -> asio::awaitable<void> {
         auto results = pipeline.process_stream(test::make_queries(50));
         (void)co_await results.next();
@@ -663,7 +664,7 @@ TEST_CASE("observer: at a dead letter the sink's put has returned", "[observer]"
             letters.push_back(rig.dead_letters.letters.size());
         }
     };
-    auto pipeline = rig.pipeline({20, 10, 5}, PipelineOptions(StageOptions(), &caller));
+    auto pipeline = rig.pipeline({20, 10, 5}, InferencePipelineOptions(StageOptions(), &caller));
     Task<test::Rig<>::Result> task(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
     rig.run();
     CHECK(letters == std::vector<std::size_t>{0, 1});
@@ -733,7 +734,7 @@ TEST_CASE("observer: a stage with an observer of its own tells that one alone, a
     test::Rig<> rig;
     Recorder pipeline_observer(&rig.context);
     Recorder stage_observer(&rig.context);
-    PipelineOptions options(StageOptions(), &pipeline_observer);
+    InferencePipelineOptions options(StageOptions(), &pipeline_observer);
     options.extract.observer = &stage_observer;
     auto pipeline = rig.pipeline({20, 10, 5}, options);
     rig.extract.failures["t1"] = 1;
@@ -768,7 +769,7 @@ TEST_CASE("observer: over a random run that is cancelled here and there, every c
             }
         }
     }
-    PipelineOptions options(StageOptions(retries(2, 3ms), 15ms), &whole);
+    InferencePipelineOptions options(StageOptions(retries(2, 3ms), 15ms), &whole);
     options.classify.observer = &counters[0];
     options.extract.observer = &counters[1];
     options.generate.observer = &counters[2];
@@ -834,7 +835,7 @@ void fail_and_cancel(Sink& sink) {
     namespace asio = boost::asio;
     asio::io_context context;
     CancelsOnFailure observer;
-    sluice::PipelineOptions options;
+    sluice::InferencePipelineOptions options;
     options.observer = &observer;
     const auto fails = [](const std::string&) -> asio::awaitable<int> {
         co_await asio::post(co_await asio::this_coro::executor, asio::deferred);

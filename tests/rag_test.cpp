@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 // The second problem: chunks of a document go through two phases together, and an answer comes third.
-#include <sluice/barrier.hpp>
-#include <sluice/task_group.hpp>
-#include <sluice/timeout.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/testing/run.hpp>
 
 #include "support/models.hpp"
 #include "support/task.hpp"

@@ -3,7 +3,8 @@
 #include "support/task.hpp"
 
 #include <sluice/sluice.hpp>
-#include <sluice/testing/interleaving.hpp>
+#include <sluice/testing/interleaving_context.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -66,7 +67,7 @@ TEST_CASE("readme: an observer that counts who waits", "[readme]") {
         co_return 1;
     };
     auto answer = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 2; };
-    sluice::BasicPipelineOptions<sluice::testing::VirtualTimer> options;
+    sluice::BasicInferencePipelineOptions<sluice::testing::VirtualTimer> options;
     options.observer = &gauge;
     sluice::InferencePipeline pipeline(context.get_executor(), model, model, answer, sluice::StageLimits{1, 1, 1}, sink,
                                        options);
@@ -131,7 +132,7 @@ TEST_CASE("readme: a pipeline is tested on virtual time", "[readme]") {
     };
     auto answer = [](int, int, const std::string& text) -> asio::awaitable<std::string> { co_return text; };
     sluice::InferencePipeline pipeline(context.get_executor(), model, model, answer, sluice::StageLimits{1, 1, 1}, sink,
-                                       sluice::BasicPipelineOptions<VirtualTimer>());
+                                       sluice::BasicInferencePipelineOptions<VirtualTimer>());
 
     std::vector<sluice::Query> queries{{"1", "one"}, {"2", "fail"}, {"3", "three"}};
     asio::co_spawn(context, pipeline.process_batch(queries), [](std::exception_ptr, auto results) {
@@ -173,7 +174,7 @@ TEST_CASE("readme: a pipeline is tested in many interleavings", "[readme]") {
         Cache cache(context.get_executor());
         sluice::InferencePipeline pipeline(context.get_executor(), std::ref(cache), std::ref(cache), answer,
                                            sluice::StageLimits{4, 4, 4}, sink,
-                                           sluice::BasicPipelineOptions<VirtualTimer>());
+                                           sluice::BasicInferencePipelineOptions<VirtualTimer>());
         asio::co_spawn(context.get_executor(), pipeline.process_batch(queries), asio::detached);
         context.run();
         CHECK(cache.asked == 2);

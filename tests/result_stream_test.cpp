@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/result_stream.hpp>
+#include <sluice/pipeline/result_stream.hpp>
+#include <sluice/testing/run.hpp>
 
 #include "support/models.hpp"
 #include "support/task.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/error.hpp>
@@ -33,8 +34,8 @@ using namespace std::chrono_literals;
 using test::endless;
 using test::Endpoint;
 using test::idle;
+using test::InferencePipelineOptions;
 using test::make_queries;
-using test::PipelineOptions;
 using test::retries;
 using test::run_until;
 using test::SlowDeadLetters;
@@ -822,7 +823,7 @@ TEST_CASE("stream: the context may be destroyed at any step, before or after pip
         rig.extract.failures["t1"] = 9;
         rig.generate.failures["t2"] = 1;
         auto context = std::make_unique<asio::io_context>(1);
-        PipelineOptions options(StageOptions(retries(1, 10ms), 1s));
+        InferencePipelineOptions options(StageOptions(retries(1, 10ms), 1s));
         options.window = 3;
         auto pipeline = std::make_unique<R::Pipeline>(context->get_executor(), Endpoint{&rig.classify},
                                                       Endpoint{&rig.extract}, Endpoint{&rig.generate},

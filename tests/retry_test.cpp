@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/retry.hpp>
+#include <sluice/stage/retry.hpp>
 
 #include <boost/asio/multiple_exceptions.hpp>
 #include <catch2/catch_test_macros.hpp>

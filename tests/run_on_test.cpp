@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 // What run_on() does, step by step: `away` stands for the pool, and this thread runs both contexts by hand. What
 // several threads do to it is in threads_test.cpp.
-#include <sluice/run_on.hpp>
-#include <sluice/stage.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/sync/run_on.hpp>
+#include <sluice/sync/task_group.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"

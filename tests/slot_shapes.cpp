@@ -2,7 +2,7 @@
 // slot_shapes SHAPE: takes the only slot of a semaphore in a shape in which g++ 12 makes a bitwise copy of it, and uses
 // what it has. Prints "holds its slot", as with other compilers, or terminates with the sentence of sluice::Slot; never
 // goes on without a slot.
-#include <sluice/stage_semaphore.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>

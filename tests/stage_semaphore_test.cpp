@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/stage_error.hpp>
-#include <sluice/stage_semaphore.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timeout.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"

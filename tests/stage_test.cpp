@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/retry.hpp>
-#include <sluice/stage.hpp>
-#include <sluice/timeout.hpp>
+#include <sluice/stage/retry.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 
 #include "support/models.hpp"
 #include "support/probes.hpp"

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/task_group.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include "support/probes.hpp"

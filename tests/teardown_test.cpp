@@ -2,12 +2,13 @@
 // An operation is under way, and context, primitive, signal and slots are destroyed: after every step, in every order.
 // What is wrong here is for AddressSanitizer to find. (That a coroutine goes on when its signal has died is none of
 // these: Asio itself touches the signal's slot when it resumes a coroutine.)
-#include <sluice/barrier.hpp>
-#include <sluice/stage_semaphore.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/sync/timer.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timeout.hpp>
-#include <sluice/timer.hpp>
 
 #include "support/models.hpp"
 #include "support/task.hpp"
@@ -108,7 +109,7 @@ struct Pipeline : Scene {
         model.failures["t1"] = 9;
         pipeline.emplace(context.get_executor(), test::Endpoint{&model}, test::Endpoint{&model}, test::Endpoint{&model},
                          sluice::StageLimits{2, 1, 1}, sink,
-                         test::PipelineOptions(test::StageOptions(test::retries(1, 1ms), 3ms)));
+                         test::InferencePipelineOptions(test::StageOptions(test::retries(1, 1ms), 3ms)));
         slots.push_back(pipeline->extract().semaphore().try_acquire());
     }
     void drop_primitive() override { pipeline.reset(); }

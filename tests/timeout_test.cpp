@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/stage_error.hpp>
-#include <sluice/stage_semaphore.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/timeout.hpp>
+#include <sluice/sync/timer.hpp>
+#include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timeout.hpp>
-#include <sluice/timer.hpp>
 
 #include "support/task.hpp"
 

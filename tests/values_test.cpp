@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/query.hpp>
-#include <sluice/retry.hpp>
+#include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
-#include <sluice/stage.hpp>
+#include <sluice/stage/retry.hpp>
+#include <sluice/stage/stage.hpp>
 #include <sluice/stage_error.hpp>
-#include <sluice/stage_semaphore.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include "support/probes.hpp"
@@ -56,7 +58,7 @@ using Void = asio::awaitable<void>;
 
 using Time = std::chrono::system_clock::time_point;
 using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
-using PipelineOptions = sluice::BasicPipelineOptions<VirtualTimer>;
+using InferencePipelineOptions = sluice::BasicInferencePipelineOptions<VirtualTimer>;
 
 static_assert(std::convertible_to<const char*, SharedString> && std::convertible_to<std::string, SharedString> &&
               std::convertible_to<std::string_view, SharedString>);
@@ -74,7 +76,7 @@ static_assert(!std::convertible_to<StageError, bool> && std::constructible_from<
 // g++ 12 copies an aggregate that is a temporary in the operand of co_await bitwise, and destroys it twice.
 static_assert(!std::is_aggregate_v<Query> && !std::is_aggregate_v<StageResult<>> &&
               !std::is_aggregate_v<StageResult<int>> && !std::is_aggregate_v<PipelineResult<int, int, int>> &&
-              !std::is_aggregate_v<StageOptions> && !std::is_aggregate_v<PipelineOptions> &&
+              !std::is_aggregate_v<StageOptions> && !std::is_aggregate_v<InferencePipelineOptions> &&
               !std::is_aggregate_v<Slot> && !std::is_aggregate_v<SharedString> && !std::is_aggregate_v<StageError> &&
               !std::is_aggregate_v<sluice::RetryPolicy>);
 static_assert(!std::is_aggregate_v<sluice::Backoff> || std::is_trivially_copyable_v<sluice::Backoff>);
@@ -472,11 +474,11 @@ TEST_CASE("temporaries in the operand of co_await: options, policies and limits"
         const StageOptions options = co_await pass(StageOptions{policy(kept), 5ms});
         const StageOptions braced = co_await pass<StageOptions>({policy(kept), 6ms});
         const StageOptions converted = co_await pass<StageOptions>(policy(kept));
-        const PipelineOptions all = co_await pass(PipelineOptions{StageOptions{policy(kept), 7ms}});
+        const InferencePipelineOptions all = co_await pass(InferencePipelineOptions{StageOptions{policy(kept), 7ms}});
         co_await drop(StageOptions{});
-        co_await drop(PipelineOptions{});
+        co_await drop(InferencePipelineOptions{});
         co_await drop<StageOptions>({});
-        co_await drop<PipelineOptions>({});
+        co_await drop<InferencePipelineOptions>({});
         const sluice::StageLimits limits =
             co_await pass<sluice::StageLimits>({.classify = 1, .extract = 2, .generate = 3});
         CHECK(retry.max_retries() == 1);

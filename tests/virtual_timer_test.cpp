@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/stage_semaphore.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/timer.hpp>
+#include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timer.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"
@@ -278,7 +280,8 @@ TEST_CASE("virtual timer: advance_by() moves the time on, and the waits that are
 TEST_CASE("virtual timer: time does not go back, nor beyond the end of the clock", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
-    const std::string rule = "VirtualTime: time must go on, and not beyond the clock's end, got ";
+    const std::string rule =
+        "VirtualTime: the time to advance by must not be negative, nor reach beyond the clock's end, got ";
     CHECK(refusal_of([&] { time.advance_by(-5ns); }) == rule + "-5 ns");
     CHECK(time.now() == epoch);
     time.advance_by(nanoseconds::max());

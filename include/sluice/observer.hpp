@@ -2,84 +2,84 @@
 #pragma once
 
 #include <sluice/query.hpp>
+#include <sluice/result.hpp>
 #include <sluice/stage_error.hpp>
 
 namespace sluice {
 
-/// Is told what becomes of each query, as it happens: for metrics, traces, progress. Derive from it, override what is
-/// of interest, and give its address to BasicStageOptions or BasicPipelineOptions.
+/// Observes the progress of each query, for metrics, traces or progress bars. Derive from it, override the functions of
+/// interest, and pass its address in BasicStageOptions or BasicInferencePipelineOptions.
 ///
-/// A *run* is one query in one stage. It has these events, in this order, and none more:
+/// A *stage run* is one query in one stage, made of attempts. It has exactly these events, in this order:
 ///
 ///     (on_queued on_started on_attempt_failed)* [on_queued [on_started]] on_finished [on_dead_letter]
 ///
-/// Every attempt has on_queued, on_started and on_attempt_failed, but for the last one, which may end by on_finished
-/// instead. Every run that has begun ends with exactly one on_finished, a cancelled one too. So a count of those who
-/// wait or run is right at all times if on_finished takes out what its `last` names. A run that was cancelled before
-/// it began has no events; those that end because their execution context is destroyed have no further ones.
+/// Each attempt has on_queued, on_started and on_attempt_failed, except the last, which may end with on_finished
+/// instead. Each stage run that has begun ends with exactly one on_finished, even if it is cancelled. To keep gauges of
+/// queued and running queries exact, decrement the one named by the `last` event of on_finished. A stage run that was
+/// cancelled before it began has no events. If its execution context is destroyed, it has no further ones.
 ///
-/// `run` is the run's result as far as it has come, with the query's id, the stage's name, and as `attempts` the number
-/// of the attempt. In all events of a run it is the same object, whose address tells runs apart where ids do not; it
-/// must not be used after the last of them.
+/// `stage_run` is the result so far, with the query's id and the stage's name; its `attempts` is the number of the
+/// current attempt. It is the same object in all events of one stage run, so that its address identifies the stage run
+/// where ids do not. It must not be used after the last event.
 ///
-/// No event carries a time: ask a clock.
+/// No event carries a time; read a clock.
 ///
 /// @par Exceptions
-/// The functions are noexcept, and so must be what overrides them: an observer changes no query's fate. One that throws
-/// all the same calls `std::terminate`.
+/// The functions are noexcept, and so are their overrides. If one throws, `std::terminate` is called.
 ///
 /// @par Thread safety
-/// Called on the executor of the stage or pipeline, by the coroutine that runs the query, between two of its steps:
-/// nothing else runs there until the function returns. It may do what other code there may, such as close or cancel
-/// something, or change a limit, but not destroy the stage or pipeline that calls it. Who cancels from on_finished
-/// comes too late for that run: a query that has failed becomes a dead letter.
+/// The functions are called on the executor of the stage or pipeline, by the coroutine that runs the query, between two
+/// of its steps: nothing else runs there meanwhile. They may do whatever other code there may, such as close or cancel
+/// something or change a limit; but they must not destroy the stage or pipeline that calls them. Cancelling a query in
+/// its on_finished comes too late: one that has failed becomes a dead letter.
 ///
 /// @par Lifetime
-/// An observer must outlive the coroutines that run the stages it observes, streams that were left included.
+/// An observer must outlive the coroutines that run the stages it observes, including those of abandoned streams.
 class Observer {
 public:
-    /// What a run was last told of.
+    /// An event of a stage run.
     enum class Event {
-        queued,         ///< on_queued: it waits for a slot.
-        started,        ///< on_started: it has one.
-        attempt_failed  ///< on_attempt_failed: it has none, and does not wait for one.
+        queued,         ///< on_queued: the query waits for a slot.
+        started,        ///< on_started: it has a slot.
+        attempt_failed  ///< on_attempt_failed: it has no slot and does not wait for one.
     };
 
-    /// How a run ended.
+    /// How a stage run ended.
     enum class Outcome {
         succeeded,
-        failed,    ///< By its last attempt, or because the semaphore was closed.
-        cancelled  ///< It gives no result, but throws.
+        failed,    ///< The last attempt failed, or the semaphore was closed.
+        cancelled  ///< Stage::run() throws instead of returning a result.
     };
 
     Observer() = default;
     virtual ~Observer() = default;
 
-    /// The query asks for a slot, for the attempt after `run.attempts`. If one is free, on_started follows at once.
-    virtual void on_queued(const StageResult<>& /*run*/) noexcept {}
+    /// The query asks for a slot for its next attempt. If one is free, on_started follows immediately.
+    virtual void on_queued(const StageResult<>& /*stage_run*/) noexcept {}
 
-    /// The query has a slot, and attempt number `run.attempts` is about to begin.
-    virtual void on_started(const StageResult<>& /*run*/) noexcept {}
+    /// The query has a slot, and attempt number `stage_run.attempts` is about to begin.
+    virtual void on_started(const StageResult<>& /*stage_run*/) noexcept {}
 
-    /// Attempt number `run.attempts` ended with `error`, its time being up included, and its slot went back. Next comes
-    /// on_queued, after the backoff if there is one; or on_finished, at once if there is no retry.
+    /// Attempt number `stage_run.attempts` failed with `error`, a timeout included, and its slot was returned. Next is
+    /// on_queued, after the backoff if there is one; or on_finished, immediately, if there is no retry.
     ///
     /// An attempt that was cancelled has not failed.
-    virtual void on_attempt_failed(const StageResult<>& /*run*/, const StageError& /*error*/) noexcept {}
+    virtual void on_attempt_failed(const StageResult<>& /*stage_run*/, const StageError& /*error*/) noexcept {}
 
-    /// The run ended as `run.success` and `run.error` say, and holds no slot any more. `last` is the event before this
-    /// one; with `queued`, the query was in the line for a slot, and did not get it. If `outcome` is `cancelled`, the
-    /// error is what the run throws, `operation_aborted`.
-    virtual void on_finished(const StageResult<>& /*run*/, Outcome /*outcome*/, Event /*last*/) noexcept {}
+    /// The stage run ended, as `stage_run.success` and `stage_run.error` say, and holds no slot. `last` is the event
+    /// before this one; if that is `queued`, the query waited for a slot and did not get one. If `outcome` is
+    /// `cancelled`, the error is the `operation_aborted` that Stage::run() throws.
+    virtual void on_finished(const StageResult<>& /*stage_run*/, Outcome /*outcome*/, Event /*last*/) noexcept {}
 
-    /// A pipeline's dead-letter sink was given the query that `run` has failed: its `put` has returned, or what it
-    /// awaits has ended. `sink_error` is what it threw, the query being lost then; mostly empty. Of a pipeline's own
-    /// observer alone.
-    virtual void on_dead_letter(const Query& /*query*/, const StageResult<>& /*run*/,
+    /// The dead-letter sink's `put`, including what it awaits, has ended for the query that failed in `stage_run`.
+    /// `sink_error` is what it threw, in which case the query is lost; normally empty. Only a pipeline's own observer
+    /// has this event.
+    virtual void on_dead_letter(const Query& /*query*/, const StageResult<>& /*stage_run*/,
                                 const StageError& /*sink_error*/) noexcept {}
 
 protected:
-    Observer(const Observer&) = default;  // not to be sliced
+    Observer(const Observer&) = default;  // protected against slicing
     Observer& operator=(const Observer&) = default;
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/detail/requirements.hpp>
+#include <sluice/sync/detail/requirements.hpp>
 
 #include <compare>
 #include <memory>
@@ -13,14 +13,14 @@
 
 namespace sluice {
 
-/// An immutable string that is shared and not copied: what names queries and stages in every result that speaks of
-/// them.
+/// An immutable string whose copies share their text. The ids of queries and the names of stages are such strings,
+/// since every result repeats them.
 ///
-/// Made from any string, and converts to `const std::string&` and `std::string_view`. Copying is O(1) and allocates
-/// nothing.
+/// Constructible from any string, and convertible to `const std::string&` and `std::string_view`. Copying is O(1) and
+/// allocates nothing.
 ///
 /// @par Thread safety
-/// As `std::shared_ptr<const std::string>`: distinct objects may be used at the same time, also when they share.
+/// That of `std::shared_ptr<const std::string>`: distinct objects are safe, even if they share their text.
 class SharedString {
 public:
     /// The empty string.

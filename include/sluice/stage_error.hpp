@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/detail/error_chain.hpp>
+#include <sluice/sync/detail/error_chain.hpp>
 
 #include <boost/core/demangle.hpp>
 #include <boost/system/error_code.hpp>
@@ -19,12 +19,12 @@
 
 namespace sluice {
 
-/// Why something failed: an exception of any type, or nothing.
+/// The reason of a failure: an exception of any type, or none.
 ///
-/// Type and message are worked out when they are asked for, so that carrying an error costs a pointer.
+/// Type and message are computed when they are needed, so that an error is as cheap to carry as a pointer.
 ///
 /// @par Thread safety
-/// As `std::exception_ptr`: what it points to is shared by its copies.
+/// That of `std::exception_ptr`: copies share the exception.
 class StageError {
 public:
     /// No error.
@@ -35,11 +35,11 @@ public:
     /// Whether there is an error.
     explicit operator bool() const noexcept { return exception_ != nullptr; }
 
-    /// The exception itself; null when there is none.
+    /// The exception; null if there is no error.
     const std::exception_ptr& exception() const noexcept { return exception_; }
 
-    /// The name of the exception's type, such as `std::runtime_error`; empty when there is no error. Of several that
-    /// operations run in parallel have thrown (`asio::multiple_exceptions`), that of the first.
+    /// Returns the name of the exception's type, such as `std::runtime_error`; empty if there is no error. For an
+    /// `asio::multiple_exceptions`, that of its first exception.
     std::string type() const {
         if (!exception_) {
             return {};
@@ -58,9 +58,10 @@ public:
         }
     }
 
-    /// `what()` of a `std::exception`, the text of a thrown string, the message of a thrown `error_code`, else a
-    /// sentence that says that there is no message; empty when there is no error. Of several that operations run in
-    /// parallel have thrown, that of the first. The messages of nested exceptions follow, each after a colon.
+    /// Returns `what()` of a `std::exception`, the text of a thrown string, the message of a thrown `error_code`, or
+    /// otherwise a sentence which says that there is no message; empty if there is no error. For an
+    /// `asio::multiple_exceptions`, that of its first exception. The messages of nested exceptions follow, each after a
+    /// colon.
     std::string message() const {
         std::string text;
         for (auto error = detail::first_exception(exception_); error;
@@ -71,7 +72,7 @@ public:
     }
 
 private:
-    // Without the wrapper in which std::throw_with_nested() throws.
+    // Removes the wrapper that std::throw_with_nested() adds.
     static std::string name(const std::type_info& type) {
         std::string whole = boost::core::demangle(type.name());
         for (const std::string_view wrapper : {"std::_Nested_exception<", "std::__1::__nested<"}) {

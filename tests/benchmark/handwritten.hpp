@@ -8,6 +8,7 @@
 #include "models.hpp"
 
 #include <sluice/query.hpp>
+#include <sluice/result.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>

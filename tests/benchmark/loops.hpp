@@ -4,8 +4,8 @@
 
 #include "limiters.hpp"
 
-#include <sluice/barrier.hpp>
-#include <sluice/stage_semaphore.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>

@@ -5,7 +5,7 @@
 #include "pipelines.hpp"
 #include "rows.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sluice/query.hpp>
+#include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
 
 #include <boost/asio/awaitable.hpp>

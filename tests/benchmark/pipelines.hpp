@@ -8,7 +8,7 @@
 #include "limiters.hpp"
 #include "models.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -166,7 +166,7 @@ private:
 
     template <sluice::Timer TimerType>
     static auto make_pipeline(Executor executor, Models& models, const Job& job, NoDeadLetters& dead_letters) {
-        sluice::BasicPipelineOptions<TimerType> options(sluice::BasicStageOptions<TimerType>(
+        sluice::BasicInferencePipelineOptions<TimerType> options(sluice::BasicStageOptions<TimerType>(
             sluice::RetryPolicy(job.retries(), sluice::Backoff{.initial = std::chrono::nanoseconds(0)})));
         options.window = job.window;
         return sluice::InferencePipeline(

@@ -3,8 +3,8 @@
 #include "loops.hpp"
 #include "rows.hpp"
 
-#include <sluice/stage_semaphore.hpp>
-#include <sluice/task_group.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/task_group.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/task_group.hpp>
+#include <sluice/sync/task_group.hpp>
 
 #include <boost/asio/awaitable.hpp>
 

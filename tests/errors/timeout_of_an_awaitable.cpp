@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/timeout.hpp>
+#include <sluice/sync/timeout.hpp>
 
 #include <boost/asio/awaitable.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/deferred.hpp>
@@ -20,5 +20,5 @@ void timer_without_clock() {
         void expires_after(duration) {}
         void async_wait(boost::asio::deferred_t) {}
     };
-    sluice::BasicPipelineOptions<TestTimer> options;
+    sluice::BasicInferencePipelineOptions<TestTimer> options;
 }

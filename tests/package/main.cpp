@@ -2,7 +2,8 @@
 // A program of somebody else's, which has the headers of sluice and no more. Each of its two files includes every
 // header, so that they would not link if a header defined something that is not inline.
 #include <sluice/sluice.hpp>
-#include <sluice/testing/interleaving.hpp>
+#include <sluice/testing/interleaving_context.hpp>
+#include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -40,7 +41,7 @@ std::size_t answered() {
     DeadLetters dead_letters;
     sluice::InferencePipeline pipeline(context.get_executor(), classify, extract, generate,
                                        sluice::StageLimits{2, 2, 2}, dead_letters,
-                                       sluice::BasicPipelineOptions<sluice::testing::VirtualTimer>());
+                                       sluice::BasicInferencePipelineOptions<sluice::testing::VirtualTimer>());
     const std::vector<sluice::Query> queries{{"1", "Who?"}, {"2", "It rains."}, {"3", "Are you quite sure?!?!"}};
     std::size_t completed = 0;
     asio::co_spawn(context, pipeline.process_batch(queries), [&](std::exception_ptr, auto results) {

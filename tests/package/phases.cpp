@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/sluice.hpp>
-#include <sluice/testing/interleaving.hpp>
+#include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>

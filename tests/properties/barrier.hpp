@@ -3,7 +3,7 @@
 
 #include "choices.hpp"
 
-#include <sluice/barrier.hpp>
+#include <sluice/sync/barrier.hpp>
 
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/system/system_error.hpp>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/testing/interleaving.hpp>
+#include <sluice/testing/interleaving_context.hpp>
+#include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>

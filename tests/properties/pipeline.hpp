@@ -4,7 +4,7 @@
 #include "choices.hpp"
 #include "scene.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 #include <algorithm>
 #include <array>

@@ -3,7 +3,7 @@
 
 #include "choices.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 
 #include <algorithm>
 #include <array>
@@ -105,7 +105,7 @@ public:
         if (choices.one_in(3)) {
             stage.timeout = 15ns;
         }
-        sluice::BasicPipelineOptions<VirtualTimer> result(stage, this);
+        sluice::BasicInferencePipelineOptions<VirtualTimer> result(stage, this);
         if (!choices.one_in(4)) {
             result.window = static_cast<std::ptrdiff_t>(1 + choices.below(5));
         }

@@ -3,7 +3,7 @@
 
 #include "choices.hpp"
 
-#include <sluice/stage_semaphore.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
 
 #include <algorithm>
 #include <cstddef>

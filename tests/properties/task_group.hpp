@@ -3,7 +3,7 @@
 
 #include "choices.hpp"
 
-#include <sluice/task_group.hpp>
+#include <sluice/sync/task_group.hpp>
 
 #include <algorithm>
 #include <chrono>

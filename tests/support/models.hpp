@@ -3,9 +3,12 @@
 
 #include "task.hpp"
 
-#include <sluice/inference_pipeline.hpp>
+#include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/query.hpp>
-#include <sluice/stage.hpp>
+#include <sluice/result.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -27,7 +30,7 @@
 namespace test {
 
 using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
-using PipelineOptions = sluice::BasicPipelineOptions<VirtualTimer>;
+using InferencePipelineOptions = sluice::BasicInferencePipelineOptions<VirtualTimer>;
 
 /// Takes `n` steps; false if there were fewer.
 inline bool steps(asio::io_context& context, int n) {
@@ -175,7 +178,7 @@ struct Rig {
     Sink dead_letters;
     asio::io_context context{1};
 
-    Pipeline pipeline(sluice::StageLimits limits = {20, 10, 5}, PipelineOptions options = {}) {
+    Pipeline pipeline(sluice::StageLimits limits = {20, 10, 5}, InferencePipelineOptions options = {}) {
         return Pipeline(context.get_executor(), Endpoint{&classify}, Endpoint{&extract}, Endpoint{&generate}, limits,
                         dead_letters, std::move(options));
     }
@@ -201,8 +204,8 @@ bool idle(Pipeline& pipeline) {
            none(pipeline.generate().semaphore());
 }
 
-inline PipelineOptions with_window(std::ptrdiff_t window) {
-    PipelineOptions options;
+inline InferencePipelineOptions with_window(std::ptrdiff_t window) {
+    InferencePipelineOptions options;
     options.window = window;
     return options;
 }

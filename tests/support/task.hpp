@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/sync/timer.hpp>
+#include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
-#include <sluice/timer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/query.hpp>
+
+#include <cstddef>
+#include <iterator>
+#include <optional>
+#include <ranges>
+#include <type_traits>
+#include <utility>
+
+namespace sluice::detail {
+
+// Takes queries out of a range one at a time. Never reads ahead: advances the iterator only when the next query is
+// wanted, since that may be expensive for a lazy range.
+//
+// Moves the queries out of a container that was passed as an rvalue, and copies others.
+template <QueryRange Range>
+class QueryReader {
+public:
+    explicit QueryReader(Range&& range) : view_(std::views::all(std::forward<Range>(range))) {}
+
+    // Returns the next query, or nothing once the range has ended or thrown. Throws what the range throws.
+    std::optional<Query> pull() {
+        if (ended_) {
+            return std::nullopt;
+        }
+        ended_ = true;  // unless everything below succeeds
+        if (at_) {
+            ++*at_;
+        } else {
+            at_.emplace(std::ranges::begin(view_));
+        }
+        if (*at_ == std::ranges::end(view_)) {
+            return std::nullopt;
+        }
+        std::optional<Query> query;
+        if constexpr (owned) {
+            query.emplace(std::ranges::iter_move(*at_));
+        } else {
+            query.emplace(**at_);
+        }
+        ended_ = false;
+        return query;
+    }
+
+    // The number of queries, or 0 if it is unknown.
+    std::size_t size_hint() {
+        if constexpr (std::ranges::sized_range<View>) {
+            return static_cast<std::size_t>(std::ranges::size(view_));
+        } else {
+            return 0;
+        }
+    }
+
+private:
+    using View = std::views::all_t<Range>;
+    static constexpr bool owned = !std::is_lvalue_reference_v<Range> && !std::ranges::view<std::remove_cvref_t<Range>>;
+
+    View view_;
+    std::optional<std::ranges::iterator_t<View>> at_;  // the query that was taken last
+    bool ended_ = false;
+};
+
+}  // namespace sluice::detail

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/pipeline/dead_letter.hpp>
+#include <sluice/pipeline/detail/batch.hpp>
+#include <sluice/pipeline/detail/pipeline_state.hpp>
+#include <sluice/pipeline/detail/query_reader.hpp>
+#include <sluice/pipeline/detail/stream_state.hpp>
+#include <sluice/pipeline/inference_pipeline_options.hpp>
+#include <sluice/pipeline/result_stream.hpp>
+#include <sluice/query.hpp>
+#include <sluice/result.hpp>
+#include <sluice/stage/model_function.hpp>
+#include <sluice/sync/detail/awaitable_traits.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timer.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sluice {
+
+/// Runs queries through three models, classify, extract and generate, each behind its own limit.
+///
+/// The model functions are callables that return an `asio::awaitable`. The types of intent, entities and response, and
+/// the executor, are deduced from them:
+///
+/// @code
+/// classify(text) -> awaitable<Intent>
+/// extract(text) -> awaitable<Entities>
+/// generate(intent, entities, text) -> awaitable<Response>
+/// @endcode
+///
+/// The text is passed as a `const std::string&`, and intent and entities as const lvalues, which live until the call
+/// ends: a retry sees them unchanged. The values that the functions return must be movable without throwing. Stage says
+/// what else a model function must do.
+///
+/// Each query ends in exactly one way: it is completed; or a stage fails for good, and the query goes to the
+/// dead-letter sink; or it is cancelled because its call was cancelled.
+///
+/// process_one(), process_batch() and process_stream() share the limits and may run at the same time. One stage alone
+/// runs by `pipeline.extract().run(query.id, query.text)`; see Stage::run().
+///
+/// @par Thread safety
+/// Distinct objects: safe. Shared objects: unsafe. The pipeline and everything that uses it belong to one thread or
+/// strand, that of the executor. Model functions work on other threads by run_on(), and coroutines that run elsewhere
+/// await the pipeline by it.
+///
+/// @par Lifetime
+/// The pipeline may be destroyed while its operations run: they keep its state alive. Its stages die with the last
+/// operation, and must outlive any Stage::run() that was called directly. The sink, the observer and ranges that were
+/// passed by reference must outlive the operations. The execution context may be destroyed before or after the
+/// pipeline. A pipeline that was moved from can only be destroyed or assigned to.
+template <class Classify, class Extract, class Generate, class Sink, Timer TimerType = boost::asio::steady_timer>
+class InferencePipeline {
+public:
+    using Executor = detail::awaitable_executor_t<Classify&, const std::string&>;
+    using Intent = detail::model_value_t<Classify&, const std::string&>;
+    using Entities = detail::model_value_t<Extract&, const std::string&>;
+    using Response = detail::model_value_t<Generate&, const Intent&, const Entities&, const std::string&>;
+    using Result = PipelineResult<Intent, Entities, Response>;
+    using Stream = ResultStream<Result, Executor>;
+
+    // Otherwise an error about generate would only repeat those about the others.
+    static constexpr bool knows_its_input =
+        ModelFunction<Classify, const std::string&> && ModelFunction<Extract, const std::string&>;
+
+    // Not constraints: for those, compilers report "no matching function" first and the reason far below.
+    static_assert(std::invocable<Classify&, const std::string&>,
+                  "sluice::InferencePipeline: classify cannot be called with a const std::string&");
+    static_assert(std::invocable<Extract&, const std::string&>,
+                  "sluice::InferencePipeline: extract cannot be called with a const std::string&");
+    static_assert(!knows_its_input || std::invocable<Generate&, const Intent&, const Entities&, const std::string&>,
+                  "sluice::InferencePipeline: generate cannot be called with a const Intent&, a const Entities& and a "
+                  "const std::string&, where Intent is what classify returns and Entities what extract returns");
+    static_assert(!std::invocable<Classify&, const std::string&> || ModelFunction<Classify, const std::string&>,
+                  "sluice::ModelFunction: classify(const std::string&) must return an asio::awaitable of a value: not "
+                  "void, no reference, nothing that may throw when it is moved");
+    static_assert(
+        !std::invocable<Extract&, const std::string&> || ModelFunction<Extract, const std::string&>,
+        "sluice::ModelFunction: extract(const std::string&) must return an asio::awaitable of a value: not void, "
+        "no reference, nothing that may throw when it is moved");
+    static_assert(
+        !std::invocable<Generate&, const Intent&, const Entities&, const std::string&> ||
+            ModelFunction<Generate, const Intent&, const Entities&, const std::string&>,
+        "sluice::ModelFunction: generate(intent, entities, const std::string&), with what classify and extract "
+        "return, must return an asio::awaitable of a value: not void, no reference, nothing that may throw when it "
+        "is moved");
+    static_assert(
+        std::same_as<Executor, detail::awaitable_executor_t<Extract&, const std::string&>> &&
+            std::same_as<Executor,
+                         detail::awaitable_executor_t<Generate&, const Intent&, const Entities&, const std::string&>>,
+        "sluice::InferencePipeline: the awaitables of classify, extract and generate must have the same "
+        "executor type");
+    static_assert(std::constructible_from<TimerType, const Executor&>,
+                  "sluice::Timer: the timer must be constructible from the executor of the models' coroutines");
+    static_assert(DeadLetterSink<Sink>,
+                  "sluice::DeadLetterSink: the sink must have put(const sluice::Query&, const sluice::StageResult<>&)");
+
+    /// @throws std::invalid_argument naming the stage or option and its value if a limit, the window or a timeout is
+    /// out of range, or if a function or the executor is empty.
+    InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
+                      StageLimits limits, Sink& dead_letters,
+                      const BasicInferencePipelineOptions<TimerType>& options = {})
+        : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
+                                         std::move(generate_fn), limits, dead_letters, options)) {}
+
+    InferencePipeline(InferencePipeline&&) noexcept = default;
+    InferencePipeline& operator=(InferencePipeline&&) noexcept = default;
+
+    /// Awaiting it runs one query through all three stages in order, and returns its result. If a stage fails for good,
+    /// no later one runs, and the query goes to the dead-letter sink.
+    ///
+    /// @par Cancellation
+    /// The types that the model functions support. The slot is returned, `operation_aborted` is thrown, and the query
+    /// is no dead letter. If it is going to the dead-letter sink already, that is completed and the result is returned.
+    [[nodiscard]] boost::asio::awaitable<Result, Executor> process_one(Query query) {
+        return run_one(detail::Pooled(), state_, std::move(query));
+    }
+
+    /// Awaiting it runs all queries of a range, at most `window` at once, and returns their results in the order of the
+    /// input. A query that fails does not affect the others.
+    ///
+    /// A range that is passed as an lvalue is stored by reference and its queries are copied; one that is passed as an
+    /// rvalue is moved in, and its queries are moved on. A query is taken from the range when it starts. Apart from the
+    /// results, memory is bounded by the window.
+    ///
+    /// @throws what the range throws, after cancelling the queries that run.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial and total, as far as the awaiting coroutine lets them through; see StageSemaphore::acquire().
+    /// No further query starts, those that run are cancelled, every slot is returned, and then `operation_aborted` is
+    /// thrown. Queries that had failed are dead letters, cancelled ones are not. The results so far are discarded: if
+    /// you need them, use process_stream().
+    ///
+    /// @note While model functions complete without suspending, nothing else gets a turn, including code that would
+    /// cancel the batch.
+    ///
+    /// @note With Boost 1.83, if a batch is cancelled before it has begun, `co_spawn` lets its `operation_aborted`
+    /// escape from the event loop and never calls the completion handler. So emit the signal through the executor, by
+    /// `post(executor, ...)`: a batch that was spawned before has begun by then.
+    template <class Range>
+    [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
+        static_assert(QueryRange<Range>, "sluice::QueryRange: process_batch() needs a range of sluice::Query");
+        return run_batch(state_, detail::QueryReader<Range>(std::forward<Range>(queries)));
+    }
+
+    /// Returns a stream of the results of a range of queries, which may be lazy or endless. See ResultStream. The range
+    /// is stored as in process_batch().
+    template <class Range>
+    Stream process_stream(Range&& queries) {
+        static_assert(QueryRange<Range>, "sluice::QueryRange: process_stream() needs a range of sluice::Query");
+        return Stream(std::make_shared<detail::PipelineStream<State, Range>>(
+            state_, detail::QueryReader<Range>(std::forward<Range>(queries))));
+    }
+
+    /// The stages: to inspect or change their limits, or to run one alone.
+    auto& classify() noexcept { return state_->classify; }
+    auto& extract() noexcept { return state_->extract; }
+    auto& generate() noexcept { return state_->generate; }
+
+    /// The maximum number of queries that a batch or a stream runs at once.
+    std::ptrdiff_t window() const noexcept { return state_->window; }
+
+private:
+    using State = detail::PipelineState<Classify, Extract, Generate, Sink, TimerType, Result, Executor>;
+
+    static boost::asio::awaitable<Result, Executor> run_one(detail::Pooled, std::shared_ptr<State> state, Query query) {
+        Result result(std::move(query));
+        co_await state->process(result);
+        co_return result;
+    }
+
+    template <class Range>
+    static boost::asio::awaitable<std::vector<Result>, Executor> run_batch(std::shared_ptr<State> state,
+                                                                           detail::QueryReader<Range> queries) {
+        detail::Batch<State, Range> batch(*state, std::move(queries));
+        const auto body = [&batch](TaskGroup& group) { return batch.begin(group); };
+        co_await with_task_group<Executor>(body);
+        co_return batch.take_results();
+    }
+
+    std::shared_ptr<State> state_;
+};
+
+template <class Executor, class Classify, class Extract, class Generate, class Sink>
+InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&)
+    -> InferencePipeline<Classify, Extract, Generate, Sink>;
+
+template <class Executor, class Classify, class Extract, class Generate, class Sink, class TimerType>
+InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&, BasicInferencePipelineOptions<TimerType>)
+    -> InferencePipeline<Classify, Extract, Generate, Sink, TimerType>;
+
+}  // namespace sluice

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/query.hpp>
+#include <sluice/shared_string.hpp>
+#include <sluice/stage_error.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace sluice {
+
+/// The outcome of one query in one stage: `StageResult<T>` with the value, `StageResult<>` without.
+template <class T = void>
+struct StageResult;
+
+template <>
+struct StageResult<void> {
+    SharedString query_id;
+    SharedString stage;
+    std::chrono::nanoseconds latency{};     ///< Time with a slot, over all attempts.
+    std::chrono::nanoseconds queue_time{};  ///< Time waiting for a slot, over all attempts.
+    int attempts = 0;                       ///< Attempts begun, including the first.
+    bool success = false;
+    bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, or blocked its thread.
+    StageError error;   ///< Why the last attempt failed; empty on success.
+
+    StageResult() = default;
+    StageResult(SharedString id, SharedString stage_name) : query_id(std::move(id)), stage(std::move(stage_name)) {}
+};
+
+template <class T>
+struct StageResult : StageResult<> {
+    std::optional<T> data;  ///< The value that the model function returned; empty on failure.
+
+    using StageResult<>::StageResult;
+};
+
+/// The outcome of one query in a pipeline of three stages. The stages' values are in `intent`, `entities` and
+/// `response`; the rest of their results is in `stage_results`, in the order in which the stages ran.
+template <class Intent, class Entities, class Response>
+struct PipelineResult {
+    Query query;
+    std::optional<Intent> intent;
+    std::optional<Entities> entities;
+    std::optional<Response> response;
+    std::vector<StageResult<>> stage_results;  ///< Only the last one can be a failure.
+    bool completed = false;                    ///< Whether all three stages succeeded; if not, this is a dead letter.
+    StageError dead_letter_error;              ///< What the dead-letter sink threw for this query; normally empty.
+
+    PipelineResult() = default;
+    explicit PipelineResult(Query pipeline_query) : query(std::move(pipeline_query)) {}
+};
+
+/// One result of a ResultStream, and the position of its query in the input, from 0.
+template <class Result>
+struct StreamItem {
+    std::size_t index;
+    Result result;
+
+    StreamItem(std::size_t query_index, Result&& query_result) : index(query_index), result(std::move(query_result)) {}
+};
+
+}  // namespace sluice

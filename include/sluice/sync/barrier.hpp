@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/barrier_state.hpp>
+#include <sluice/sync/detail/bound_queue.hpp>
+#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/wait_operation.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/execution/executor.hpp>
+#include <boost/assert.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+
+namespace sluice {
+
+/// Thrown to the parties of a Barrier that breaks, and to those that arrive at a broken one.
+class BrokenBarrier : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+/// A reusable barrier: no party leaves a phase until every party has arrived at it.
+///
+/// When the last party arrives, the completion function runs, the phase is complete, and the barrier is immediately
+/// ready for the next phase: a fast party may arrive again before slow ones have resumed. The last arrival continues at
+/// once, and the others resume through the executor in the order of their arrival. After many immediate completions in
+/// a row the last arrival goes through the executor as well, so that a tight loop cannot starve other handlers.
+///
+/// @par Thread safety
+/// Distinct objects: safe. Shared objects: unsafe. The barrier and its parties belong to one thread or strand, that of
+/// the executor; waiters resume there.
+///
+/// @par Lifetime
+/// When the barrier is destroyed its waiters end with `operation_aborted`. The execution context may be destroyed
+/// before or after the barrier; the waiters are then destroyed with it and do not resume.
+class Barrier {
+public:
+    using executor_type = boost::asio::any_io_executor;
+
+    /// @param parties The number of arrivals that complete a phase; at least 1.
+    /// @param completion Unless empty, runs once in each phase, on the stack of the last arrival and before any party
+    /// resumes. Inside it, arrivals, abort() and reset() apply to the next phase; a phase that is completed there
+    /// resumes first. If it throws, the barrier breaks: the last arrival gets the exception, the others BrokenBarrier.
+    /// @throws std::invalid_argument if `executor` is empty or `parties` is less than 1.
+    template <class Executor>
+        requires boost::asio::execution::is_executor<Executor>::value
+    Barrier(Executor executor, std::ptrdiff_t parties, std::function<void()> completion = {})
+        : state_(detail::make_queue<detail::BarrierState>("Barrier", std::move(executor), parties,
+                                                          std::move(completion))) {}
+
+    ~Barrier() { state_->close(); }
+
+    Barrier(const Barrier&) = delete;
+    Barrier& operator=(const Barrier&) = delete;
+
+    class Arrival;
+
+    /// Returns an operation which, when awaited, arrives, waits until the phase is complete, and returns the index of
+    /// this arrival.
+    ///
+    /// @code
+    /// if (co_await barrier.arrive_and_wait() == 0) {
+    ///     // exactly one party of each phase comes here
+    /// }
+    /// @endcode
+    ///
+    /// Indices count the arrivals that waited in this phase, from 0: each phase in which any party waits has exactly
+    /// one index 0. A party that drops out takes no index.
+    ///
+    /// Await it at once and once, in a coroutine with any type of executor; the party arrives then. It converts to
+    /// `asio::awaitable<std::size_t, E>` where one is needed. An operation that is destroyed without having been
+    /// awaited, moved from or converted counts as forgotten, and asserts.
+    ///
+    /// @throws BrokenBarrier if the barrier is broken, or breaks or is reset during the wait, or if every party has
+    /// dropped out.
+    /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled or the barrier destroyed.
+    /// @throws what the completion function threw, at the last arrival.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial and total; StageSemaphore::acquire() says which types reach the wait. A cancelled waiter is
+    /// withdrawn in O(1) as if it had never arrived: the phase needs another arrival in its place. A completed phase
+    /// stays complete: a cancellation that comes later does not affect this wait, nor does one that comes after the
+    /// barrier broke or was reset. So if the wait is raced with a timer by Asio's `||`, the timer may win although the
+    /// party has arrived; with_timeout() then returns the arrival.
+    ///
+    /// @note With Boost 1.83, race parties only inside a coroutine; see StageSemaphore::acquire().
+    ///
+    /// @par Complexity
+    /// O(1); O(parties) for the last arrival if another was withdrawn in its phase. Allocates only Asio's
+    /// cancellation-slot entry.
+    Arrival arrive_and_wait() noexcept;
+
+    /// Arrives at the current phase without waiting, and leaves: later phases need one party fewer. When no party is
+    /// left, later arrivals throw BrokenBarrier.
+    /// @throws BrokenBarrier if the barrier is broken or has no parties; the party has not dropped out then.
+    /// @throws what the completion function threw, if this was the last arrival; the party has dropped out then.
+    void arrive_and_drop() {
+        const auto state = state_;  // the completion function may destroy the barrier
+        const auto arrived = state->arrive();
+        throw_unless_admitted(arrived);
+        state->drop_party();
+        if (arrived == detail::BarrierState::Arrived::last) {
+            state->complete_phase();
+        }
+    }
+
+    /// Breaks the barrier: every wait ends with BrokenBarrier, and so does every arrival until reset().
+    void abort() noexcept { state_->abort(); }
+
+    /// Restarts the current phase and repairs a broken barrier: every wait ends with BrokenBarrier. Parties that
+    /// dropped out stay out.
+    void reset() noexcept { state_->reset(); }
+
+    /// The number of parties that the next phase needs.
+    std::ptrdiff_t parties() const noexcept { return state_->parties(); }
+
+    /// The number of parties that wait in the current phase.
+    std::size_t waiting() const noexcept { return state_->waiting(); }
+
+    /// The number of completed phases. Inside the completion function, that phase does not count yet.
+    std::uint64_t phase() const noexcept { return state_->phase(); }
+
+    bool broken() const noexcept { return state_->broken(); }
+
+    /// Empty once the execution context has been destroyed.
+    executor_type get_executor() const { return state_->get_executor(); }
+
+private:
+    static void throw_unless_admitted(detail::BarrierState::Arrived arrived) {
+        using Arrived = detail::BarrierState::Arrived;
+        if (arrived == Arrived::at_closed) {
+            throw detail::operation_aborted("Barrier::arrive_and_wait");
+        }
+        if (arrived == Arrived::at_broken) {
+            throw BrokenBarrier("Barrier: broken, and not reset since");
+        }
+        if (arrived == Arrived::without_parties) {
+            throw BrokenBarrier("Barrier: every party has dropped out");
+        }
+    }
+
+    boost::intrusive_ptr<detail::BarrierState> state_;
+};
+
+/// The operation that Barrier::arrive_and_wait() returns.
+class [[nodiscard]] Barrier::Arrival : public detail::WaitOperation<Arrival, std::size_t> {
+public:
+    /// Moves an operation that has not been awaited yet.
+    Arrival(Arrival&& other) noexcept : state_(std::move(other.state_)) { take_over(other); }
+
+private:
+    friend class Barrier;
+    friend WaitOperation;
+
+    static void check_awaited(bool awaited) noexcept {
+        BOOST_ASSERT_MSG(awaited,
+                         "sluice::Barrier: arrive_and_wait() was called and not awaited, so that nobody has arrived: "
+                         "write co_await barrier.arrive_and_wait()");
+        static_cast<void>(awaited);
+    }
+
+    explicit Arrival(boost::intrusive_ptr<detail::BarrierState> state) noexcept : state_(std::move(state)) {}
+
+    template <class Handler>
+    void start(Handler&& handler) {
+        try {
+            const auto arrived = state_->arrive();
+            throw_unless_admitted(arrived);
+            if (arrived == detail::BarrierState::Arrived::early) {
+                state_->join(waiter_);
+            } else {
+                const auto state = state_;  // the completion function may destroy the barrier
+                waiter_.index = state->complete_phase();
+                waiter_.outcome = detail::WaitOutcome::granted;
+            }
+        } catch (...) {
+            error_ = std::current_exception();
+            waiter_.outcome = detail::WaitOutcome::aborted;
+        }
+        complete_or_enter(*state_, waiter_, std::forward<Handler>(handler));
+    }
+
+    // This object is gone when the handler returns; the handler does not lie in it.
+    template <class Handler>
+    void complete(Handler&& handler) {
+        using detail::WaitOutcome;
+        if (waiter_.outcome == WaitOutcome::broken) {
+            error_ = std::make_exception_ptr(BrokenBarrier("Barrier: broke or was reset during the wait"));
+        } else if (waiter_.outcome == WaitOutcome::closed) {
+            error_ = std::make_exception_ptr(
+                detail::operation_aborted("Barrier::arrive_and_wait: the barrier was destroyed"));
+        } else if (waiter_.outcome == WaitOutcome::aborted && !error_) {
+            error_ = std::make_exception_ptr(detail::operation_aborted("Barrier::arrive_and_wait"));
+        }
+        std::forward<Handler>(handler)(std::exchange(error_, nullptr), std::size_t{waiter_.index});
+    }
+
+    boost::intrusive_ptr<detail::BarrierState> state_;
+    std::exception_ptr error_;
+    detail::BarrierWaiter waiter_;
+};
+
+inline Barrier::Arrival Barrier::arrive_and_wait() noexcept { return Arrival(state_); }
+
+}  // namespace sluice

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/requirements.hpp>
+
+#include <boost/asio/multiple_exceptions.hpp>
+
+#include <exception>
+
+namespace sluice::detail {
+
+// Returns the first of the exceptions in an asio::multiple_exceptions, and any other `error` unchanged.
+inline std::exception_ptr first_exception(std::exception_ptr error) noexcept {
+    while (error) {
+        try {
+            std::rethrow_exception(error);
+        } catch (const boost::asio::multiple_exceptions& several) {
+            if (!several.first_exception()) {
+                break;
+            }
+            error = several.first_exception();
+        } catch (...) {
+            break;
+        }
+    }
+    return error;
+}
+
+// Returns the exception nested in `error`, or null.
+inline std::exception_ptr nested_exception(const std::exception_ptr& error) noexcept {
+    try {
+        std::rethrow_exception(error);
+    } catch (const std::nested_exception& outer) {
+        return outer.nested_ptr();
+    } catch (...) {
+        return nullptr;
+    }
+}
+
+// Whether `holds(exception)` for `error` or any exception inside it, from the outermost to the innermost.
+template <class Holds>
+bool any_of_chain(std::exception_ptr error, Holds holds) {
+    while (error) {
+        const std::exception_ptr first = first_exception(error);
+        if (holds(error) || (first != error && holds(first))) {
+            return true;
+        }
+        error = nested_exception(first);
+    }
+    return false;
+}
+
+}  // namespace sluice::detail

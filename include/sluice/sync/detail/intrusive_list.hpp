@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/requirements.hpp>
+
+namespace sluice::detail {
+
+// The base of an object in an IntrusiveList. Removes itself from its list when it is destroyed.
+class ListHook {
+public:
+    ListHook() noexcept = default;
+    ~ListHook() { unlink(); }
+
+    ListHook(const ListHook&) = delete;  // its neighbours hold its address
+    ListHook& operator=(const ListHook&) = delete;
+
+    void unlink() noexcept {
+        previous_->next_ = next_;
+        next_->previous_ = previous_;
+        previous_ = next_ = this;
+    }
+
+private:
+    template <class>
+    friend class IntrusiveList;
+
+    // A ring: a hook that is in no list is a ring of its own.
+    ListHook* previous_ = this;
+    ListHook* next_ = this;
+};
+
+// A doubly linked list of objects that it does not own. Every operation is O(1) and allocates nothing.
+template <class T>
+class IntrusiveList {
+public:
+    bool empty() const noexcept { return ends_.next_ == &ends_; }
+
+    T& front() noexcept { return static_cast<T&>(*ends_.next_); }
+
+    // `item` is in no list.
+    void push_back(ListHook& item) noexcept {
+        item.previous_ = ends_.previous_;
+        item.next_ = &ends_;
+        ends_.previous_->next_ = &item;
+        ends_.previous_ = &item;
+    }
+
+    // Appends every item of `other`, in order, and leaves it empty.
+    void splice_back(IntrusiveList& other) noexcept {
+        if (other.empty()) {
+            return;
+        }
+        ListHook& first = *other.ends_.next_;
+        ListHook& last = *other.ends_.previous_;
+        other.ends_.previous_ = other.ends_.next_ = &other.ends_;
+        first.previous_ = ends_.previous_;
+        last.next_ = &ends_;
+        ends_.previous_->next_ = &first;
+        ends_.previous_ = &last;
+    }
+
+    // Calls `visit(item)` for each item in order. `visit` must not change the list.
+    template <class Visit>
+    void for_each(Visit visit) {
+        for (ListHook* hook = ends_.next_; hook != &ends_; hook = hook->next_) {
+            visit(static_cast<T&>(*hook));
+        }
+    }
+
+private:
+    ListHook ends_;  // next_ is the first item, previous_ the last
+};
+
+}  // namespace sluice::detail

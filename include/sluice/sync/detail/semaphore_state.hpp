@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/require.hpp>
+#include <sluice/sync/detail/wait_queue.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+
+#include <boost/assert.hpp>
+
+#include <cstddef>
+
+namespace sluice::detail {
+
+// The state that a StageSemaphore shares with its slots and waiters.
+class SemaphoreState : public WaitQueue {
+public:
+    explicit SemaphoreState(std::ptrdiff_t limit) : limit_(checked(limit)) {}
+
+    bool try_take() noexcept {
+        const SequenceChecker::Scope scope(sequence_checker_);
+        // While anything waits every slot is taken, so nothing is overtaken.
+        BOOST_ASSERT(active_ >= limit_ || waiting() == 0);
+        if (closed_ || active_ >= limit_) {
+            return false;
+        }
+        ++active_;
+        return true;
+    }
+
+    void give_back() noexcept {
+        --active_;
+        if (waiting() != 0) {
+            hand_over();
+        }
+    }
+
+    void set_limit(std::ptrdiff_t limit) {
+        limit_ = checked(limit);
+        hand_over();
+    }
+
+    void close() noexcept {
+        closed_ = true;
+        wake_all(WaitOutcome::closed);
+    }
+
+    // The StageSemaphore is being destroyed.
+    void abandon() noexcept {
+        abandoned_ = true;
+        close();
+    }
+
+    bool closed() const noexcept { return closed_ || context_gone(); }
+    bool abandoned() const noexcept { return abandoned_; }
+    std::ptrdiff_t limit() const noexcept { return limit_; }
+    std::ptrdiff_t active() const noexcept { return active_; }
+
+private:
+    static std::ptrdiff_t checked(std::ptrdiff_t limit) {
+        return require(limit >= 0, "StageSemaphore", "limit must not be negative", limit);
+    }
+
+    // Grants the free slots to those that have waited longest.
+    void hand_over() noexcept {
+        for (; waiting() != 0 && active_ < limit_; ++active_) {
+            wake(longest_waiting(), WaitOutcome::granted);
+        }
+    }
+
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == WaitOutcome::waiting) {
+            wake(waiter, WaitOutcome::aborted);
+        } else if (waiter.outcome == WaitOutcome::granted) {
+            waiter.outcome = WaitOutcome::aborted;  // stays in the ready list; its slot goes to the next waiter
+            give_back();
+        }
+    }
+
+    void on_drop(Waiter& waiter) noexcept override {
+        if (waiter.outcome == WaitOutcome::granted) {
+            --active_;
+        }
+    }
+
+    std::ptrdiff_t limit_;
+    std::ptrdiff_t active_ = 0;  // taken slots, including those granted to a waiter that has not resumed yet
+    bool closed_ = false;
+    bool abandoned_ = false;
+};
+
+}  // namespace sluice::detail

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/intrusive_list.hpp>
+#include <sluice/sync/detail/wait_queue.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+namespace sluice::detail {
+
+// A child from spawn() to its end. Owned by the completion handler of its coroutine.
+struct Child : ListHook {
+    explicit Child(std::size_t& running_children) : running(running_children) { ++running; }
+    ~Child() { --running; }
+
+    std::size_t& running;  // the group's count
+    boost::asio::cancellation_signal signal;
+    bool started = false;  // in Boost 1.83 an earlier cancellation would escape into the event loop
+};
+
+// The state that a TaskGroup shares with its children. Its one waiter is the coroutine around the group.
+class TaskGroupState : public WaitQueue {
+public:
+    // Starts `function` as a child, on `executor`.
+    template <class Executor, class Function>
+    void spawn(const Executor& executor, Function function) {
+        if (ended_) {
+            throw std::logic_error("TaskGroup::spawn: the group has ended");
+        }
+        auto child = std::make_unique<Child>(running_);
+        children_.push_back(*child);
+        Child& started = *child;
+        boost::asio::co_spawn(executor, Run<Executor, Function>::run(Pooled(), *this, started, std::move(function)),
+                              OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
+    }
+
+    // Cancels each child once, so that its clean-up is not disturbed by what happens to its siblings meanwhile.
+    void cancel() noexcept {
+        if (std::exchange(cancelled_, true) || context_gone()) {
+            return;
+        }
+        // Cancelling a child may end it or others immediately, so each is reached only through the list.
+        IntrusiveList<Child> uncancelled;
+        uncancelled.splice_back(children_);
+        while (!uncancelled.empty()) {
+            Child& child = uncancelled.front();
+            child.unlink();
+            children_.push_back(child);
+            if (child.started) {
+                child.signal.emit(boost::asio::cancellation_type::all);
+            }
+        }
+    }
+
+    bool cancelled() const noexcept { return cancelled_; }
+    bool cancelled_from_outside() const noexcept { return cancelled_from_outside_; }
+    const std::exception_ptr& failure() const noexcept { return failure_; }
+
+private:
+    struct OnEnd {
+        using cancellation_slot_type = boost::asio::cancellation_slot;
+
+        boost::intrusive_ptr<TaskGroupState> group;
+        std::unique_ptr<Child> child;
+
+        cancellation_slot_type get_cancellation_slot() const noexcept { return child->signal.slot(); }
+
+        void operator()(const std::exception_ptr& error) {
+            child.reset();
+            group->on_end(error);
+        }
+    };
+
+    template <class Executor, class Function>
+    struct Run {
+        static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child,
+                                                          Function function) {
+            child.started = true;
+            Waiter start;
+            co_await group.yield(start);
+            if (!group.cancelled_) {
+                static_cast<void>(co_await function());
+            }
+        }
+    };
+
+    void on_end(const std::exception_ptr& error) {
+        if (error && !failure_ && !(cancelled_ && is_cancellation(error))) {
+            failure_ = error;
+            cancel();
+        }
+        if (running_ == 0 && waiting() != 0) {
+            ended_ = true;
+            wake(longest_waiting(), WaitOutcome::granted);
+        }
+    }
+
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == WaitOutcome::waiting) {
+            cancelled_from_outside_ = true;
+            cancel();
+        }
+    }
+
+    std::size_t running_ = 0;        // children that have not ended, including the body
+    IntrusiveList<Child> children_;  // the same, except those that are about to be cancelled
+    std::exception_ptr failure_;     // the first
+    bool cancelled_ = false;
+    bool cancelled_from_outside_ = false;
+    bool ended_ = false;  // every child has ended, and the coroutine around the group is about to resume
+};
+
+}  // namespace sluice::detail

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/bitwise_copy.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/wait_queue.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+
+#include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/associated_executor.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/post.hpp>
+
+#include <concepts>
+#include <exception>
+#include <type_traits>
+#include <utility>
+
+namespace sluice::detail {
+
+// A completion inside the call that starts the operation. It resumes the coroutine on top of its own suspension, and so
+// may be nested only so deep.
+class InlineCompletion {
+public:
+    static bool allowed() noexcept { return depth_ < 64; }
+
+    InlineCompletion() noexcept { ++depth_; }
+    ~InlineCompletion() { --depth_; }
+
+    InlineCompletion(const InlineCompletion&) = delete;
+    InlineCompletion& operator=(const InlineCompletion&) = delete;
+
+private:
+    static inline thread_local constinit int depth_ = 0;
+};
+
+// A token that may start an operation: that of a coroutine which awaits it, or one of Asio's own questions about it.
+// Nothing else keeps the operation alive until it completes.
+template <class Token, class Value>
+concept CoroutineToken = std::same_as<Token, boost::asio::detail::async_operation_probe> ||
+                         std::same_as<Token, boost::asio::detail::completion_signature_probe> ||
+                         (std::invocable<Token&, std::exception_ptr, Value> && requires {
+                             typename Token::executor_type;
+                             typename Token::cancellation_slot_type;
+                         });
+
+// The base of the operations that wait. Awaiting one allocates no coroutine frame, since its state lies in the frame of
+// the coroutine that awaits it. It converts to an awaitable where one is needed.
+//
+// `Derived` has start(handler), with a handler of void(std::exception_ptr, Value); complete(handler), called when it
+// resumes; and check_awaited(bool), which asserts that the operation was not forgotten.
+template <class Derived, class Value>
+class WaitOperation {
+public:
+    using value_type = Value;
+
+    WaitOperation& operator=(const WaitOperation&) = delete;
+
+    template <class Token>
+        requires CoroutineToken<std::decay_t<Token>, Value>
+    auto operator()(Token&& token) {
+        return boost::asio::async_initiate<Token, void(std::exception_ptr, Value)>(
+            [this](auto&& handler) {
+                check_address();
+                forgotten_ = false;
+                self().start(std::forward<decltype(handler)>(handler));
+            },
+            token);
+    }
+
+    boost::asio::awaitable<Value> operator()() { return std::move(self()); }
+
+    template <class Executor>
+    operator boost::asio::awaitable<Value, Executor>() && {
+        return run<Executor>(Pooled(), std::move(self()));
+    }
+
+protected:
+    // `other` was moved to this. Neither counts as forgotten, even if this one is never awaited.
+    void take_over(WaitOperation& other) noexcept { forgotten_ = other.forgotten_ = false; }
+
+    // An exception, such as Asio's in a cancelled coroutine, may keep an operation from being awaited.
+    ~WaitOperation() {
+        check_address();
+        Derived::check_awaited(!forgotten_ || std::uncaught_exceptions() != 0);
+    }
+
+    // Completes now if the waiter's outcome is decided; otherwise adds it to the queue and completes when it resumes.
+    // This object may be gone afterwards.
+    template <class Handler>
+    void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
+        using Later = Completion<std::decay_t<Handler>>;
+        queue.check_context([&] { return boost::asio::get_associated_executor(handler); });
+        if (waiter.outcome != WaitOutcome::waiting && InlineCompletion::allowed()) {
+            const InlineCompletion here;
+            self().complete(std::forward<Handler>(handler));
+        } else if (queue.context_gone()) {  // nothing drains that queue any more
+            const auto executor = boost::asio::get_associated_executor(handler);
+            boost::asio::post(executor, Later{&self(), std::forward<Handler>(handler)});
+        } else {
+            const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
+            queue.enter(waiter, cancellation, Later{&self(), std::forward<Handler>(handler)});
+        }
+    }
+
+private:
+    friend Derived;
+    WaitOperation() noexcept = default;
+
+    template <class Handler>
+    struct Completion {
+        Derived* operation;
+        Handler handler;
+
+        void operator()() { operation->complete(std::move(handler)); }
+    };
+
+    void check_address() const noexcept {
+        if (address_.is_bitwise_copy()) [[unlikely]] {
+            ConstructedAt::terminate(
+                "sluice: a bitwise copy of an operation, such as g++ 12 makes of `co_await (free ? a.acquire() : "
+                "b.acquire())`; write the two co_awaits one by one");
+        }
+    }
+
+    Derived& self() noexcept { return static_cast<Derived&>(*this); }
+
+    template <class Executor>
+    static boost::asio::awaitable<Value, Executor> run(Pooled, Derived operation) {
+        co_return co_await std::move(operation);
+    }
+
+    ConstructedAt address_;
+    bool forgotten_ = true;  // neither awaited nor moved from yet
+};
+
+}  // namespace sluice::detail
