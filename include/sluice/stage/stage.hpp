@@ -279,8 +279,8 @@ private:
                     co_await boost::asio::post(executor, boost::asio::deferred);
                 }
                 check_alive(*line);
-                throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);  // in case the cancellation
-                                                                                          // came after the backoff
+                // In case the cancellation came after the backoff.
+                throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
             } catch (...) {
                 result.error = std::current_exception();
                 stage_run.finished(Observer::Outcome::cancelled, last_event);

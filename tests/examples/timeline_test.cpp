@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 // The pictures that support_pipeline draws. Boost.JSON and Boost.PropertyTree (XML) read them.
-#include "../examples/timeline.hpp"
-#include "../examples/progress.hpp"
-#include "../examples/svg_writer.hpp"
-#include "../examples/trace_writer.hpp"
+#include "../../examples/timeline.hpp"
+#include "../../examples/progress.hpp"
+#include "../../examples/svg_writer.hpp"
+#include "../../examples/trace_writer.hpp"
 
 #include "support/models.hpp"
 #include "support/task.hpp"
