@@ -29,7 +29,9 @@ public:
     SharedString(std::string text) : text_(std::make_shared<const std::string>(std::move(text))) {}
     SharedString(std::string_view text) : SharedString(std::string(text)) {}
     /// @throws std::invalid_argument if `text` is a null pointer.
-    SharedString(const char* text) : SharedString(std::string(not_null(text))) {}
+    SharedString(const char* text)
+        : SharedString(std::string(
+              text ? text : throw std::invalid_argument("SharedString: must not be made of a null pointer"))) {}
 
     const std::string& str() const noexcept {
         static const std::string empty;
@@ -52,13 +54,6 @@ public:
     friend std::ostream& operator<<(std::ostream& out, const SharedString& text) { return out << text.str(); }
 
 private:
-    static const char* not_null(const char* text) {
-        if (!text) {
-            throw std::invalid_argument("SharedString: must not be made of a null pointer");
-        }
-        return text;
-    }
-
     std::shared_ptr<const std::string> text_;  // null for the empty string
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/error_chain.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 
 #include <boost/core/demangle.hpp>
 #include <boost/system/error_code.hpp>

@@ -3,7 +3,7 @@
 
 #include <sluice/pipeline/detail/stream_state.hpp>
 #include <sluice/result.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 

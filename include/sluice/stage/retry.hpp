@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/error_chain.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/require.hpp>
 
 #include <algorithm>
@@ -13,7 +13,6 @@
 #include <optional>
 #include <random>
 #include <stdexcept>
-#include <string>
 #include <utility>
 
 namespace sluice {

@@ -4,14 +4,13 @@
 #include <sluice/observer.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
-#include <sluice/stage/detail/observed_stage_run.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/retry.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/callee.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/is_empty.hpp>
 #include <sluice/sync/detail/require.hpp>
@@ -58,9 +57,8 @@ class PipelineState;
 /// runs the query.
 ///
 /// A model function that blocks its thread stops everything on that thread, including timeouts. If it waits inside, for
-/// a slot of another semaphore for example, the wait is part of its attempt: it counts as latency and towards the
-/// timeout. If it runs its own stage, it waits for a slot while it holds one; if every slot is held in this way, it
-/// waits forever.
+/// a slot of another semaphore for example, the wait counts as latency and towards the timeout. If it runs its own
+/// stage, it waits for a slot while it holds one; if every slot is held in this way, it waits forever.
 ///
 /// An argument is converted to the function's parameter where the stage makes the call. A wrapper that converts it
 /// again inside (a `std::function` with another signature, `std::bind_front`) must not pass a reference to the result
@@ -84,7 +82,8 @@ public:
     Stage(Executor executor, SharedString name, std::ptrdiff_t limit, Function function,
           BasicStageOptions<TimerType> options = {})
         : name_(std::move(name)),
-          semaphore_(checked_executor(std::move(executor)), checked_limit(limit)),
+          semaphore_(detail::require_executor(who(), std::move(executor)),
+                     detail::require(limit >= 1, who(), "limit must be at least 1", limit)),
           function_(std::move(function)),
           options_(std::move(options)) {
         if (name_.empty()) {
@@ -94,8 +93,8 @@ public:
             throw std::invalid_argument(who() + ": the model function must not be empty");
         }
         if (options_.timeout) {
-            const std::chrono::nanoseconds::rep timeout = options_.timeout->count();
-            detail::require(timeout > 0, who(), "timeout must be positive", timeout, " ns");
+            detail::require(options_.timeout->count() > 0, who(), "timeout must be positive", options_.timeout->count(),
+                            " ns");
         }
         // On virtual time everything is reproducible, including the jitter.
         options_.retry = options_.retry.with_default_seed(
@@ -111,8 +110,8 @@ public:
     /// is held only while an attempt runs.
     ///
     /// Lvalue arguments are stored by reference and must live until the end. Rvalues are moved in, and the model
-    /// function gets them as const lvalues, since a retry must see them unchanged. If an argument has to be converted
-    /// to the function's parameter, that happens in each attempt, and the converted value lives as long as the attempt.
+    /// function gets them as const lvalues, since a retry must see them unchanged. An argument is converted to the
+    /// function's parameter in each attempt, and the converted value lives as long as the attempt.
     ///
     /// An exception of any type that the model function throws, even before it returns its awaitable, is captured in
     /// the result's `error`; so is the closing of the semaphore.
@@ -134,8 +133,8 @@ public:
             "sluice::ModelFunction: the model function of a Stage must return an asio::awaitable of a value: not "
             "void, no reference, nothing that may throw when it is moved");
         if constexpr (ModelFunction<Function, Argument<Args>&...>) {
-            return run_query<Args...>(detail::Pooled(), detail::SemaphoreAccess::state(semaphore_), *this,
-                                      std::move(query_id), std::forward<Args>(args)...);
+            return run_query<Args...>(detail::Pooled(), state_of(semaphore_), *this, std::move(query_id),
+                                      std::forward<Args>(args)...);
         }
     }
 
@@ -160,16 +159,12 @@ private:
 
     std::string who() const { return "Stage '" + name_.str() + "'"; }
 
-    template <class E>
-    E checked_executor(E executor) const {
-        if (detail::is_empty_executor(executor)) {
-            throw std::invalid_argument(who() + ": the executor must not be empty");
+    template <class... EventArgs>
+    void notify(void (Observer::*event)(EventArgs...) noexcept,
+                std::type_identity_t<EventArgs>... args) const noexcept {
+        if (options_.observer) {
+            (options_.observer->*event)(args...);
         }
-        return executor;
-    }
-
-    std::ptrdiff_t checked_limit(std::ptrdiff_t limit) const {
-        return detail::require(limit >= 1, who(), "limit must be at least 1", limit);
     }
 
     // The frame stores references for the `Args` that are references, and objects for the others.
@@ -198,7 +193,7 @@ private:
                                                                      std::optional<Value<Args...>>& data,
                                                                      Args&... args) {
         const ModelExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
-        const boost::intrusive_ptr<detail::SemaphoreState> line = detail::SemaphoreAccess::state(stage.semaphore_);
+        const boost::intrusive_ptr<detail::SemaphoreState> line = state_of(stage.semaphore_);
         line->check_context([&]() -> const auto& { return executor; });
         const std::uint64_t stage_run_number = stage.stage_runs_++;
         // Ignores a cancellation that predates this run.
@@ -209,10 +204,9 @@ private:
                 throw detail::operation_aborted("Stage::run");
             }
         };
-        const detail::ObservedStageRun stage_run{stage.options_.observer, result};
         for (;;) {
             std::exception_ptr error;
-            stage_run.queued();
+            stage.notify(&Observer::on_queued, result);
             Slot slot = stage.semaphore_.try_acquire();
             auto started = detail::now<TimerType>(executor);
             if (!slot) {
@@ -229,7 +223,7 @@ private:
             const bool attempted = static_cast<bool>(slot);
             if (attempted) {
                 ++result.attempts;
-                stage_run.started();
+                stage.notify(&Observer::on_started, result);
                 try {
                     if (stage.options_.timeout) {
                         const auto call = [&] { return attempt<Args...>(detail::Pooled(), stage, data, args...); };
@@ -251,7 +245,7 @@ private:
             }
             if (!error) {
                 result.success = true;
-                stage_run.finished(Observer::Outcome::succeeded, Observer::Event::started);
+                stage.notify(&Observer::on_finished, result, Observer::Outcome::succeeded, Observer::Event::started);
                 co_return;
             }
             auto last_event = attempted ? Observer::Event::started : Observer::Event::queued;
@@ -259,14 +253,14 @@ private:
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
                 if (attempted) {
                     last_event = Observer::Event::attempt_failed;
-                    stage_run.attempt_failed(error);
+                    stage.notify(&Observer::on_attempt_failed, result, error);
                 }
                 if (!attempted && line->closed()) {
                     error = std::make_exception_ptr(detail::operation_aborted("the stage was closed"));
                 }
                 if (!attempted || !stage.wants_retry(result.attempts, error)) {
                     result.error = std::move(error);
-                    stage_run.finished(Observer::Outcome::failed, last_event);
+                    stage.notify(&Observer::on_finished, result, Observer::Outcome::failed, last_event);
                     co_return;
                 }
                 if (const auto delay = stage.options_.retry.delay(result.attempts, stage_run_number);
@@ -283,7 +277,7 @@ private:
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
             } catch (...) {
                 result.error = std::current_exception();
-                stage_run.finished(Observer::Outcome::cancelled, last_event);
+                stage.notify(&Observer::on_finished, result, Observer::Outcome::cancelled, last_event);
                 throw;
             }
         }

@@ -3,7 +3,7 @@
 
 #include <sluice/sync/detail/barrier_state.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/wait_operation.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
@@ -17,7 +17,6 @@
 #include <exception>
 #include <functional>
 #include <stdexcept>
-#include <type_traits>
 #include <utility>
 
 namespace sluice {
@@ -30,10 +29,10 @@ public:
 
 /// A reusable barrier: no party leaves a phase until every party has arrived at it.
 ///
-/// When the last party arrives, the completion function runs, the phase is complete, and the barrier is immediately
-/// ready for the next phase: a fast party may arrive again before slow ones have resumed. The last arrival continues at
-/// once, and the others resume through the executor in the order of their arrival. After many immediate completions in
-/// a row the last arrival goes through the executor as well, so that a tight loop cannot starve other handlers.
+/// When the last party arrives, the completion function runs, the phase is complete, and the barrier is ready for the
+/// next phase: a fast party may arrive again before slow ones have resumed. The last arrival continues at once, or
+/// after many immediate completions in a row through the executor, so that a tight loop cannot starve other handlers.
+/// The others resume through the executor in the order of their arrival.
 ///
 /// @par Thread safety
 /// Distinct objects: safe. Shared objects: unsafe. The barrier and its parties belong to one thread or strand, that of
@@ -68,9 +67,7 @@ public:
     /// this arrival.
     ///
     /// @code
-    /// if (co_await barrier.arrive_and_wait() == 0) {
-    ///     // exactly one party of each phase comes here
-    /// }
+    /// const bool leader = co_await barrier.arrive_and_wait() == 0;  // true for exactly one party of each phase
     /// @endcode
     ///
     /// Indices count the arrivals that waited in this phase, from 0: each phase in which any party waits has exactly
@@ -87,10 +84,9 @@ public:
     ///
     /// @par Cancellation
     /// Terminal, partial and total; StageSemaphore::acquire() says which types reach the wait. A cancelled waiter is
-    /// withdrawn in O(1) as if it had never arrived: the phase needs another arrival in its place. A completed phase
-    /// stays complete: a cancellation that comes later does not affect this wait, nor does one that comes after the
-    /// barrier broke or was reset. So if the wait is raced with a timer by Asio's `||`, the timer may win although the
-    /// party has arrived; with_timeout() then returns the arrival.
+    /// withdrawn in O(1) as if it had never arrived: the phase needs another arrival in its place. A cancellation that
+    /// comes after the phase was completed, or the barrier broke or was reset, does not affect this wait. So in a race
+    /// with a timer by Asio's `||` the timer may win although the phase is complete; with_timeout() returns the index.
     ///
     /// @note With Boost 1.83, race parties only inside a coroutine; see StageSemaphore::acquire().
     ///
@@ -163,7 +159,7 @@ private:
 
     static void check_awaited(bool awaited) noexcept {
         BOOST_ASSERT_MSG(awaited,
-                         "sluice::Barrier: arrive_and_wait() was called and not awaited, so that nobody has arrived: "
+                         "sluice::Barrier: arrive_and_wait() was called and not awaited, so that no party has arrived: "
                          "write co_await barrier.arrive_and_wait()");
         static_cast<void>(awaited);
     }

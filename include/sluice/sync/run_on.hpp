@@ -3,7 +3,7 @@
 
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/async_result.hpp>
@@ -40,19 +40,6 @@ struct WorkLink {
     Strand strand;
     std::atomic<bool> cancelled = false;
     boost::asio::cancellation_signal signal;  // touched on the strand alone
-};
-
-// The handler in the cancellation slot of the awaiting coroutine.
-template <class Strand>
-struct CancelWork {
-    std::weak_ptr<WorkLink<Strand>> work;
-
-    void operator()(boost::asio::cancellation_type type) const {
-        if (const auto link = work.lock()) {
-            link->cancelled = true;
-            boost::asio::post(link->strand, [link, type] { link->signal.emit(type); });
-        }
-    }
 };
 
 // The value that a function or its awaitable returns, and the executor of its coroutine.
@@ -127,7 +114,12 @@ struct RunOn {
         pool.reset();  // it may be a strand
         const boost::asio::cancellation_state state = co_await boost::asio::this_coro::cancellation_state;
         if (auto slot = state.slot(); slot.is_connected()) {  // Asio clears it when this coroutine resumes
-            slot.template emplace<CancelWork<Strand>>(CancelWork<Strand>{link});
+            slot.assign([weak = std::weak_ptr(link)](boost::asio::cancellation_type type) {
+                if (const auto work = weak.lock()) {
+                    work->cancelled = true;
+                    boost::asio::post(work->strand, [work, type] { work->signal.emit(type); });
+                }
+            });
         }
         auto outcome =
             co_await boost::asio::async_initiate<const boost::asio::deferred_t&, void(std::exception_ptr, Outcome)>(
@@ -153,8 +145,8 @@ struct RunOn {
 /// Awaiting it runs `function()` on `executor`, such as that of a thread pool, and resumes on the executor of the
 /// awaiting coroutine with the value that the function returned or the exception that it threw.
 ///
-/// `function` is a callable without arguments. Either it returns a value or nothing, and may block its thread; or it
-/// returns an `asio::awaitable`, a coroutine that then runs on `executor`. A model function that works on a pool:
+/// `function` is a callable without arguments. It returns a value or nothing, and may block its thread; or it returns
+/// an `asio::awaitable`, whose coroutine then runs on `executor`. A model function that works on a pool:
 ///
 /// @code
 /// auto classify = [&pool](const std::string& text) {
@@ -170,15 +162,14 @@ struct RunOn {
 /// @throws what `function` or its coroutine threw.
 ///
 /// @par Completion
-/// Through the executor of the awaiting coroutine, after `function` and the frame of its coroutine have been destroyed
-/// on `executor`. `function` is never called inside the call that awaits.
+/// Through the awaiting coroutine's executor, after `function` and the frame of its coroutine have been destroyed on
+/// `executor`. `function` is never called inside the call that awaits.
 ///
 /// @par Cancellation
-/// Terminal, partial and total: each type that reaches the awaiting coroutine reaches that of `function`, on its
-/// strand.
-/// (`co_spawn` lets only terminal cancellation through unless told otherwise.) The work is waited for, and its value or
-/// exception comes out. Work that has not begun, because the pool is busy, is not called, and ends when its turn comes.
-/// A function that blocks is not interrupted.
+/// Terminal, partial and total: each type that reaches the awaiting coroutine reaches that of `function`, on its strand
+/// (StageSemaphore::acquire() says which types do). The work is waited for, and its value or exception comes out. If it
+/// has not begun, because the pool is busy, it is not called, and ends when its turn comes. A function that blocks is
+/// not interrupted.
 ///
 /// @par Thread safety
 /// Safe: any number of calls may run at once. `function` is called and destroyed on `executor` while the awaiting
@@ -186,16 +177,13 @@ struct RunOn {
 ///
 /// @par Lifetime
 /// `function` is stored. The execution context of the awaiting coroutine must outlive the work: declare it before the
-/// pool, so that the pool is destroyed first. Destroying a pool waits for the functions that are running, and destroys
-/// the coroutines that are suspended on it together with those that await them. A pool that was stopped or joined runs
-/// nothing more: a coroutine that awaits it waits until it is destroyed. As always with Asio, no other thread may use
-/// the pool, and so cancel its work, while it is being destroyed.
+/// pool. Destroying a pool waits for the functions that are running, and destroys the coroutines that are suspended on
+/// it together with those that await them. A pool that was stopped or joined runs nothing more: a coroutine that awaits
+/// it waits until it is destroyed. While a pool is being destroyed no other thread may use it, and so cancel its work.
 ///
 /// With g++ 12 a lambda written in the operand of `co_await` must capture nothing that has a destructor; see
-/// with_task_group().
+/// with_task_group(). Virtual time does not wait for other threads: a timeout on virtual time may pass during the work.
 ///
-/// @par Virtual time
-/// Does not wait for other threads: work on a pool takes real time, and a timeout on virtual time may pass meanwhile.
 ///
 /// @par Into a pipeline
 /// A coroutine on another executor, such as a server's session on a pool, awaits a pipeline in the same way:
@@ -204,10 +192,9 @@ struct RunOn {
 /// const auto result = co_await sluice::run_on(executor, [&] { return pipeline.process_one(query); });
 /// @endcode
 ///
-/// `executor` is the one that the pipeline was constructed with. It runs one handler at a time, because it is a strand
-/// or belongs to a context that one thread runs; so the call and its cancellation never run beside anything else of the
-/// pipeline. The models' awaitables must be those of `any_io_executor`: one with a typed executor cannot run on the
-/// strand of this call.
+/// `executor` is the one that the pipeline was constructed with. It runs one handler at a time, so the call and its
+/// cancellation never run beside anything else of the pipeline. The models' awaitables must be those of
+/// `any_io_executor`: one with a typed executor cannot run on the strand of this call.
 template <class AwaitingExecutor = boost::asio::any_io_executor, class Executor, class Function>
     requires boost::asio::execution::is_executor<Executor>::value
 [[nodiscard]] auto run_on(Executor executor, Function function) {

@@ -12,24 +12,22 @@ namespace sluice {
 
 /// One of a StageSemaphore's slots, or empty. Move-only.
 ///
-/// The slot is returned when the object is released, assigned to or destroyed, which must happen on the semaphore's
-/// thread or strand. It may outlive the semaphore and the execution context. Returning a slot posts at most one
-/// handler; if memory for that is exhausted, the program terminates, as it does when a destructor throws.
+/// The slot is returned when the object is released, assigned to or destroyed, on the semaphore's thread or strand. It
+/// may outlive the semaphore and the execution context. Returning a slot posts at most one handler; if memory for that
+/// is exhausted, the program terminates.
 ///
 /// @par g++ 12
-/// g++ 12 miscompiles the following shapes: it makes a bitwise copy of a slot that is returned at the end of the full
+/// g++ 12 miscompiles these shapes: it makes a bitwise copy of a slot that is returned at the end of the full
 /// expression.
-/// @li a conditional expression, `free ? Slot() : co_await semaphore.acquire()`, used as an initialiser, in an
-/// assignment or as an argument;
+/// @li a conditional expression as initialiser, operand or argument: `free ? Slot() : co_await semaphore.acquire()`;
 /// @li the braces of an aggregate, an array or an initializer list: `Aggregate{co_await semaphore.acquire(), 1}`;
 /// @li an init-capture: `[slot = co_await semaphore.acquire()] {}`;
 /// @li a new-expression: `new Slot(co_await semaphore.acquire())`;
-/// @li a conditional expression of operations, `co_await (free ? a.acquire() : b.acquire())`, which copies the
-/// operation instead of the slot.
+/// @li a conditional expression of operations, whose operation is copied: `co_await (free ? a.acquire() :
+/// b.acquire())`.
 ///
-/// A limit that is silently exceeded would be worse than a program that ends, so any use of such a copy, including its
-/// destruction, prints a message and terminates in every build mode. Name the slot first, then move it:
-/// `Slot slot = co_await semaphore.acquire();`
+/// Any use of such a copy, including its destruction, prints a message and terminates in every build mode, since a
+/// limit must not be exceeded silently. Name the slot first, then move it: `Slot slot = co_await semaphore.acquire();`
 class [[nodiscard]] Slot {
 public:
     /// An empty slot.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <sluice/sync/detail/bound_queue.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/detail/wait_operation.hpp>
 #include <sluice/sync/detail/waiter.hpp>
@@ -15,14 +15,9 @@
 
 #include <cstddef>
 #include <exception>
-#include <type_traits>
 #include <utility>
 
 namespace sluice {
-
-namespace detail {
-struct SemaphoreAccess;
-}
 
 /// Limits how many coroutines are in a stage at once. Strictly first come, first served.
 ///
@@ -65,10 +60,10 @@ public:
     /// as forgotten, and asserts; that includes one that is kept across another suspension and is destroyed there with
     /// its coroutine.
     ///
-    /// The wait completes at once if a slot is free, and otherwise through the executor. After many immediate
-    /// completions in a row one goes through the executor as well, so that a tight loop cannot starve other handlers.
-    /// Slots are granted in the order in which they were requested, but coroutines may resume in another order: one
-    /// that finds a free slot continues at once, while one that was granted a slot earlier may not have resumed yet.
+    /// The wait completes at once if a slot is free, and otherwise through the executor; after many immediate
+    /// completions in a row one goes through the executor too, so that a tight loop cannot starve other handlers. Slots
+    /// are granted in the order of the requests, but a coroutine that finds a free slot continues before one that was
+    /// granted a slot earlier and has not resumed yet.
     ///
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled, or if the semaphore was
     /// closed or destroyed before a slot was granted.
@@ -78,10 +73,9 @@ public:
     /// resumes, cancellation wins: a waiter that is cancelled after it was granted a slot ends with
     /// `operation_aborted`, and the slot goes to the next. Cancellation never loses or creates a slot.
     ///
-    /// The coroutine decides which types reach the wait: one that was started by `co_spawn` lets only terminal
-    /// cancellation through, unless it calls `this_coro::reset_cancellation_state`. A coroutine that was cancelled
-    /// earlier and continues, because of `this_coro::throw_if_cancelled(false)`, waits like any other: only a
-    /// cancellation during the wait ends it.
+    /// The coroutine decides which types reach the wait: one that `co_spawn` started lets only terminal cancellation
+    /// through, unless it calls `this_coro::reset_cancellation_state`. One that was cancelled earlier and continues, by
+    /// `this_coro::throw_if_cancelled(false)`, waits like any other: only a cancellation during the wait ends it.
     ///
     /// @note With Boost 1.83, race coroutines that acquire from inside a coroutine, or use with_task_group(). A
     /// `make_parallel_group` of `co_spawn`s that is created outside the event loop lets `operation_aborted` escape into
@@ -116,7 +110,10 @@ public:
     executor_type get_executor() const { return state_->get_executor(); }
 
 private:
-    friend struct detail::SemaphoreAccess;
+    // For code that must know what became of a semaphore after it may have been destroyed.
+    friend const boost::intrusive_ptr<detail::SemaphoreState>& state_of(const StageSemaphore& semaphore) noexcept {
+        return semaphore.state_;
+    }
 
     boost::intrusive_ptr<detail::SemaphoreState> state_;
 };
@@ -169,12 +166,5 @@ private:
 };
 
 inline StageSemaphore::Acquisition StageSemaphore::acquire() noexcept { return Acquisition(state_); }
-
-// For code that must know what became of a semaphore after it may have been destroyed.
-struct detail::SemaphoreAccess {
-    static const boost::intrusive_ptr<SemaphoreState>& state(const StageSemaphore& semaphore) noexcept {
-        return semaphore.state_;
-    }
-};
 
 }  // namespace sluice

@@ -5,7 +5,7 @@
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/callee.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/task_group_state.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
@@ -22,12 +22,98 @@
 
 namespace sluice {
 
-class TaskGroup;
+/// The scope in which with_task_group() runs its children.
+///
+/// @par Thread safety
+/// Unsafe: a group belongs to one thread or strand, that of the coroutine that awaits with_task_group().
+class TaskGroup {
+public:
+    explicit TaskGroup(boost::intrusive_ptr<detail::TaskGroupState> state) noexcept : state_(std::move(state)) {}
+
+    TaskGroup(const TaskGroup&) = delete;
+    TaskGroup& operator=(const TaskGroup&) = delete;
+
+    /// Starts a child: an awaitable, or a callable that returns one. The callable lives as long as its coroutine, so a
+    /// lambda with captures is safe here. A value that the child returns is discarded.
+    ///
+    /// Children begin on the group's executor after this call returns, in the order in which they were spawned. They
+    /// may spawn children. One that is spawned into a cancelled group, or cancelled before it began, never begins: its
+    /// callable is destroyed without being called.
+    ///
+    /// @throws boost::asio::execution::bad_executor if the child's coroutine has another type of executor than the
+    /// group.
+    /// @throws std::logic_error if every child has ended already.
+    template <class Task>
+    void spawn(Task task) {
+        if constexpr (Awaitable<Task>) {
+            spawn([task = std::move(task)]() mutable { return std::move(task); });
+        } else {
+            static_assert(AwaitableFunction<Task>,
+                          "sluice::AwaitableFunction: spawn() needs an asio::awaitable, or a function that returns one "
+                          "when it is called without arguments");
+            state_->spawn(executor<detail::awaitable_executor_t<Task&>>(), std::move(task));
+        }
+    }
+
+    /// Cancels the body and every child, once each. A group that was cancelled in this way ends normally when they have
+    /// ended, whatever they left undone. If a user's cancellation handler throws, the program terminates.
+    void cancel() noexcept { state_->cancel(); }
+
+    /// Whether the group was cancelled: by cancel(), by a failure, or from outside.
+    bool cancelled() const noexcept { return state_->cancelled(); }
+
+private:
+    template <class Executor>
+    Executor executor() const {
+        boost::asio::any_io_executor any = state_->get_executor();
+        if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
+            return any;
+        } else if (const auto* typed = any.template target<Executor>()) {
+            return *typed;
+        } else {
+            throw boost::asio::execution::bad_executor();
+        }
+    }
+
+    boost::intrusive_ptr<detail::TaskGroupState> state_;
+};
 
 namespace detail {
+
 template <class Executor, class Body>
-struct GroupRun;
-}
+struct GroupRun {
+    using Value = awaited_value_t<Body&, TaskGroup&>;
+
+    static boost::asio::awaitable<Value, Executor> run(Body body) {
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        const auto state = make_queue<TaskGroupState>("TaskGroup", executor);
+        TaskGroup group(state);
+        OptionalValue<Value> result;
+        state->spawn(executor, [&]() -> boost::asio::awaitable<void, Executor> {
+            if constexpr (std::is_void_v<Value>) {
+                co_await callee(body)(group);
+                result.emplace();
+            } else {
+                result.emplace(co_await callee(body)(group));
+            }
+        });
+
+        Waiter children_ended;
+        co_await state->wait(children_ended);
+
+        if (state->failure()) {
+            std::rethrow_exception(state->failure());
+        }
+        if (state->cancelled_from_outside() || (!result && !std::is_void_v<Value>)) {
+            throw operation_aborted("with_task_group");
+        }
+        if constexpr (!std::is_void_v<Value>) {
+            co_return std::move(*result);
+        }
+    }
+};
+
+}  // namespace detail
 
 /// Awaiting it runs `body(group)`, and every child that is spawned into the group, until all of them have ended, and
 /// returns the value of the body. Nothing outlives it.
@@ -64,114 +150,7 @@ struct GroupRun;
 /// destructors must not access each other's frames.
 template <class Executor = boost::asio::any_io_executor, class Body>
 [[nodiscard]] auto with_task_group(Body body)
-    -> boost::asio::awaitable<detail::awaited_value_t<Body&, TaskGroup&>, Executor>;
-
-/// The scope in which with_task_group() runs its children.
-///
-/// @par Thread safety
-/// Unsafe: a group belongs to one thread or strand, that of the coroutine that awaits with_task_group().
-class TaskGroup {
-public:
-    TaskGroup(const TaskGroup&) = delete;
-    TaskGroup& operator=(const TaskGroup&) = delete;
-
-    /// Starts a child: an awaitable, or a callable that returns one. The callable lives as long as its coroutine, so a
-    /// lambda with captures is safe here. A value that the child returns is discarded.
-    ///
-    /// Children begin on the group's executor after this call returns, in the order in which they were spawned. They
-    /// may spawn children. One that is spawned into a cancelled group, or cancelled before it began, never begins: its
-    /// callable is destroyed without being called.
-    ///
-    /// @throws boost::asio::execution::bad_executor if the child's coroutine has another type of executor than the
-    /// group.
-    /// @throws std::logic_error if every child has ended already.
-    template <class Task>
-    void spawn(Task task) {
-        if constexpr (Awaitable<Task>) {
-            spawn(detail::ReturnGiven<Task>{std::move(task)});
-        } else {
-            static_assert(AwaitableFunction<Task>,
-                          "sluice::AwaitableFunction: spawn() needs an asio::awaitable, or a function that returns one "
-                          "when it is called without arguments");
-            state_->spawn(executor<detail::awaitable_executor_t<Task&>>(), std::move(task));
-        }
-    }
-
-    /// Cancels the body and every child, once each. A group that was cancelled in this way ends normally when they have
-    /// ended, whatever they left undone. If a user's cancellation handler throws, the program terminates.
-    void cancel() noexcept { state_->cancel(); }
-
-    /// Whether the group was cancelled: by cancel(), by a failure, or from outside.
-    bool cancelled() const noexcept { return state_->cancelled(); }
-
-private:
-    template <class Executor, class Body>
-    friend struct detail::GroupRun;
-
-    explicit TaskGroup(boost::intrusive_ptr<detail::TaskGroupState> state) noexcept : state_(std::move(state)) {}
-
-    template <class Executor>
-    Executor executor() const {
-        boost::asio::any_io_executor any = state_->get_executor();
-        if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
-            return any;
-        } else if (const auto* typed = any.template target<Executor>()) {
-            return *typed;
-        } else {
-            throw boost::asio::execution::bad_executor();
-        }
-    }
-
-    boost::intrusive_ptr<detail::TaskGroupState> state_;
-};
-
-namespace detail {
-
-template <class Executor, class Body>
-struct GroupRun {
-    using Value = awaited_value_t<Body&, TaskGroup&>;
-
-    struct RunBody {
-        Body& body;
-        TaskGroup& group;
-        OptionalValue<Value>& result;
-
-        boost::asio::awaitable<void, Executor> operator()() const {
-            if constexpr (std::is_void_v<Value>) {
-                co_await callee(body)(group);
-                result.emplace();
-            } else {
-                result.emplace(co_await callee(body)(group));
-            }
-        }
-    };
-
-    static boost::asio::awaitable<Value, Executor> run(Body body) {
-        const Executor executor = co_await boost::asio::this_coro::executor;
-        const auto state = make_queue<TaskGroupState>("TaskGroup", executor);
-        TaskGroup group(state);
-        OptionalValue<Value> result;
-        state->spawn(executor, RunBody{body, group, result});
-
-        Waiter children_ended;
-        co_await state->wait(children_ended);
-
-        if (state->failure()) {
-            std::rethrow_exception(state->failure());
-        }
-        if (state->cancelled_from_outside() || (!result && !std::is_void_v<Value>)) {
-            throw operation_aborted("with_task_group");
-        }
-        if constexpr (!std::is_void_v<Value>) {
-            co_return std::move(*result);
-        }
-    }
-};
-
-}  // namespace detail
-
-template <class Executor, class Body>
-auto with_task_group(Body body) -> boost::asio::awaitable<detail::awaited_value_t<Body&, TaskGroup&>, Executor> {
+    -> boost::asio::awaitable<detail::awaited_value_t<Body&, TaskGroup&>, Executor> {
     static_assert(AwaitableFunction<Body, TaskGroup&>,
                   "sluice::AwaitableFunction: the body of with_task_group() must be callable with a TaskGroup& and "
                   "return an asio::awaitable");

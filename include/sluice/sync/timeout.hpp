@@ -3,7 +3,7 @@
 
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/task_group.hpp>
 #include <sluice/sync/timer.hpp>
@@ -47,20 +47,12 @@ struct TimedRun {
     OptionalValue<Value>& result;
     bool& expired;  // before the function ended
 
-    struct CancelOnExpiry {
-        T& timer;
-        TaskGroup& group;
-        bool& expired;
-
-        boost::asio::awaitable<void, Executor> operator()() const {
+    boost::asio::awaitable<void, Executor> operator()(TaskGroup& group) const {
+        group.spawn([this, &group]() -> boost::asio::awaitable<void, Executor> {
             co_await timer.async_wait(boost::asio::deferred);
             expired = !group.cancelled();
             group.cancel();
-        }
-    };
-
-    boost::asio::awaitable<void, Executor> operator()(TaskGroup& group) const {
-        group.spawn(CancelOnExpiry{timer, group, expired});
+        });
         if constexpr (std::is_void_v<Value>) {
             co_await function();
             result.emplace();
@@ -126,7 +118,7 @@ struct TimedRun {
 /// coroutine still returned a value.
 template <class T = boost::asio::steady_timer, class Function>
 [[nodiscard]] auto with_timeout(std::chrono::nanoseconds timeout, Function function) {
-    static_assert(Timer<T>, "sluice::Timer: what with_timeout() waits with must be like asio::steady_timer");
+    static_assert(Timer<T>, "sluice::Timer: the timer of with_timeout() must have the interface of asio::steady_timer");
     static_assert(AwaitableFunction<Function>,
                   "sluice::AwaitableFunction: with_timeout() needs a function that returns an asio::awaitable when it "
                   "is called without arguments");

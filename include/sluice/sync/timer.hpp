@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/simulated_time.hpp>
+#include <sluice/sync/detail/requirements.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution_context.hpp>
+#include <boost/asio/query.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/assert.hpp>
@@ -16,6 +19,19 @@
 namespace sluice {
 
 namespace detail {
+
+// An execution context with this service runs on simulated time; every other clock is meaningless there.
+class SimulatedTime : public boost::asio::execution_context::service {
+public:
+    static inline boost::asio::execution_context::id id;
+
+    using service::service;
+};
+
+template <class Executor>
+bool has_simulated_time(const Executor& executor) {
+    return boost::asio::has_service<SimulatedTime>(boost::asio::query(executor, boost::asio::execution::context));
+}
 
 template <class T>
 concept HasNow = requires(const typename T::executor_type& executor) {
@@ -41,8 +57,7 @@ typename T::time_point now(const Executor&) {
 /// interface, such as testing::VirtualTimer.
 ///
 /// It is constructible from its `executor_type`, to which the executor of the coroutines must convert. If its time
-/// depends on the execution context, it has a static member `now(executor)`; otherwise the time is
-/// `clock_type::now()`.
+/// depends on the execution context, it has a static member `now(executor)`; otherwise the time is `clock_type::now()`.
 template <class T>
 concept Timer = requires(T& timer, const typename T::executor_type& executor, typename T::duration duration,
                          typename T::time_point time) {
@@ -60,7 +75,7 @@ template <Timer T, class Executor>
 void check_clock(const Executor& executor) {
     BOOST_ASSERT_MSG(HasNow<T> || !has_simulated_time(executor),
                      "sluice: two kinds of time in one execution context: where testing::VirtualTimer is used, stages, "
-                     "pipelines and timeouts must be given testing::VirtualTimer too, or they wait for ever");
+                     "pipelines and timeouts must be given testing::VirtualTimer too, or they wait forever");
     static_cast<void>(executor);
 }
 

@@ -6,8 +6,6 @@
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/execution/blocking.hpp>
 #include <boost/asio/execution/context.hpp>
-#include <boost/asio/execution/outstanding_work.hpp>
-#include <boost/asio/execution/relationship.hpp>
 #include <boost/asio/execution_context.hpp>
 
 #include <cstddef>
@@ -25,7 +23,27 @@ namespace sluice::testing {
 /// No handler runs inside the call that submits it, not even by dispatch. Time is virtual; use VirtualTimer.
 class InterleavingContext : public boost::asio::execution_context {
 public:
-    class executor_type;
+    /// Submits to an InterleavingContext.
+    class executor_type {
+    public:
+        explicit executor_type(InterleavingContext& context) noexcept : context_(&context) {}
+
+        template <class Function>
+        void execute(Function&& function) const {
+            context_->ready_.push_back(Handler(std::forward<Function>(function)));
+        }
+
+        InterleavingContext& query(boost::asio::execution::context_t) const noexcept { return *context_; }
+        static constexpr boost::asio::execution::blocking_t query(boost::asio::execution::blocking_t) noexcept {
+            return boost::asio::execution::blocking.never;
+        }
+        executor_type require(boost::asio::execution::blocking_t::never_t) const noexcept { return *this; }
+
+        friend bool operator==(const executor_type&, const executor_type&) noexcept = default;
+
+    private:
+        InterleavingContext* context_;
+    };
 
     /// Chooses the next of `n` > 1 ready handlers: returns its index, less than `n`, in the order of submission.
     using Choose = std::function<std::size_t(std::size_t n)>;
@@ -48,7 +66,7 @@ public:
     InterleavingContext(const InterleavingContext&) = delete;
     InterleavingContext& operator=(const InterleavingContext&) = delete;
 
-    executor_type get_executor() noexcept;
+    executor_type get_executor() noexcept { return executor_type(*this); }
 
     /// Runs one handler, after advancing virtual time if none is ready. Returns false if there is nothing to do.
     ///
@@ -96,29 +114,5 @@ private:
     VirtualTime& time_;
     std::vector<Handler> ready_;  // in the order of submission
 };
-
-/// Submits to an InterleavingContext.
-class InterleavingContext::executor_type {
-public:
-    explicit executor_type(InterleavingContext& context) noexcept : context_(&context) {}
-
-    template <class Function>
-    void execute(Function&& function) const {
-        context_->ready_.push_back(Handler(std::forward<Function>(function)));
-    }
-
-    InterleavingContext& query(boost::asio::execution::context_t) const noexcept { return *context_; }
-    static constexpr boost::asio::execution::blocking_t query(boost::asio::execution::blocking_t) noexcept {
-        return boost::asio::execution::blocking.never;
-    }
-    executor_type require(boost::asio::execution::blocking_t::never_t) const noexcept { return *this; }
-
-    friend bool operator==(const executor_type&, const executor_type&) noexcept = default;
-
-private:
-    InterleavingContext* context_;
-};
-
-inline InterleavingContext::executor_type InterleavingContext::get_executor() noexcept { return executor_type(*this); }
 
 }  // namespace sluice::testing

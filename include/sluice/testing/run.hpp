@@ -36,8 +36,8 @@ inline VirtualClock::duration run(boost::asio::io_context& context) {
     const auto elapsed = run_until_stalled(context);
     if (!context.stopped()) {
         throw std::logic_error(
-            "sluice::testing::run: a coroutine still waits, for something that never comes, for another thread, or for "
-            "another timer than VirtualTimer; if that is what you test, call run_until_stalled()");
+            "sluice::testing::run: a coroutine still waits, for something that never happens, for another thread, or "
+            "for a timer other than VirtualTimer; to test that, call run_until_stalled()");
     }
     return elapsed;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/simulated_time.hpp>
+#include <sluice/sync/timer.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
@@ -104,11 +104,6 @@ private:
         Handler handler;
         TimerState* timer;
         boost::asio::cancellation_slot slot;
-
-        void disconnect() noexcept {
-            auto connected = std::exchange(slot, {});  // the handler in the slot would reset it here
-            connected.clear();
-        }
     };
     using Waits = std::map<Position, Wait>;
 
@@ -157,22 +152,21 @@ private:
 
     // Removes a wait and posts its handler.
     void complete(Waits::iterator at, boost::system::error_code error) {
-        const Position position = at->first;
-        at->second.disconnect();
         Wait wait = std::move(at->second);
-        waits_.erase(at);
-        wait.timer->pending.erase(position);
+        wait.timer->pending.erase(at->first);
+        waits_.erase(at);  // before the slot is cleared, whose handler would look for the wait
+        wait.slot.clear();
         boost::asio::post(wait.timer->executor, boost::asio::append(std::move(wait.handler), error));
     }
 
     void shutdown() noexcept override {
         context_gone_ = true;
-        for (auto& [position, wait] : waits_) {
-            wait.disconnect();
-            wait.timer->pending.clear();
-        }
         Waits dropped;
         dropped.swap(waits_);
+        for (auto& [position, wait] : dropped) {
+            wait.slot.clear();
+            wait.timer->pending.clear();
+        }
     }
 
     time_point now_;

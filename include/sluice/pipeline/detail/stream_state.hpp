@@ -38,16 +38,17 @@ public:
     StreamState& operator=(const StreamState&) = delete;
 
     void start(const Executor& executor) {
-        if (started_ || stopped_) {
+        if (progress_ || stopped_) {
             return;
         }
-        started_.emplace(executor);
+        place_free_ = make_queue<ConditionVariable>("ResultStream", executor);
+        progress_ = make_queue<ConditionVariable>("ResultStream", executor);
         boost::asio::co_spawn(executor, run(), [self = this->shared_from_this()](const std::exception_ptr& error) {
             if (error && !self->stopped_) {
                 self->error_ = error;
             }
             self->ended_ = true;
-            self->started_->progress->notify_all();
+            self->progress_->notify_all();
         });
     }
 
@@ -61,10 +62,10 @@ public:
         }
     }
 
-    bool running() const noexcept { return started_ && !ended_ && !started_->progress->context_gone(); }
+    bool running() const noexcept { return progress_ && !ended_ && !progress_->context_gone(); }
 
     // An asynchronous operation: waits for a result or the end of the stream.
-    auto wait_for_progress(Waiter& waiter) noexcept { return started_->progress->wait(waiter); }
+    auto wait_for_progress(Waiter& waiter) noexcept { return progress_->wait(waiter); }
 
     bool has_result() const noexcept { return !results_.empty(); }
 
@@ -77,7 +78,7 @@ public:
             const bool was_full = places_taken_ == window_;
             --places_taken_;
             if (was_full) {
-                started_->place_free->notify_one();  // the worker that takes it checks for more free places
+                place_free_->notify_one();  // the worker that takes it checks for more free places
             }
         }
     }
@@ -89,15 +90,6 @@ public:
     }
 
 private:
-    struct Started {
-        explicit Started(const Executor& executor)
-            : place_free(make_queue<ConditionVariable>("ResultStream", executor)),
-              progress(make_queue<ConditionVariable>("ResultStream", executor)) {}
-
-        boost::intrusive_ptr<ConditionVariable> place_free;  // a place in the window is free, or the input has ended
-        boost::intrusive_ptr<ConditionVariable> progress;    // there is a result, or the stream has ended
-    };
-
     struct Completed {
         Completed(std::size_t index, Result&& result, bool in_window)
             : item(index, std::move(result)), holds_place(in_window) {}
@@ -138,7 +130,7 @@ private:
         while (!stopped_ && !input_ended_) {
             if (places_taken_ == window_) {
                 Waiter waiter;
-                co_await started_->place_free->wait(waiter);
+                co_await place_free_->wait(waiter);
                 continue;
             }
             ++places_taken_;
@@ -150,17 +142,17 @@ private:
             if (workers_ < window_) {
                 add_worker(group);
             } else if (places_taken_ < window_) {
-                started_->place_free->notify_one();
+                place_free_->notify_one();
             }
             Result result(std::move(*query));
             co_await process(result);
             if (!stopped_) {
-                const bool consumer_waits = started_->progress->waiting() != 0;
+                const bool consumer_waits = progress_->waiting() != 0;
                 if (consumer_waits) {
                     --places_taken_;
                 }
                 results_.emplace_back(index, std::move(result), !consumer_waits);
-                started_->progress->notify_one();
+                progress_->notify_one();
             }
         }
     }
@@ -176,18 +168,19 @@ private:
         }
         if (!query) {
             input_ended_ = true;
-            started_->place_free->notify_all();
+            place_free_->notify_all();
         }
         return query;
     }
 
     const std::ptrdiff_t window_;
-    std::optional<Started> started_;   // by the first wait for a result
-    std::deque<Completed> results_;    // that no consumer has taken yet
-    std::exception_ptr error_;         // ended the input early
-    TaskGroup* group_ = nullptr;       // runs all workers
-    std::ptrdiff_t workers_ = 0;       // that were started; each ends when the input does
-    std::ptrdiff_t places_taken_ = 0;  // by queries that run, and results that hold theirs
+    boost::intrusive_ptr<ConditionVariable> place_free_;  // a place in the window is free, or the input has ended
+    boost::intrusive_ptr<ConditionVariable> progress_;    // there is a result, or the stream has ended
+    std::deque<Completed> results_;                       // that no consumer has taken yet
+    std::exception_ptr error_;                            // ended the input early
+    TaskGroup* group_ = nullptr;                          // runs all workers
+    std::ptrdiff_t workers_ = 0;                          // that were started; each ends when the input does
+    std::ptrdiff_t places_taken_ = 0;                     // by queries that run, and results that hold theirs
     std::size_t pulled_ = 0;
     bool input_ended_ = false;
     bool stopped_ = false;

@@ -8,7 +8,6 @@
 
 #include <optional>
 #include <type_traits>
-#include <utility>
 #include <variant>
 
 namespace sluice::detail {
@@ -20,6 +19,16 @@ struct AnyType {
     operator T&() const;
 };
 
+// An operation can be awaited on any executor; this is the most common.
+template <class Operation>
+struct ExecutorOf {
+    using type = boost::asio::any_io_executor;
+};
+template <class T, class Executor>
+struct ExecutorOf<boost::asio::awaitable<T, Executor>> {
+    using type = Executor;
+};
+
 template <class Function, class... Args>
 struct CallTraits {
     using Value = AnyType;
@@ -29,16 +38,6 @@ template <class Function, class... Args>
     requires AwaitableFunction<Function, Args...>
 struct CallTraits<Function, Args...> {
     using Returned = std::invoke_result_t<Function&, Args...>;
-
-    template <class Operation>
-    struct ExecutorOf {  // an operation can be awaited on any executor; this is the most common
-        using type = boost::asio::any_io_executor;
-    };
-    template <Awaitable Coroutine>
-    struct ExecutorOf<Coroutine> {
-        using type = typename Coroutine::executor_type;
-    };
-
     using Value = typename Returned::value_type;
     using Executor = typename ExecutorOf<Returned>::type;
 };
@@ -52,13 +51,5 @@ using awaitable_executor_t = typename CallTraits<Function, Args...>::Executor;
 // Holds a T that may not have been produced yet. T may be void.
 template <class T>
 using OptionalValue = std::optional<std::conditional_t<std::is_void_v<T>, std::monostate, T>>;
-
-// A callable that returns the awaitable that it holds.
-template <Awaitable Coroutine>
-struct ReturnGiven {
-    Coroutine coroutine;
-
-    Coroutine operator()() { return std::move(coroutine); }
-};
 
 }  // namespace sluice::detail

@@ -12,8 +12,6 @@
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
 namespace sluice::detail {
@@ -26,7 +24,8 @@ public:
     explicit BoundQueue(Executor executor, Args&&... args)
         : Queue(std::forward<Args>(args)...), executor_(std::move(executor)) {
         auto& context = boost::asio::query(*executor_, boost::asio::execution::context);
-        boost::asio::use_service<WaitService>(static_cast<boost::asio::execution_context&>(context)).add(*this);
+        boost::asio::use_service<ContextBound::Service>(static_cast<boost::asio::execution_context&>(context))
+            .add(*this);
     }
 
     boost::asio::any_io_executor get_executor() const override {
@@ -46,11 +45,8 @@ private:
 // `owner` names the primitive in the message about an empty executor.
 template <class Queue, class Executor, class... Args>
 boost::intrusive_ptr<Queue> make_queue(const char* owner, Executor executor, Args&&... args) {
-    if (is_empty_executor(executor)) {
-        throw std::invalid_argument(std::string(owner) + ": the executor must not be empty");
-    }
     return boost::intrusive_ptr<Queue>(
-        new BoundQueue<Queue, Executor>(std::move(executor), std::forward<Args>(args)...));
+        new BoundQueue<Queue, Executor>(require_executor(owner, std::move(executor)), std::forward<Args>(args)...));
 }
 
 }  // namespace sluice::detail

@@ -5,7 +5,6 @@
 
 #include <functional>
 #include <type_traits>
-#include <utility>
 
 namespace sluice::detail {
 

@@ -6,7 +6,7 @@
 
 namespace sluice::detail {
 
-// A condition variable for coroutines: whoever is woken checks the condition again.
+// A condition variable for coroutines: a coroutine that is woken checks the condition again.
 class ConditionVariable : public WaitQueue {
 public:
     void notify_one() noexcept {

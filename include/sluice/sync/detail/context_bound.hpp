@@ -14,8 +14,6 @@
 
 namespace sluice::detail {
 
-class WaitService;
-
 // State that its primitive and its execution context share, so that neither has to outlive the other: the context shuts
 // it down, and the last reference deletes it.
 //
@@ -23,6 +21,38 @@ class WaitService;
 // destruction are safe beside other objects of the same context.
 class ContextBound : public ListHook {
 public:
+    // Shuts down every ContextBound of an execution context when the context is destroyed.
+    class Service final : public boost::asio::execution_context::service {
+    public:
+        static inline boost::asio::execution_context::id id;
+
+        explicit Service(boost::asio::execution_context& context) : service(context) {}
+
+        void add(ContextBound& object) {
+            const std::lock_guard lock(mutex_);
+            objects_.push_back(object);
+            object.service_ = this;
+        }
+
+        void remove(ContextBound& object) noexcept {
+            const std::lock_guard lock(mutex_);
+            object.unlink();
+        }
+
+    private:
+        void shutdown() noexcept override {
+            while (!objects_.empty()) {  // no other thread uses the context any more
+                const boost::intrusive_ptr<ContextBound> object(&objects_.front());
+                object->unlink();
+                object->service_ = nullptr;
+                object->shut_down();
+            }
+        }
+
+        std::mutex mutex_;  // objects on several strands of one context come and go at the same time
+        IntrusiveList<ContextBound> objects_;
+    };
+
     ContextBound(const ContextBound&) = delete;
     ContextBound& operator=(const ContextBound&) = delete;
 
@@ -41,16 +71,21 @@ public:
 
 protected:
     ContextBound() noexcept = default;
-    virtual ~ContextBound();
+    virtual ~ContextBound() {
+        if (service_) {
+            service_->remove(*this);
+        }
+    }
 
 private:
-    friend class WaitService;
-
     // The context is going. Called once, after context_gone() has become true.
     virtual void shut_down() noexcept = 0;
 
     template <class Executor>
-    bool is_in_context(const Executor& executor) const;
+    bool is_in_context(const Executor& executor) const {
+        return &service_->context() == &static_cast<const boost::asio::execution_context&>(
+                                           boost::asio::query(executor, boost::asio::execution::context));
+    }
 
     friend void intrusive_ptr_add_ref(ContextBound* object) noexcept { ++object->references_; }
     friend void intrusive_ptr_release(ContextBound* object) noexcept {
@@ -59,52 +94,8 @@ private:
         }
     }
 
-    WaitService* service_ = nullptr;
+    Service* service_ = nullptr;
     std::size_t references_ = 0;
 };
-
-// Shuts down every ContextBound of an execution context when the context is destroyed.
-class WaitService final : public boost::asio::execution_context::service {
-public:
-    static inline boost::asio::execution_context::id id;
-
-    explicit WaitService(boost::asio::execution_context& context) : service(context) {}
-
-    void add(ContextBound& object) {
-        const std::lock_guard lock(mutex_);
-        objects_.push_back(object);
-        object.service_ = this;
-    }
-
-    void remove(ContextBound& object) noexcept {
-        const std::lock_guard lock(mutex_);
-        object.unlink();
-    }
-
-private:
-    void shutdown() noexcept override {
-        while (!objects_.empty()) {  // no other thread uses the context any more
-            const boost::intrusive_ptr<ContextBound> object(&objects_.front());
-            object->unlink();
-            object->service_ = nullptr;
-            object->shut_down();
-        }
-    }
-
-    std::mutex mutex_;  // objects on several strands of one context come and go at the same time
-    IntrusiveList<ContextBound> objects_;
-};
-
-inline ContextBound::~ContextBound() {
-    if (service_) {
-        service_->remove(*this);
-    }
-}
-
-template <class Executor>
-bool ContextBound::is_in_context(const Executor& executor) const {
-    return &service_->context() == &static_cast<const boost::asio::execution_context&>(
-                                       boost::asio::query(executor, boost::asio::execution::context));
-}
 
 }  // namespace sluice::detail

@@ -4,6 +4,8 @@
 #include <sluice/sync/detail/requirements.hpp>
 
 #include <functional>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 namespace sluice::detail {
@@ -28,14 +30,15 @@ bool is_empty(const std::reference_wrapper<T>& object) {
     }
 }
 
-// The same for an executor.
+// Returns `executor`, or throws std::invalid_argument if it is empty.
 template <class Executor>
-bool is_empty_executor(const Executor& executor) {
+Executor require_executor(const std::string& owner, Executor executor) {
     if constexpr (std::is_constructible_v<bool, const Executor&>) {
-        return !static_cast<bool>(executor);
-    } else {
-        return false;
+        if (!static_cast<bool>(executor)) {
+            throw std::invalid_argument(owner + ": the executor must not be empty");
+        }
     }
+    return executor;
 }
 
 }  // namespace sluice::detail

@@ -27,12 +27,10 @@ public:
                              "execution context, a pipeline, its primitives and its coroutines need a strand");
         }
         ~Scope() { thread_.store(outer_, std::memory_order_relaxed); }
-#endif
 
         Scope(const Scope&) = delete;
         Scope& operator=(const Scope&) = delete;
 
-#if !defined(BOOST_ASSERT_IS_VOID)
     private:
         std::atomic<std::thread::id>& thread_;
         std::thread::id outer_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/cancellation.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/intrusive_list.hpp>
 #include <sluice/sync/detail/wait_queue.hpp>
@@ -41,7 +41,7 @@ public:
         auto child = std::make_unique<Child>(running_);
         children_.push_back(*child);
         Child& started = *child;
-        boost::asio::co_spawn(executor, Run<Executor, Function>::run(Pooled(), *this, started, std::move(function)),
+        boost::asio::co_spawn(executor, run<Executor>(Pooled(), *this, started, std::move(function)),
                               OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
     }
 
@@ -83,17 +83,14 @@ private:
     };
 
     template <class Executor, class Function>
-    struct Run {
-        static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child,
-                                                          Function function) {
-            child.started = true;
-            Waiter start;
-            co_await group.yield(start);
-            if (!group.cancelled_) {
-                static_cast<void>(co_await function());
-            }
+    static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child, Function function) {
+        child.started = true;
+        Waiter start;
+        co_await group.yield(start);
+        if (!group.cancelled_) {
+            static_cast<void>(co_await function());
         }
-    };
+    }
 
     void on_end(const std::exception_ptr& error) {
         if (error && !failure_ && !(cancelled_ && is_cancellation(error))) {

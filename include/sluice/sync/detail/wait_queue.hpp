@@ -138,16 +138,14 @@ private:
         template <boost::asio::completion_token_for<void()> Token>
         auto operator()(Token&& token) const {
             return boost::asio::async_initiate<Token, void()>(
-                [wait = *this](auto&& handler) { wait.start(std::forward<decltype(handler)>(handler)); }, token);
-        }
-
-        template <class Handler>
-        void start(Handler&& handler) const {
-            queue->check_context([&] { return boost::asio::get_associated_executor(handler); });
-            const auto slot = waiter->outcome == WaitOutcome::waiting
-                                  ? boost::asio::get_associated_cancellation_slot(handler)
-                                  : boost::asio::cancellation_slot();
-            queue->enter(*waiter, slot, std::forward<Handler>(handler));
+                [queue = queue, waiter = waiter](auto&& handler) {
+                    queue->check_context([&] { return boost::asio::get_associated_executor(handler); });
+                    const auto slot = waiter->outcome == WaitOutcome::waiting
+                                          ? boost::asio::get_associated_cancellation_slot(handler)
+                                          : boost::asio::cancellation_slot();
+                    queue->enter(*waiter, slot, std::forward<decltype(handler)>(handler));
+                },
+                token);
         }
     };
 
