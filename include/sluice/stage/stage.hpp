@@ -12,7 +12,6 @@
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
-#include <sluice/sync/detail/is_empty.hpp>
 #include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/stage_semaphore.hpp>

@@ -101,10 +101,9 @@ public:
     /// @throws what the completion function threw, if this was the last arrival; the party has dropped out then.
     void arrive_and_drop() {
         const auto state = state_;  // the completion function may destroy the barrier
-        const auto arrived = state->arrive();
-        throw_unless_admitted(arrived);
+        const bool last = arrive(*state);
         state->drop_party();
-        if (arrived == detail::BarrierState::Arrived::last) {
+        if (last) {
             state->complete_phase();
         }
     }
@@ -131,17 +130,17 @@ public:
     executor_type get_executor() const { return state_->get_executor(); }
 
 private:
-    static void throw_unless_admitted(detail::BarrierState::Arrived arrived) {
-        using Arrived = detail::BarrierState::Arrived;
-        if (arrived == Arrived::at_closed) {
-            throw detail::operation_aborted("Barrier::arrive_and_wait");
+    // Arrives, and returns whether this was the last arrival of its phase.
+    static bool arrive(detail::BarrierState& state) {
+        const auto arrived = state.arrive();
+        if (arrived == detail::BarrierState::Arrived::refused) {
+            if (state.closed()) {
+                throw detail::operation_aborted("Barrier::arrive_and_wait");
+            }
+            throw BrokenBarrier(state.broken() ? "Barrier: broken, and not reset since"
+                                               : "Barrier: every party has dropped out");
         }
-        if (arrived == Arrived::at_broken) {
-            throw BrokenBarrier("Barrier: broken, and not reset since");
-        }
-        if (arrived == Arrived::without_parties) {
-            throw BrokenBarrier("Barrier: every party has dropped out");
-        }
+        return arrived == detail::BarrierState::Arrived::last;
     }
 
     boost::intrusive_ptr<detail::BarrierState> state_;
@@ -169,14 +168,12 @@ private:
     template <class Handler>
     void start(Handler&& handler) {
         try {
-            const auto arrived = state_->arrive();
-            throw_unless_admitted(arrived);
-            if (arrived == detail::BarrierState::Arrived::early) {
-                state_->join(waiter_);
-            } else {
+            if (arrive(*state_)) {
                 const auto state = state_;  // the completion function may destroy the barrier
                 waiter_.index = state->complete_phase();
                 waiter_.outcome = detail::WaitOutcome::granted;
+            } else {
+                state_->join(waiter_);
             }
         } catch (...) {
             error_ = std::current_exception();

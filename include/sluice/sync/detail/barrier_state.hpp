@@ -25,24 +25,18 @@ struct BarrierWaiter : Waiter {
 class BarrierState : public WaitQueue {
 public:
     // The outcome of an arrival.
-    enum class Arrived { early, last, at_closed, at_broken, without_parties };
+    enum class Arrived { early, last, refused };
 
     BarrierState(std::ptrdiff_t parties, std::function<void()> completion)
         : parties_(require(parties >= 1, "Barrier", "parties must be at least 1", parties)),
           missing_(parties_),
           completion_(std::move(completion)) {}
 
-    // Counts one arrival, unless the barrier admits none.
+    // Counts one arrival, unless the barrier is closed, broken or without parties.
     Arrived arrive() noexcept {
         const SequenceChecker::Scope scope(sequence_checker_);
-        if (closed_ || context_gone()) {
-            return Arrived::at_closed;
-        }
-        if (broken_) {
-            return Arrived::at_broken;
-        }
-        if (missing_ == 0) {
-            return Arrived::without_parties;
+        if (closed() || broken_ || missing_ == 0) {
+            return Arrived::refused;
         }
         return --missing_ == 0 ? Arrived::last : Arrived::early;
     }
@@ -101,6 +95,7 @@ public:
     std::ptrdiff_t parties() const noexcept { return parties_; }
     std::uint64_t phase() const noexcept { return phase_; }
     bool broken() const noexcept { return broken_; }
+    bool closed() const noexcept { return closed_ || context_gone(); }
 
 private:
     void restart_phase() noexcept {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/is_empty.hpp>
+#include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/detail/wait_queue.hpp>
 
 #include <boost/asio/any_io_executor.hpp>

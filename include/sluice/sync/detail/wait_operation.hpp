@@ -21,18 +21,15 @@ namespace sluice::detail {
 
 // A completion inside the call that starts the operation. It resumes the coroutine on top of its own suspension, and so
 // may be nested only so deep.
-class InlineCompletion {
-public:
-    static bool allowed() noexcept { return depth_ < 64; }
+struct InlineCompletion {
+    static inline thread_local constinit int depth = 0;
+    static constexpr int max_depth = 64;
 
-    InlineCompletion() noexcept { ++depth_; }
-    ~InlineCompletion() { --depth_; }
+    InlineCompletion() noexcept { ++depth; }
+    ~InlineCompletion() { --depth; }
 
     InlineCompletion(const InlineCompletion&) = delete;
     InlineCompletion& operator=(const InlineCompletion&) = delete;
-
-private:
-    static inline thread_local constinit int depth_ = 0;
 };
 
 // A token that may start an operation: that of a coroutine which awaits it, or one of Asio's own questions about it.
@@ -92,7 +89,7 @@ protected:
     void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
         using Later = Completion<std::decay_t<Handler>>;
         queue.check_context([&] { return boost::asio::get_associated_executor(handler); });
-        if (waiter.outcome != WaitOutcome::waiting && InlineCompletion::allowed()) {
+        if (waiter.outcome != WaitOutcome::waiting && InlineCompletion::depth < InlineCompletion::max_depth) {
             const InlineCompletion here;
             self().complete(std::forward<Handler>(handler));
         } else if (queue.context_gone()) {  // nothing drains that queue any more
