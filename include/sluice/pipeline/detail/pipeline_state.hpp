@@ -48,7 +48,7 @@ public:
     }
 
     // Runs result.query and fills in the rest.
-    boost::asio::awaitable<void, Executor> process(Result& result) { return process(Pooled(), *this, result); }
+    boost::asio::awaitable<void, Executor> process(Result& result) { return run_stages(Pooled(), *this, result); }
 
     Stage<Classify, TimerType> classify;
     Stage<Extract, TimerType> extract;
@@ -74,15 +74,15 @@ private:
         return add(add(limits.classify, limits.extract), limits.generate);
     }
 
-    static boost::asio::awaitable<void, Executor> process(Pooled, PipelineState& state, Result& result) {
+    static boost::asio::awaitable<void, Executor> run_stages(Pooled, PipelineState& state, Result& result) {
         const std::string& text = result.query.text;
         result.stage_results.reserve(3);
-        co_await run(state.classify, result, result.intent, text);
+        co_await run_stage(state.classify, result, result.intent, text);
         if (result.stage_results.back().success) {
-            co_await run(state.extract, result, result.entities, text);
+            co_await run_stage(state.extract, result, result.entities, text);
             if (result.stage_results.back().success) {
-                co_await run(state.generate, result, result.response, std::as_const(*result.intent),
-                             std::as_const(*result.entities), text);
+                co_await run_stage(state.generate, result, result.response, std::as_const(*result.intent),
+                                   std::as_const(*result.entities), text);
                 result.completed = result.stage_results.back().success;
             }
         }
@@ -114,7 +114,7 @@ private:
 
     // Runs result.query through one stage.
     template <class StageType, class T, class... Args>
-    static auto run(StageType& stage, Result& result, std::optional<T>& data, Args&... args) {
+    static auto run_stage(StageType& stage, Result& result, std::optional<T>& data, Args&... args) {
         StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
         return StageType::template fill<Args...>(Pooled(), stage, stage_result, data, args...);
     }

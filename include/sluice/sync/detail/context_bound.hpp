@@ -45,7 +45,7 @@ public:
                 const boost::intrusive_ptr<ContextBound> object(&objects_.front());
                 object->unlink();
                 object->service_ = nullptr;
-                object->shut_down();
+                object->on_context_gone();
             }
         }
 
@@ -79,7 +79,7 @@ protected:
 
 private:
     // The context is going. Called once, after context_gone() has become true.
-    virtual void shut_down() noexcept = 0;
+    virtual void on_context_gone() noexcept = 0;
 
     template <class Executor>
     bool is_in_context(const Executor& executor) const {

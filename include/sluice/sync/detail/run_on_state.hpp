@@ -56,13 +56,13 @@ struct RunOn {
     using Link = std::shared_ptr<WorkLink<Strand>>;
 
     // The error is passed by value: Asio would keep it on the pool's thread while the other thread handles it already.
-    struct Outcome {
+    struct Returned {
         std::exception_ptr error;
         OptionalValue<Value> value;
     };
 
     static boost::asio::awaitable<void, Executor> call(const WorkLink<Strand>& link, Function& function,
-                                                       Outcome& outcome) {
+                                                       Returned& returned) {
         try {
             if (link.cancelled) {
                 throw operation_aborted("run_on");
@@ -71,36 +71,36 @@ struct RunOn {
                 co_await boost::asio::this_coro::reset_cancellation_state(boost::asio::enable_total_cancellation());
                 if constexpr (std::is_void_v<Value>) {
                     co_await function();
-                    outcome.value.emplace();
+                    returned.value.emplace();
                 } else {
-                    outcome.value.emplace(co_await function());
+                    returned.value.emplace(co_await function());
                 }
             } else if constexpr (std::is_void_v<Value>) {
                 function();
-                outcome.value.emplace();
+                returned.value.emplace();
             } else {
-                outcome.value.emplace(function());
+                returned.value.emplace(function());
             }
         } catch (...) {
-            outcome.error = std::current_exception();
+            returned.error = std::current_exception();
         }
     }
 
-    // Holds function and link in its frame, which is destroyed before the outcome is passed on. Cancellation reaches
-    // not this coroutine but the one that it starts, which begins immediately, since this one is on the strand.
-    static boost::asio::awaitable<Outcome, Executor> work(Link link, Function function) {
+    // Holds function and link in its frame, which is destroyed before what it returned is passed on. Cancellation
+    // reaches not this coroutine but the one that it starts, which begins immediately, since this one is on the strand.
+    static boost::asio::awaitable<Returned, Executor> work(Link link, Function function) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         // If the awaiting coroutine is on a thread of the pool, everything up to here runs inside its call.
         co_await boost::asio::post(executor, boost::asio::deferred);
-        Outcome outcome;
+        Returned returned;
         if constexpr (AwaitableFunction<Function>) {
             const auto slot = link->signal.slot();
-            co_await boost::asio::co_spawn(executor, call(*link, function, outcome),
+            co_await boost::asio::co_spawn(executor, call(*link, function, returned),
                                            boost::asio::bind_cancellation_slot(slot, boost::asio::deferred));
         } else {
-            co_await call(*link, function, outcome);
+            co_await call(*link, function, returned);
         }
-        co_return outcome;
+        co_return returned;
     }
 
     template <class AwaitingExecutor, class Pool>
@@ -116,8 +116,8 @@ struct RunOn {
                 }
             });
         }
-        auto outcome =
-            co_await boost::asio::async_initiate<const boost::asio::deferred_t&, void(std::exception_ptr, Outcome)>(
+        auto returned =
+            co_await boost::asio::async_initiate<const boost::asio::deferred_t&, void(std::exception_ptr, Returned)>(
                 [&](auto&& handler) {
                     const Executor executor(link->strand);
                     boost::asio::co_spawn(
@@ -126,11 +126,11 @@ struct RunOn {
                                                             std::forward<decltype(handler)>(handler)));
                 },
                 boost::asio::deferred);
-        if (outcome.error) {
-            std::rethrow_exception(std::move(outcome.error));
+        if (returned.error) {
+            std::rethrow_exception(std::move(returned.error));
         }
         if constexpr (!std::is_void_v<Value>) {
-            co_return std::move(*outcome.value);
+            co_return std::move(*returned.value);
         }
     }
 };

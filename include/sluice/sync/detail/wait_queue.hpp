@@ -179,7 +179,7 @@ private:
     }
 
     // Destroying a frame may run any code, which may use this queue: so the lists are emptied first.
-    void shut_down() noexcept override {
+    void on_context_gone() noexcept override {
         scheduled_ = true;  // no drain is posted again
         IntrusiveList<Waiter> dropped;
         dropped.splice_back(waiting_);
