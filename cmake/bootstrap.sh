@@ -6,7 +6,7 @@
 # it all. Run it again at will.
 #
 #   cmake/bootstrap.sh        what `cmake --workflow --preset test` needs
-#   cmake/bootstrap.sh --all  also what every other command of the README, and .ci/run, need
+#   cmake/bootstrap.sh --all  also what every other command of the documents, and .ci/run, need
 set -eu
 
 need_version() {  # need_version FOUND WANTED: is FOUND at least WANTED?

@@ -5,7 +5,7 @@ if(DOXYGEN_FOUND)
     set(DOXYGEN_OUTPUT_DIRECTORY docs)
     set(DOXYGEN_QUIET YES)
     set(DOXYGEN_WARN_AS_ERROR FAIL_ON_WARNINGS)
-    set(DOXYGEN_EXTRACT_ALL YES)  # what has no comment is said by its declaration
+    set(DOXYGEN_EXTRACT_ALL YES)  # a declaration that needs no words has no comment
     set(DOXYGEN_JAVADOC_AUTOBRIEF YES)
     set(DOXYGEN_EXCLUDE_PATTERNS */detail/*)
     set(DOXYGEN_EXCLUDE_SYMBOLS sluice::detail*)
@@ -14,12 +14,16 @@ if(DOXYGEN_FOUND)
     set(DOXYGEN_USE_MDFILE_AS_MAINPAGE README.md)
     # doxygen takes the specialisation that StageResult<T> is derived from for StageResult<T> itself.
     set(DOXYGEN_INPUT_FILTER "sed 's/struct StageResult : StageResult<>/struct StageResult/'")
+    # It takes a link to another document for a reference to one of its own pages, unless the link has an anchor.
+    set(DOXYGEN_FILTER_PATTERNS "*.md=sed 's/[.]md)/.md#top)/g'")
     doxygen_add_docs(docs include/sluice README.md)
-    # What the README links to and shows.
+    # The files that README.md links to and shows.
     set(html ${PROJECT_BINARY_DIR}/docs/html)
     add_custom_command(TARGET docs POST_BUILD
         COMMAND ${CMAKE_COMMAND} -E copy_directory examples ${html}/examples
+        COMMAND ${CMAKE_COMMAND} -E copy_directory include ${html}/include
         COMMAND ${CMAKE_COMMAND} -E copy_directory tests ${html}/tests
+        COMMAND ${CMAKE_COMMAND} -E copy_directory .github ${html}/.github
         COMMAND ${CMAKE_COMMAND} -E copy LICENSE ${html}
         WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} VERBATIM)
 else()

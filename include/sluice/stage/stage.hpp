@@ -73,8 +73,11 @@ class PipelineState;
 template <class Function, Timer TimerType = boost::asio::steady_timer>
 class Stage {
 public:
+    /// @param executor Resumes the queries that wait for a slot.
     /// @param name Appears in results and messages.
     /// @param limit How many attempts may run at once; at least 1.
+    /// @param function The model function.
+    /// @param options Retries, timeout and observer.
     /// @throws std::invalid_argument naming the stage and the value if `executor`, `name` or `function` is empty,
     /// `limit` is less than 1, or the timeout is not positive.
     template <class Executor>

@@ -45,6 +45,7 @@ class Barrier {
 public:
     using executor_type = boost::asio::any_io_executor;
 
+    /// @param executor Resumes the waiters.
     /// @param parties The number of arrivals that complete a phase; at least 1.
     /// @param completion Unless empty, runs once in each phase, on the stack of the last arrival and before any party
     /// resumes. Inside it, arrivals, abort() and reset() apply to the next phase; a phase that is completed there

@@ -35,6 +35,7 @@ class StageSemaphore {
 public:
     using executor_type = boost::asio::any_io_executor;
 
+    /// @param executor Resumes the waiters.
     /// @param limit The number of slots. 0 means paused.
     /// @throws std::invalid_argument if `executor` is empty or `limit` is negative.
     template <class Executor>
