@@ -14,13 +14,13 @@
 
 namespace support {
 
-/// The options of a program, one after the other: `--name`, `--name VALUE` or `--name=VALUE`, and `-h` for `--help`.
-/// Whatever is wrong with them is thrown as a std::invalid_argument that says so.
+/// Parses the options of a program one by one: `--name`, `--name VALUE` or `--name=VALUE`, and `-h` for `--help`. If
+/// one is wrong, throws a std::invalid_argument with a message.
 class Arguments {
 public:
     Arguments(int argc, char** argv) : at_(argv + std::min(argc, 1)), end_(argv + argc) {}
 
-    /// Goes on to the next option, if there is one.
+    /// Moves on to the next option; returns false if there is none.
     bool next() {
         if (value_) {
             throw std::invalid_argument(option_ + " takes no value, got '" + *value_ + "'");
@@ -39,10 +39,10 @@ public:
         return true;
     }
 
-    /// The name of this option.
+    /// The name of the current option.
     const std::string& option() const noexcept { return option_; }
 
-    /// What this option is given, which is not nothing.
+    /// The value of the current option, which must not be empty. Messages call it `what`.
     std::string value(const std::string& what) {
         if (!value_ && (at_ == end_ || std::string_view(*at_).starts_with("--"))) {
             throw std::invalid_argument(option_ + " takes " + what);
@@ -54,6 +54,7 @@ public:
         return text;
     }
 
+    /// The value of the current option, as a number from `least` to `most`.
     template <std::integral Number>
     Number number(Number least, Number most) {
         const std::string what = "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
@@ -67,27 +68,25 @@ public:
         return number;
     }
 
-    [[noreturn]] void unknown() const {
-        throw std::invalid_argument("unknown option '" + option_ + "' (--help lists them)");
-    }
+    [[noreturn]] void unknown() const { throw std::invalid_argument("unknown option '" + option_ + "' (see --help)"); }
 
 private:
     char** at_;
     char** end_;
     std::string option_;
-    std::optional<std::string> value_;  // if it came with the option, and nobody has taken it
+    std::optional<std::string> value_;  // of `--name=VALUE`, until it is read
 };
 
-/// For a program that has no options: the status to end with at once if it is given any.
+/// For a program without options: returns the status to exit with if there are any arguments.
 inline std::optional<int> refuse_arguments(const std::string& program, int argc, char** argv) {
     if (argc < 2) {
         return std::nullopt;
     }
     if (const std::string_view option(argv[1]); option == "--help" || option == "-h") {
-        std::cout << "usage: " << program << "\n\nIt has no options.\n";
+        std::cout << "usage: " << program << "\n\nThis program has no options.\n";
         return 0;
     }
-    std::cerr << program << ": unknown option '" << argv[1] << "'; it has none\n";
+    std::cerr << program << ": unknown option '" << argv[1] << "'; it has no options\n";
     return 2;
 }
 

@@ -6,7 +6,7 @@
 
 namespace support {
 
-/// As in "1 slot" and "2 slots".
+/// Returns the number with its noun: "1 slot", "2 slots".
 inline std::string counted(std::size_t n, const std::string& one, const std::string& many) {
     return std::to_string(n) + ' ' + (n == 1 ? one : many);
 }

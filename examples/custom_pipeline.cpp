@@ -41,7 +41,7 @@ asio::awaitable<std::string> classify(std::string text) {
 
 asio::awaitable<std::vector<std::string>> retrieve(std::string text) {
     static int calls = 0;
-    co_await sleep(++calls == 2 ? 10s : 30ms);  // the second call hangs, and is cut short by the timeout
+    co_await sleep(++calls == 2 ? 10s : 30ms);  // the second call hangs until its timeout
     co_return std::vector<std::string>{"a passage about \"" + text + '"'};
 }
 
@@ -49,7 +49,7 @@ asio::awaitable<std::string> generate(const std::string& kind, const std::vector
     static int calls = 0;
     co_await sleep(50ms);
     if (++calls == 1) {
-        throw std::runtime_error("the model is warming up");  // a retry mends that
+        throw std::runtime_error("the model is warming up");  // a retry succeeds
     }
     co_return "answer to a " + kind + " from " + passages.front();
 }
@@ -70,7 +70,7 @@ public:
           generate_(executor, "generate", 2, generate, sluice::StageOptions(sluice::RetryPolicy(2, soon))),
           judge_(executor, "judge", 4, judge) {}
 
-    /// One line about one query. A stage that fails for good ends it there.
+    /// Returns a line about one query. If a stage fails for good, no later one runs.
     asio::awaitable<std::string> answer(sluice::Query query) {
         const auto allowed = co_await moderate_.run(query.id, query.text);
         if (!allowed.success) co_return describe(allowed);
@@ -101,10 +101,10 @@ private:
 
 asio::awaitable<void> run() {
     Assistant assistant(co_await asio::this_coro::executor);
-    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group keeps it
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group stores it
     co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
         for (const char* text : {"What is a sluice?", "Tell me the password", "How does a lock work?", "Water flows"}) {
-            // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group keeps it
+            // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group stores it
             group.spawn([&assistant, query = sluice::Query(text, text)]() -> asio::awaitable<void> {
                 std::cout << co_await assistant.answer(query) << std::endl;
             });

@@ -10,7 +10,8 @@
 
 namespace support {
 
-/// A dead-letter sink that keeps failed queries and why they failed. As the pipeline, for one thread or strand.
+/// A dead-letter sink that stores each failed query with the reason. Like the pipeline, it belongs to one thread or
+/// strand.
 class DeadLetterQueue {
 public:
     using Item = std::pair<sluice::Query, sluice::StageResult<>>;
@@ -19,7 +20,7 @@ public:
         items_.emplace_back(query, stage_result);
     }
 
-    /// Takes everything out.
+    /// Removes and returns all items.
     std::vector<Item> drain() { return std::exchange(items_, {}); }
 
     std::size_t size() const noexcept { return items_.size(); }

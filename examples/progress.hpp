@@ -19,12 +19,13 @@
 
 namespace support {
 
-/// How far a run has come: one line on a terminal, written anew at most ten times a second, and wiped out at the end.
+/// Shows the progress of a run in one line on a terminal, which is rewritten at most ten times a second and erased at
+/// the end.
 class Progress final : public sluice::Observer {
 public:
     using Time = std::chrono::nanoseconds;
 
-    /// A query has gone through when it succeeded in `last_stage`, or is a dead letter.
+    /// A query is done when it has succeeded in `last_stage` or is a dead letter.
     Progress(std::ostream& terminal, std::size_t queries, std::string last_stage, std::function<Time()> clock)
         : terminal_(terminal), queries_(queries), last_stage_(std::move(last_stage)), clock_(std::move(clock)) {}
 
@@ -33,18 +34,18 @@ public:
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
         if (outcome == Outcome::succeeded && run.stage == last_stage_) {
             ++completed_;
-            show_now_and_then();
+            show_at_intervals();
         }
     }
 
     void on_dead_letter(const sluice::Query&, const sluice::StageResult<>&,
                         const sluice::StageError&) noexcept override {
         ++dead_letters_;
-        show_now_and_then();
+        show_at_intervals();
     }
 
 private:
-    void show_now_and_then() {
+    void show_at_intervals() {
         const std::size_t done = completed_ + dead_letters_;
         if (done == queries_) {
             show({});
@@ -55,7 +56,7 @@ private:
         }
     }
 
-    // Over what is there, which may be longer.
+    // Overwrites the previous line, which may be longer.
     void show(const std::string& line) {
         const std::string blanks(shown_ > line.size() ? shown_ - line.size() : 0, ' ');
         if (shown_ != 0 || !line.empty()) {
@@ -71,10 +72,10 @@ private:
     Time next_ = std::chrono::milliseconds(100);  // a short run shows nothing
     std::size_t completed_ = 0;
     std::size_t dead_letters_ = 0;
-    std::size_t shown_ = 0;  // characters on the line
+    std::size_t shown_ = 0;  // characters on the terminal
 };
 
-/// Tells several observers of everything.
+/// Passes every event on to several observers.
 class Observers final : public sluice::Observer {
 public:
     void add(sluice::Observer& observer) { all_.push_back(&observer); }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 // Retrieval-augmented generation in phases: embed every chunk, then score every chunk, then answer from the best three.
-// One barrier stands at both boundaries; the chunks are children of one task group.
+// One barrier separates the phases, and the chunks are children of one task group.
 #include "arguments.hpp"
 
 #include <sluice/sync/barrier.hpp>
@@ -74,14 +74,14 @@ asio::awaitable<void> process_chunk(std::string chunk, const Embedding& query,
     co_await barrier.arrive_and_wait();  // the same barrier: from here on every chunk has a score
 }
 
-/// All three phases. Phase 3 needs the chunks' work and none of their coroutines, so it runs when they have ended.
+/// All three phases. Phase 3 needs the results of the chunks and not their coroutines, so it runs after the group.
 asio::awaitable<std::string> rag_pipeline(std::vector<std::string> chunks, std::string query) {
     std::map<std::string, Embedding> embeddings;
     std::map<std::string, double> scores;
     const Embedding query_embedding = mock_embedding();
     sluice::Barrier barrier(co_await asio::this_coro::executor, std::ssize(chunks));
 
-    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group keeps it
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group stores it
     co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
         for (const auto& chunk : chunks) {
             group.spawn(process_chunk(chunk, query_embedding, embeddings, scores, barrier));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// Model endpoints that only pretend: they wait, sometimes fail, and answer by rule. Treat them as external services.
+// Simulated model endpoints: they wait, sometimes fail, and answer by simple rules. Treat them as external services.
 #pragma once
 
 #include <sluice/query.hpp>
@@ -54,8 +54,8 @@ public:
 
 /// The three models of the customer support pipeline.
 ///
-/// What a call does depends on the seed, the model, the text, and how often that model was called with that text
-/// before, so that the same seed gives the same outcome in whatever order calls arrive.
+/// The outcome of a call depends on the seed, the model, the text, and the number of earlier calls of that model with
+/// that text. So the same seed produces the same outcomes, whatever the order of the calls.
 template <sluice::Timer Timer>
 class SimulatedModels {
 public:
@@ -140,7 +140,7 @@ private:
     std::map<std::string, int> calls_;
 };
 
-/// `count` queries such as customers send.
+/// Returns `count` queries of the kind that customers send.
 inline std::vector<sluice::Query> generate_test_queries(std::size_t count, std::uint64_t seed) {
     static constexpr std::array<std::string_view, 8> templates{
         "I was charged twice on my bill for ACC-{id}",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// Customer support: classify, extract, generate. 50 queries through limits of 20, 10 and 5, and what became of them.
+// Customer support: runs 50 queries through classify, extract and generate, with limits of 20, 10 and 5, and prints how
+// they ended.
 #include "arguments.hpp"
 #include "counted.hpp"
 #include "dead_letter_queue.hpp"
@@ -44,13 +45,13 @@ namespace {
 
 constexpr std::string_view usage = R"(usage: support_pipeline [options]
 
-  --queries N      how many queries to run (default 50)
-  --seed N         what the queries and the models' behaviour are drawn from (default 7)
-  --retries N      how often a failed stage is tried again (default 0)
+  --queries N      the number of queries (default 50)
+  --seed N         the seed of the queries and of the models' behaviour (default 7)
+  --retries N      the number of retries that each stage allows a query (default 0)
   --stream         print each result as it completes
-  --virtual-time   let time jump from one event to the next, instead of waiting
-  --trace FILE     write what each slot did as a trace, for https://ui.perfetto.dev
-  --timeline FILE  draw the same as an SVG; best of some hundred queries at most
+  --virtual-time   jump from one event to the next instead of waiting
+  --trace FILE     write what each slot did as a trace for https://ui.perfetto.dev
+  --timeline FILE  draw the same as an SVG, for a few hundred queries at most
   -h, --help       print this text
 )";
 
@@ -65,7 +66,7 @@ struct Options {
     bool help = false;
 };
 
-// Whether both are names of one file, which need not be there yet.
+// Whether both are names of one file, which need not exist yet.
 bool same_file(const std::string& a, const std::string& b) {
     struct stat found_a{};
     struct stat found_b{};
@@ -135,7 +136,7 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
             completed += result.completed;
             std::cout << result.query.id << "  "
                       << (result.completed ? *result.response : "failed in " + result.stage_results.back().stage.str())
-                      << std::endl;  // as it completes, also into a pipe
+                      << std::endl;  // flushed, so that it appears at once even in a pipe
         }
     } else {
         const auto results = co_await pipeline.process_batch(queries);
@@ -164,7 +165,7 @@ void run(const Options& options, asio::io_context& context, sluice::Observer* ob
     }
 }
 
-// A file to write, opened before the run: whoever mistypes its name is told at once.
+// An output file, opened before the run so that a wrong name is reported at once.
 class Output {
 public:
     explicit Output(std::string name) : name_(std::move(name)) {
@@ -213,7 +214,7 @@ void run(const Options& options) {
     if (!options.trace.empty() || !options.timeline.empty()) {
         observers.add(timeline);
     }
-    if (isatty(STDERR_FILENO) && !(options.stream && isatty(STDOUT_FILENO))) {  // where results come, they show it
+    if (isatty(STDERR_FILENO) && !(options.stream && isatty(STDOUT_FILENO))) {  // results that are printed show it, too
         observers.add(progress);
     }
     run(options, context, observers.empty() ? nullptr : &observers);

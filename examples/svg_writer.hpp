@@ -15,7 +15,7 @@
 
 namespace support {
 
-/// Draws a timeline as one SVG: for each stage a lane per slot, and below them how many queries wait for one.
+/// Draws a timeline as an SVG: for each stage a lane per slot, and below them the number of queries that wait.
 class SvgWriter {
 public:
     SvgWriter(std::ostream& out, const Timeline& timeline) : out_(out), timeline_(timeline) {}
@@ -52,7 +52,7 @@ private:
         return left + (width - left - right) * static_cast<double>(at.count()) / whole;
     }
 
-    // With one decimal at most.
+    // With at most one decimal.
     static std::string number(double value) {
         char text[32];
         std::snprintf(text, sizeof text, "%.1f", value);
@@ -80,7 +80,7 @@ private:
                     result += "&gt;";
                     break;
                 default:
-                    result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // which XML does not allow
+                    result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // XML does not allow those
             }
         }
         return result;
@@ -101,7 +101,7 @@ private:
              << "\" height=\"" << number(h) << "\" class=\"" << classes << '"';
     }
 
-    // The sign of a dead letter.
+    // Marks a dead letter.
     void cross(double at_x, double at_y) {
         out_ << "<path d=\"M" << number(at_x - 2.5) << ' ' << number(at_y - 2.5)
              << "l5 5m0 -5l-5 5\" class=\"cross\"/>\n";
@@ -128,7 +128,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         draw_legend(22, 54);
     }
 
-    // What became of the queries; those have gone through that succeeded in the last stage.
+    // Says how the queries ended. Those that succeeded in the last stage are completed.
     std::string title() const {
         const auto completed =
             static_cast<std::size_t>(std::ranges::count_if(timeline_.attempts(), [&](const auto& attempt) {
@@ -151,7 +151,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         };
         swatch("ok", "succeeded");
         if (any(Ending::retried)) {
-            swatch("again", "failed, tried again");
+            swatch("again", "failed, retried");
         }
         if (any(Ending::failed)) {
             const double middle = at_x + 9;
@@ -164,12 +164,12 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         swatch("queue", "waiting for a slot");
     }
 
-    // Lines at round times, about eight of them.
+    // About eight lines, at round times.
     void draw_axis(double bottom) {
         const double about = std::max(std::chrono::duration<double>(timeline_.end()).count(), 1e-6) / 8;
         const double power = std::pow(10, std::floor(std::log10(about)));
         const double step = power * (about / power < 1.5 ? 1 : about / power < 3.5 ? 2 : about / power < 7.5 ? 5 : 10);
-        const bool marked = std::chrono::duration<double>(timeline_.end()).count() >= step;  // beside the beginning
+        const bool marked = std::chrono::duration<double>(timeline_.end()).count() >= step;  // besides the origin
         const int decimals = marked ? std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9))) : 0;
         for (int i = 0;; ++i) {
             const auto at = std::chrono::duration_cast<Time>(std::chrono::duration<double>(step * i));
@@ -199,7 +199,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         draw_queue(stage, y + block);
     }
 
-    // How much of the whole time its slots were taken.
+    // The share of the whole time in which its slots were taken.
     long percent_busy(std::size_t stage) const {
         Time busy{};
         for (const Timeline::Attempt& attempt : timeline_.attempts()) {
@@ -232,7 +232,7 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
         for (const auto& [at, waiting] : stage.queue) {
             most = std::max(most, waiting);
         }
-        text(left - 12, y + 22, "end", most == 0 ? "nobody waits" : "up to " + counted(most, "waits", "wait"));
+        text(left - 12, y + 22, "end", most == 0 ? "no queue" : "queue up to " + std::to_string(most));
         if (most == 0) {
             return;
         }

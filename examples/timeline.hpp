@@ -18,13 +18,13 @@
 
 namespace support {
 
-/// What happened when, and in which slot: an observer that writes down all there is to draw.
+/// An observer that records everything there is to draw: what happened when, and in which slot.
 ///
-/// Slots have no numbers in the library. Here an attempt is given the lowest one that is free in its stage, so that two
-/// that overlap in time never have the same.
+/// Slots have no numbers in the library. Here an attempt gets the lowest number that is free in its stage, so that two
+/// attempts that overlap in time never have the same one.
 class Timeline final : public sluice::Observer {
 public:
-    using Time = std::chrono::nanoseconds;  ///< Since the clock's beginning.
+    using Time = std::chrono::nanoseconds;  ///< Since the start of the clock.
 
     enum class Ending { succeeded, retried, failed, cancelled };
 
@@ -40,7 +40,7 @@ public:
         std::string error;
     };
 
-    /// From `at` on, so many queries wait for a slot.
+    /// The number of queries that wait for a slot from `at` on.
     struct Depth {
         Time at;
         std::size_t waiting;
@@ -48,7 +48,7 @@ public:
 
     struct Stage {
         std::string name;
-        std::size_t slots = 0;  ///< Those it has, or more if more were seen.
+        std::size_t slots = 0;  ///< As given, or more if more were in use at once.
         std::vector<Depth> queue;
 
         Stage(std::string stage_name, std::size_t stage_slots) : name(std::move(stage_name)), slots(stage_slots) {}
@@ -61,8 +61,7 @@ public:
         std::string error;
     };
 
-    /// `clock` gives the time since the beginning. Stages are drawn in the order given here; others that come are
-    /// added.
+    /// `clock` returns the time since its start. Stages are drawn in the given order; others are added as they appear.
     explicit Timeline(std::function<Time()> clock, std::vector<Stage> stages = {})
         : clock_(std::move(clock)), stages_(std::move(stages)), taken_(stages_.size()) {}
 
@@ -71,7 +70,7 @@ public:
     const std::vector<Stage>& stages() const noexcept { return stages_; }
     const std::vector<DeadLetter>& dead_letters() const noexcept { return dead_letters_; }
 
-    /// When the last event was.
+    /// The time of the last event.
     Time end() const noexcept { return end_; }
 
     void on_queued(const sluice::StageResult<>& run) noexcept override {
@@ -109,7 +108,7 @@ public:
         } else if (last == Event::started) {
             end_attempt(r, outcome == Outcome::succeeded ? Ending::succeeded : Ending::cancelled, run.error);
         } else {
-            attempts_[r.last_ended].ending = Ending::failed;  // no retry came of it
+            attempts_[r.last_ended].ending = Ending::failed;  // there was no retry
         }
         runs_.erase(&run);
     }
@@ -121,8 +120,8 @@ public:
 
 private:
     struct Run {
-        Attempt attempt;             // as far as it has come
-        std::size_t last_ended = 0;  // of this run, in attempts_
+        Attempt attempt;             // so far
+        std::size_t last_ended = 0;  // an index into attempts_
     };
 
     Time now() { return end_ = clock_(); }
@@ -166,9 +165,9 @@ private:
     Time end_{};
 };
 
-/// What a picture calls it.
+/// The name of the ending in pictures.
 inline std::string_view name(Timeline::Ending ending) {
-    constexpr std::string_view names[] = {"succeeded", "failed, tried again", "failed", "cancelled"};
+    constexpr std::string_view names[] = {"succeeded", "failed, retried", "failed", "cancelled"};
     return names[static_cast<int>(ending)];
 }
 

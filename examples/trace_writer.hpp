@@ -15,7 +15,7 @@ namespace support {
 
 namespace detail {
 
-// A string of JSON; UTF-8 goes through as it is.
+// A JSON string. UTF-8 is left as it is.
 inline std::string json(std::string_view text) {
     std::string result = "\"";
     for (const char c : text) {
@@ -32,7 +32,7 @@ inline std::string json(std::string_view text) {
     return result + '"';
 }
 
-// Microseconds, to the nanosecond.
+// Microseconds with three decimals.
 inline std::string microseconds(std::chrono::nanoseconds time) {
     std::string digits = std::to_string(time.count());
     if (digits.size() < 4) {
@@ -43,13 +43,13 @@ inline std::string microseconds(std::chrono::nanoseconds time) {
 
 }  // namespace detail
 
-/// Writes a timeline in the Trace Event Format, which Perfetto (https://ui.perfetto.dev) and chrome://tracing open: a
-/// process for each stage, in it a thread for each slot and a counter of those who wait.
+/// Writes a timeline in the Trace Event Format, which Perfetto (https://ui.perfetto.dev) and chrome://tracing open.
+/// Each stage is a process, with a thread for each slot and a counter of the queries that wait.
 inline void write_trace(std::ostream& out, const Timeline& timeline) {
     using detail::json;
     using detail::microseconds;
     const auto& stages = timeline.stages();
-    // Unlike that of any process, which a viewer may take for the main thread, and unlike those of other stages.
+    // Different for all slots, and from the id of any process, whose thread a viewer may take for the main thread.
     const auto thread = [&](std::size_t stage, std::size_t slot) {
         std::size_t id = stages.size() + 1 + slot;
         for (std::size_t i = 0; i != stage; ++i) {
@@ -57,7 +57,7 @@ inline void write_trace(std::ostream& out, const Timeline& timeline) {
         }
         return id;
     };
-    // Begins an event; what is written after it belongs to the event.
+    // Begins an event; what is written next belongs to it.
     const char* separator = "\n";
     const auto event = [&](const char* phase, std::size_t stage, std::size_t slot,
                            const std::string& name) -> std::ostream& {
@@ -82,7 +82,7 @@ inline void write_trace(std::ostream& out, const Timeline& timeline) {
         }
     }
     for (const Timeline::Attempt& attempt : timeline.attempts()) {
-        constexpr std::string_view colours[] = {"good", "bad", "terrible", "grey"};  // of chrome://tracing
+        constexpr std::string_view colours[] = {"good", "bad", "terrible", "grey"};  // named by chrome://tracing
         const std::string ending(name(attempt.ending));
         const bool succeeded = attempt.ending == Timeline::Ending::succeeded;
         const std::string args = R"(,"args":{"query":)" + json(attempt.query.str()) + R"(,"attempt":)" +

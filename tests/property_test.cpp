@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// Properties that hold in every interleaving, tried over many seeds. To run one seed again:
+// Properties that hold in every interleaving, checked for many seeds. To run a single seed:
 //
 //     sluice_property_tests "property: batch" --first-seed 4711 --seeds 1
 #include "properties/barrier.hpp"

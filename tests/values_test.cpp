@@ -82,7 +82,7 @@ static_assert(!std::is_aggregate_v<Query> && !std::is_aggregate_v<StageResult<>>
 static_assert(!std::is_aggregate_v<sluice::Backoff> || std::is_trivially_copyable_v<sluice::Backoff>);
 static_assert(!std::is_aggregate_v<sluice::StageLimits> || std::is_trivially_copyable_v<sluice::StageLimits>);
 
-// The error that throwing this gives.
+// The StageError of a thrown `exception`.
 template <class Exception>
 StageError error_of(Exception exception) {
     try {
@@ -102,12 +102,12 @@ struct Left : std::exception {};
 struct Right : std::exception {};
 struct Ambiguous : Left, Right {};  // not caught as a std::exception
 
-// A policy that keeps `live` alive.
+// A policy that holds a copy of `live`.
 sluice::RetryPolicy policy(const Live& live) {
     return sluice::RetryPolicy(1, {}, [live](const std::exception_ptr&) { return true; });
 }
 
-const std::string long_text(100, 'x');  // nothing that a small-string optimisation hides
+const std::string long_text(100, 'x');  // too long for the small-string optimisation
 
 template <class T>
 asio::awaitable<T> pass(T value) {
@@ -143,7 +143,7 @@ TEST_CASE("stage error: an exception whose what() is null has no message", "[val
 
 }  // namespace
 
-TEST_CASE("shared string: it converts from what a std::string does, and back", "[values]") {
+TEST_CASE("shared string: it converts from and to every kind of string", "[values]") {
     const char* literal = "abc";
     for (const SharedString& text : {SharedString(literal), SharedString("abc"s), SharedString("abc"sv)}) {
         CHECK(text.str() == "abc");
@@ -169,13 +169,13 @@ TEST_CASE("shared string: it converts from what a std::string does, and back", "
     CHECK(string == "again");
 }
 
-TEST_CASE("shared string: it is not made of a null pointer", "[values]") {
+TEST_CASE("shared string: a null pointer is rejected", "[values]") {
     const char* none = nullptr;
     CHECK_THROWS_WITH(SharedString(none), "SharedString: must not be made of a null pointer");
     CHECK_THROWS_AS(sluice::Query(none, "text"), std::invalid_argument);
 }
 
-TEST_CASE("shared string: it holds any characters, of any number", "[values]") {
+TEST_CASE("shared string: it holds any characters and any number of them", "[values]") {
     const std::string with_null("a\0b", 3);
     CHECK(SharedString(with_null).str() == with_null);
     CHECK(SharedString(std::string_view(with_null)).str().size() == 3);
@@ -183,7 +183,7 @@ TEST_CASE("shared string: it holds any characters, of any number", "[values]") {
     CHECK(SharedString(large) == large);
 }
 
-TEST_CASE("shared string: the default is the empty string, as is what was moved from", "[values]") {
+TEST_CASE("shared string: it is empty by default and after being moved from", "[values]") {
     SharedString text;
     CHECK(text.empty());
     CHECK(text.str().empty());
@@ -200,7 +200,7 @@ TEST_CASE("shared string: the default is the empty string, as is what was moved 
     CHECK(&SharedString().str() == &SharedString().str());
 }
 
-TEST_CASE("shared string: copies share, and survive the original", "[values]") {
+TEST_CASE("shared string: copies share their characters and outlive the original", "[values]") {
     auto original = std::make_unique<SharedString>(long_text);
     const SharedString copy = *original;
     SharedString assigned;
@@ -213,14 +213,14 @@ TEST_CASE("shared string: copies share, and survive the original", "[values]") {
     CHECK(copy == long_text);
 }
 
-TEST_CASE("shared string: it moves in what it is given", "[values]") {
+TEST_CASE("shared string: an rvalue string is moved in", "[values]") {
     std::string text = long_text;
     const char* characters = text.data();
     const SharedString shared(std::move(text));
     CHECK(shared.str().data() == characters);
 }
 
-TEST_CASE("shared string: it compares by its characters, with every kind of string, in both directions", "[values]") {
+TEST_CASE("shared string: it compares by characters with every kind of string, in both directions", "[values]") {
     const SharedString a = "a";
     const SharedString b = "b";
     const SharedString other_a = "a"s;
@@ -239,7 +239,7 @@ TEST_CASE("shared string: it compares by its characters, with every kind of stri
     CHECK(texts == std::vector<SharedString>{"a", "b", "c"});
 }
 
-TEST_CASE("stage error: none is empty in every way", "[values]") {
+TEST_CASE("stage error: without an exception, its type and message are empty", "[values]") {
     for (const StageError& none : {StageError(), StageError(nullptr)}) {
         CHECK_FALSE(none);
         CHECK(none.exception() == nullptr);
@@ -248,7 +248,7 @@ TEST_CASE("stage error: none is empty in every way", "[values]") {
     }
 }
 
-TEST_CASE("stage error: it tells type and message of a std::exception", "[values]") {
+TEST_CASE("stage error: it has the type and the message of a std::exception", "[values]") {
     CHECK(error_of(std::runtime_error("boom")).type() == "std::runtime_error");
     CHECK(error_of(std::runtime_error("boom")).message() == "boom");
     CHECK(error_of(Custom("mine")).type().ends_with("Custom"));  // the type that was thrown, not a base
@@ -260,7 +260,7 @@ TEST_CASE("stage error: it tells type and message of a std::exception", "[values
               .starts_with("model"));
 }
 
-TEST_CASE("stage error: it tells type and text of a thrown string", "[values]") {
+TEST_CASE("stage error: it has the type and the text of a thrown string", "[values]") {
     CHECK(error_of("a std::string"s).message() == "a std::string");
     CHECK(error_of("a std::string"s).type().find("basic_string") != std::string::npos);
     CHECK(error_of(static_cast<const char*>("characters")).message() == "characters");
@@ -270,14 +270,14 @@ TEST_CASE("stage error: it tells type and text of a thrown string", "[values]") 
     CHECK(error_of(static_cast<char*>(writable)).type() == "char*");
 }
 
-TEST_CASE("stage error: a thrown string that is null has no text", "[values]") {
+TEST_CASE("stage error: a thrown null string still has a message", "[values]") {
     const StageError error = error_of(static_cast<const char*>(nullptr));
     CHECK(error);
     REQUIRE_NOTHROW(error.message());
     CHECK_FALSE(error.message().empty());
 }
 
-TEST_CASE("stage error: it tells the type of anything else, and says that there is no message", "[values]") {
+TEST_CASE("stage error: it has the type of anything else, and says that there is no message", "[values]") {
     for (const auto& [error, type] : std::initializer_list<std::pair<StageError, const char*>>{
              {error_of(42), "int"},
              {error_of(4.5), "double"},
@@ -310,7 +310,7 @@ std::exception_ptr nested(Inner inner, const char* outer) {
 
 }  // namespace
 
-TEST_CASE("stage error: it tells the message of a thrown error_code", "[values]") {
+TEST_CASE("stage error: it has the message of a thrown error_code", "[values]") {
     const auto refused = boost::asio::error::make_error_code(boost::asio::error::connection_refused);
     CHECK(error_of(refused).message() == refused.message());
     CHECK(error_of(refused).type() == "boost::system::error_code");
@@ -318,18 +318,18 @@ TEST_CASE("stage error: it tells the message of a thrown error_code", "[values]"
     CHECK(error_of(timed_out).message() == timed_out.message());
 }
 
-TEST_CASE("stage error: of several exceptions it is the first", "[values]") {
+TEST_CASE("stage error: of several exceptions it reports the first", "[values]") {
     const StageError several(std::make_exception_ptr(
         boost::asio::multiple_exceptions(std::make_exception_ptr(Custom("connection refused")))));
     CHECK(several.type().ends_with("Custom"));
     CHECK(several.message() == "connection refused");
-    const StageError again(
-        std::make_exception_ptr(boost::asio::multiple_exceptions(several.exception())));  // two && in a row
+    const StageError again(std::make_exception_ptr(
+        boost::asio::multiple_exceptions(several.exception())));  // as two && in a row nest them
     CHECK(again.message() == "connection refused");
     CHECK(error_of(boost::asio::multiple_exceptions(nullptr)).message() == "multiple exceptions");
 }
 
-TEST_CASE("stage error: the messages of nested exceptions follow", "[values]") {
+TEST_CASE("stage error: the messages of nested exceptions are appended", "[values]") {
     const StageError two(nested(Custom("connection refused"), "no answer"));
     CHECK(two.type() == "std::logic_error");
     CHECK(two.message() == "no answer: connection refused");
@@ -340,7 +340,7 @@ TEST_CASE("stage error: the messages of nested exceptions follow", "[values]") {
     CHECK(three.message() == "to begin with: in the middle: at last");
 }
 
-TEST_CASE("stage error: it carries the exception itself, and its copies share it", "[values]") {
+TEST_CASE("stage error: it holds the exception itself, and copies share it", "[values]") {
     const auto exception = std::make_exception_ptr(Custom("shared"));
     const StageError error = exception;
     const StageError copy = error;
@@ -348,10 +348,10 @@ TEST_CASE("stage error: it carries the exception itself, and its copies share it
     CHECK(copy.exception() == exception);
     CHECK_THROWS_AS(std::rethrow_exception(copy.exception()), Custom);
     CHECK(copy.message() == "shared");
-    CHECK(copy.message() == "shared");  // asking changes nothing
+    CHECK(copy.message() == "shared");  // reading it changes nothing
 }
 
-TEST_CASE("stage error: it can be asked while another exception is handled", "[values]") {
+TEST_CASE("stage error: it can be read while another exception is being handled", "[values]") {
     const StageError error = error_of(42);
     try {
         throw std::logic_error("other");
@@ -373,7 +373,7 @@ TEST_CASE("query: it holds id, text and timestamp", "[values]") {
     const Query copied = {"q3", "text"};
     CHECK(braced.id == "q2");
     CHECK(copied.text == "text");
-    CHECK(copied.timestamp > Time());  // the time of its making, whatever that is
+    CHECK(copied.timestamp > Time());  // the time of its construction
     const Query none;
     CHECK(none.id.empty());
     CHECK(none.text.empty());
@@ -382,7 +382,7 @@ TEST_CASE("query: it holds id, text and timestamp", "[values]") {
     CHECK(&copy.id.str() == &query.id.str());
 }
 
-TEST_CASE("results: they begin empty, with the names they are given", "[values]") {
+TEST_CASE("results: they start empty, with the given names", "[values]") {
     const StageResult<> plain("q", "classify");
     CHECK(plain.query_id == "q");
     CHECK(plain.stage == "classify");
@@ -394,7 +394,7 @@ TEST_CASE("results: they begin empty, with the names they are given", "[values]"
     CHECK_FALSE(with_data.data);
     with_data.data = "found";
     with_data.attempts = 2;
-    const StageResult<> sliced = with_data;  // what a pipeline keeps of it
+    const StageResult<> sliced = with_data;  // the part that a pipeline keeps
     CHECK(sliced.stage == "extract");
     CHECK(sliced.attempts == 2);
     const PipelineResult<int, std::string, double> result(Query("q", "text"));

@@ -3,7 +3,7 @@
 
 #include <boost/asio/awaitable.hpp>
 
-// The body of a group is where its children are spawned.
+// The body of a group gets the group.
 void body_without_group() {
 #ifdef MISTAKE
     auto body = []() -> boost::asio::awaitable<void> { co_return; };

@@ -3,7 +3,7 @@
 
 #include <boost/asio/awaitable.hpp>
 
-// A child is a coroutine.
+// A child of a group is a coroutine.
 void child_is_no_coroutine(sluice::TaskGroup& group) {
 #ifdef MISTAKE
     group.spawn([] {});

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
-#include "right.hpp"
+#include "valid.hpp"
 
 namespace asio = boost::asio;
 
-// What a model function gives is kept in the result.
-void model_gives_a_reference(asio::io_context& context, right::Sink& sink) {
+// The value that a model function returns is stored in the result.
+void model_returns_a_reference(asio::io_context& context, valid::Sink& sink) {
 #ifdef MISTAKE
     auto classify = [](const std::string&) -> asio::awaitable<int&> {
         static int n;
@@ -13,6 +13,6 @@ void model_gives_a_reference(asio::io_context& context, right::Sink& sink) {
 #else
     auto classify = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
 #endif
-    sluice::InferencePipeline pipeline(context.get_executor(), classify, right::model, right::generate, right::limits,
+    sluice::InferencePipeline pipeline(context.get_executor(), classify, valid::model, valid::generate, valid::limits,
                                        sink);
 }

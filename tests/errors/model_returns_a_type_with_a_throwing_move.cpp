@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
-#include "right.hpp"
+#include "valid.hpp"
 
 namespace asio = boost::asio;
 
-// What a model function gives is moved into the result, where an exception would lose the query.
-void model_gives_what_moves_with_exceptions(asio::io_context& context, right::Sink& sink) {
+// The value that a model function returns is moved into the result, where an exception would lose the query.
+void model_returns_a_type_with_a_throwing_move(asio::io_context& context, valid::Sink& sink) {
     struct Number {
         Number() = default;
 #ifdef MISTAKE
@@ -14,6 +14,6 @@ void model_gives_what_moves_with_exceptions(asio::io_context& context, right::Si
 #endif
     };
     auto generate = [](int, int, const std::string&) -> asio::awaitable<Number> { co_return Number(); };
-    sluice::InferencePipeline pipeline(context.get_executor(), right::model, right::model, generate, right::limits,
+    sluice::InferencePipeline pipeline(context.get_executor(), valid::model, valid::model, generate, valid::limits,
                                        sink);
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
-#include "right.hpp"
+#include "valid.hpp"
 
 #include <string>
 #include <vector>
 
 // A batch is a range of queries.
-void range_of_something_else(boost::asio::io_context& context, right::Sink& sink) {
-    sluice::InferencePipeline pipeline(context.get_executor(), right::model, right::model, right::generate,
-                                       right::limits, sink);
+void range_of_another_type(boost::asio::io_context& context, valid::Sink& sink) {
+    sluice::InferencePipeline pipeline(context.get_executor(), valid::model, valid::model, valid::generate,
+                                       valid::limits, sink);
 #ifdef MISTAKE
     std::vector<std::string> queries{"Who?"};
 #else

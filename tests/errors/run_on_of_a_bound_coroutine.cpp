@@ -5,7 +5,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/thread_pool.hpp>
 
-// A coroutine that runs on a context's own executor alone does not run on a pool's strand.
+// A coroutine that is bound to the executor type of a context does not run on a strand of a pool.
 void run_on_of_a_bound_coroutine(boost::asio::thread_pool& pool) {
 #ifdef MISTAKE
     auto work = []() -> boost::asio::awaitable<int, boost::asio::io_context::executor_type> { co_return 1; };

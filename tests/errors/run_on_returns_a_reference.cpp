@@ -5,8 +5,8 @@
 
 #include <string>
 
-// What comes back from another thread is a value.
-void run_on_gives_a_reference(boost::asio::thread_pool& pool, const std::string& text) {
+// Another thread returns a value.
+void run_on_returns_a_reference(boost::asio::thread_pool& pool, const std::string& text) {
 #ifdef MISTAKE
     auto work = [&text]() -> const std::string& { return text; };
 #else

@@ -3,7 +3,7 @@
 
 #include <boost/asio/thread_pool.hpp>
 
-// What runs on the pool captures what it needs.
+// A function that runs on a pool captures its data.
 void run_on_with_arguments(boost::asio::thread_pool& pool) {
 #ifdef MISTAKE
     auto work = [](int number) { return number; };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
-#include "right.hpp"
+#include "valid.hpp"
 
-// A sink is given the query and why it failed.
+// A sink gets the query and the result of the stage that failed.
 void sink_takes_other_types(boost::asio::io_context& context) {
     struct Sink {
 #ifdef MISTAKE
@@ -10,6 +10,6 @@ void sink_takes_other_types(boost::asio::io_context& context) {
         void put(const sluice::Query&, const sluice::StageResult<>&) {}
 #endif
     } sink;
-    sluice::InferencePipeline pipeline(context.get_executor(), right::model, right::model, right::generate,
-                                       right::limits, sink);
+    sluice::InferencePipeline pipeline(context.get_executor(), valid::model, valid::model, valid::generate,
+                                       valid::limits, sink);
 }

@@ -8,8 +8,8 @@
 
 namespace asio = boost::asio;
 
-// A stage has a result to give.
-void stage_gives_nothing(asio::io_context& context) {
+// A model function returns a value.
+void stage_model_returns_nothing(asio::io_context& context) {
 #ifdef MISTAKE
     auto model = [](const std::string&) -> asio::awaitable<void> { co_return; };
 #else

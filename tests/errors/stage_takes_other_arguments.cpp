@@ -8,7 +8,7 @@
 
 namespace asio = boost::asio;
 
-// A stage is run with the arguments of its model.
+// run() gets the arguments of the model function.
 void stage_takes_other_arguments(asio::io_context& context) {
     auto model = [](const std::string&, int) -> asio::awaitable<int> { co_return 1; };
     sluice::Stage stage(context.get_executor(), "judge", 1, model);

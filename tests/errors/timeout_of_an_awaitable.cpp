@@ -5,7 +5,7 @@
 
 #include <chrono>
 
-// A timeout begins the coroutine itself.
+// with_timeout() starts the coroutine itself.
 void timeout_of_an_awaitable() {
     auto model = []() -> boost::asio::awaitable<int> { co_return 1; };
 #ifdef MISTAKE

@@ -6,7 +6,7 @@
 
 #include <chrono>
 
-// Latencies are measured by the clock of the timer.
+// Latencies are measured with the clock of the timer.
 void timer_without_clock() {
     struct TestTimer {
         using executor_type = boost::asio::any_io_executor;

@@ -8,8 +8,8 @@
 
 #include <string>
 
-// What is right about the pipelines of these programs.
-namespace right {
+// The valid parts of the pipelines in these programs.
+namespace valid {
 
 inline boost::asio::awaitable<int> model(const std::string&) { co_return 1; }
 inline boost::asio::awaitable<int> generate(int, int, const std::string&) { co_return 1; }
@@ -20,4 +20,4 @@ struct Sink {
 
 inline constexpr sluice::StageLimits limits{1, 1, 1};
 
-}  // namespace right
+}  // namespace valid

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// The pictures that support_pipeline draws. Boost.JSON and Boost.PropertyTree (XML) read them.
+// The pictures that support_pipeline draws, parsed by Boost.JSON and Boost.PropertyTree (XML).
 #include "../../examples/timeline.hpp"
 #include "../../examples/progress.hpp"
 #include "../../examples/svg_writer.hpp"
@@ -40,7 +40,7 @@ using Ending = Timeline::Ending;
 
 namespace {
 
-// What a pipeline in virtual time does with 30 queries, some of which fail once, and some for good.
+// The timeline of a pipeline in virtual time. Some queries fail once, and some for good.
 struct Recorded {
     test::Rig<> rig;
     Timeline timeline{[this] { return test::now(rig.context); }, {{"classify", 4}, {"extract", 3}, {"generate", 2}}};
@@ -64,7 +64,7 @@ struct Recorded {
     }
 };
 
-// Events by hand, at times by hand.
+// Events and times that a test sets by hand.
 struct ByHand {
     std::chrono::nanoseconds now{};
     Timeline timeline{[this] { return now; }};
@@ -95,7 +95,7 @@ std::string svg(const Timeline& timeline) {
     return out.str();
 }
 
-// The events of a trace of the given phase.
+// The events of the trace that have the given phase.
 std::vector<json::object> events(const Timeline& timeline, const std::string& phase) {
     const json::value whole = json::parse(trace(timeline));
     std::vector<json::object> result;
@@ -107,7 +107,7 @@ std::vector<json::object> events(const Timeline& timeline, const std::string& ph
     return result;
 }
 
-// Microseconds with three decimals, in nanoseconds.
+// Converts microseconds with three decimals to nanoseconds.
 std::int64_t nanoseconds(const json::value& microseconds) {
     return std::llround(microseconds.to_number<double>() * 1000);
 }
@@ -122,7 +122,8 @@ std::size_t count(const std::string& text, const std::string& part) {
 
 }  // namespace
 
-TEST_CASE("timeline: attempts that overlap have different slots, and the lowest that is free", "[timeline]") {
+TEST_CASE("timeline: an attempt gets the lowest slot that is free, so that overlapping ones have different slots",
+          "[timeline]") {
     ByHand hand;
     hand.start(hand.a);
     hand.now = 5ms;
@@ -145,7 +146,7 @@ TEST_CASE("timeline: attempts that overlap have different slots, and the lowest 
     CHECK(hand.timeline.stages()[0].slots == 2);
 }
 
-TEST_CASE("timeline: an attempt that failed is one that was tried again, unless its run ends with it", "[timeline]") {
+TEST_CASE("timeline: a failed attempt is a retried one, unless its stage run ends with it", "[timeline]") {
     ByHand hand;
     hand.start(hand.a);
     hand.timeline.on_attempt_failed(hand.a, ByHand::error("once"));
@@ -165,7 +166,7 @@ TEST_CASE("timeline: an attempt that failed is one that was tried again, unless 
     CHECK(attempts[2].ending == Ending::cancelled);
 }
 
-TEST_CASE("timeline: a query that leaves the line without a slot is no longer in it", "[timeline]") {
+TEST_CASE("timeline: a query that leaves the line without a slot no longer counts as waiting", "[timeline]") {
     ByHand hand;
     hand.timeline.on_queued(hand.a);
     hand.now = 5ms;
@@ -181,7 +182,7 @@ TEST_CASE("timeline: a query that leaves the line without a slot is no longer in
     CHECK(hand.timeline.attempts().empty());
 }
 
-TEST_CASE("timeline: of a pipeline it has every attempt and every dead letter, and in the end nobody waits",
+TEST_CASE("timeline: it has every attempt and every dead letter of a pipeline, and no query waits at the end",
           "[timeline]") {
     const Recorded recorded(30, GENERATE(false, true));
     std::map<Ending, int> endings;
@@ -201,7 +202,7 @@ TEST_CASE("timeline: of a pipeline it has every attempt and every dead letter, a
     CHECK(recorded.timeline.end() == test::now(const_cast<test::Rig<>&>(recorded.rig).context));
 }
 
-TEST_CASE("timeline: in a trace no two attempts on a track overlap", "[timeline]") {
+TEST_CASE("timeline: no two attempts on one track of a trace overlap", "[timeline]") {
     const Recorded recorded;
     std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::pair<std::int64_t, std::int64_t>>> tracks;
     for (const json::object& event : events(recorded.timeline, "X")) {
@@ -220,7 +221,7 @@ TEST_CASE("timeline: in a trace no two attempts on a track overlap", "[timeline]
     }
 }
 
-TEST_CASE("timeline: in a trace each slot is a named thread of its own in the process of its stage", "[timeline]") {
+TEST_CASE("timeline: each slot is a named thread of a trace, in the process of its stage", "[timeline]") {
     const Recorded recorded;
     std::map<std::int64_t, std::string> processes;
     std::map<std::int64_t, std::pair<std::int64_t, std::string>> threads;
@@ -243,16 +244,16 @@ TEST_CASE("timeline: in a trace each slot is a named thread of its own in the pr
     CHECK(kinds == std::map<std::string, int>{
                        {"process_name", 3}, {"process_sort_index", 3}, {"thread_name", 9}, {"thread_sort_index", 9}});
     for (const auto& [tid, thread] : threads) {
-        CHECK_FALSE(processes.contains(tid));  // or it would be the main thread
+        CHECK_FALSE(processes.contains(tid));  // a viewer takes a thread with the id of its process for the main thread
     }
     for (const json::object& event : events(recorded.timeline, "X")) {
         CHECK(threads.at(event.at("tid").as_int64()).first == event.at("pid").as_int64());
     }
 }
 
-TEST_CASE("timeline: a trace counts those who wait, and marks failures and dead letters", "[timeline]") {
+TEST_CASE("timeline: a trace counts the queries that wait, and marks failures and dead letters", "[timeline]") {
     const Recorded recorded;
-    std::map<std::int64_t, std::pair<std::int64_t, std::int64_t>> last;  // by process: when, how many
+    std::map<std::int64_t, std::pair<std::int64_t, std::int64_t>> last;  // by process: the time and the count
     for (const json::object& event : events(recorded.timeline, "C")) {
         auto& [at, waiting] = last.try_emplace(event.at("pid").as_int64(), -1, 0).first->second;
         CHECK(nanoseconds(event.at("ts")) > at);
@@ -269,14 +270,14 @@ TEST_CASE("timeline: a trace counts those who wait, and marks failures and dead 
         ++marks[std::string(event.at("name").as_string()) + ' ' + std::string(event.at("s").as_string())];
         CHECK(event.at("args").at("error").as_string().starts_with("cannot "));
     }
-    CHECK(marks == std::map<std::string, int>{{"failed, tried again t", 6},
+    CHECK(marks == std::map<std::string, int>{{"failed, retried t", 6},
                                               {"failed t", 3},
                                               {"dead letter q11 p", 1},
                                               {"dead letter q17 p", 1},
                                               {"dead letter q8 p", 1}});
 }
 
-TEST_CASE("timeline: a trace is exact to the nanosecond, and says what was said in any letters", "[timeline]") {
+TEST_CASE("timeline: a trace is exact to the nanosecond, and names and errors may have any characters", "[timeline]") {
     ByHand hand;
     const std::string odd = "a \"b\" \\ \n\t\x01 < & > \xc3\xa9";
     StageResult<> run{odd, "s"};
@@ -322,7 +323,7 @@ TEST_CASE("timeline: a picture is well-formed, and has a bar for every attempt a
     CHECK(text.size() < 60'000);
 }
 
-TEST_CASE("timeline: nothing at all, and one event at time zero, can be drawn", "[timeline]") {
+TEST_CASE("timeline: no events at all, and one attempt at time zero, can be drawn", "[timeline]") {
     ByHand hand;
     for (int i = 0; i != 2; ++i) {
         CHECK(json::parse(trace(hand.timeline)).at("traceEvents").is_array());
@@ -336,7 +337,7 @@ TEST_CASE("timeline: nothing at all, and one event at time zero, can be drawn", 
     }
 }
 
-TEST_CASE("timeline: one of anything is not many", "[timeline]") {
+TEST_CASE("timeline: one of anything is in the singular", "[timeline]") {
     ByHand hand;
     hand.start(hand.a);
     hand.timeline.on_attempt_failed(hand.a, ByHand::error("no"));
@@ -348,7 +349,7 @@ TEST_CASE("timeline: one of anything is not many", "[timeline]") {
     CHECK(count(trace(hand.timeline), "s (1 slot)\"") == 1);
 }
 
-TEST_CASE("progress: a line is rewritten ten times a second at most, and wiped out at the end", "[timeline]") {
+TEST_CASE("progress: the line is rewritten at most ten times a second, and erased at the end", "[timeline]") {
     std::ostringstream terminal;
     std::chrono::nanoseconds now{};
     StageResult<> extract{"q", "extract"};
@@ -379,7 +380,7 @@ TEST_CASE("progress: a line is rewritten ten times a second at most, and wiped o
         CHECK(terminal.str() == '\r' + std::string(35, ' ') + '\r');
         terminal.str("");
     }
-    CHECK(terminal.str().empty());  // it has been wiped out already
+    CHECK(terminal.str().empty());  // it has already been erased
 }
 
 TEST_CASE("progress: a run that ends early leaves no line behind, and a short one shows none", "[timeline]") {
@@ -393,7 +394,7 @@ TEST_CASE("progress: a run that ends early leaves no line behind, and a short on
     CHECK((terminal.str().empty() || terminal.str().ends_with("   \r")));
 }
 
-TEST_CASE("progress: several observers are told of everything, in turn", "[timeline]") {
+TEST_CASE("progress: several observers each get every event", "[timeline]") {
     ByHand first;
     ByHand second;
     support::Observers both;

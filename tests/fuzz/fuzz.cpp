@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// One libFuzzer target per property: the fuzzer's bytes make every decision of a run.
+// One libFuzzer target per property; the bytes of the fuzzer make every decision of a run.
 #include "properties/barrier.hpp"
 #include "properties/choices.hpp"
 #include "properties/pipeline.hpp"
@@ -11,6 +11,6 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     properties::Choices choices(std::span(data, size));
-    properties::SLUICE_PROPERTY(choices);  // what it throws is a crash, which is what a fuzzer looks for
+    properties::SLUICE_PROPERTY(choices);  // an exception that escapes is a crash, which the fuzzer reports
     return 0;
 }

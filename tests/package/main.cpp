@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// A program of somebody else's, which has the headers of sluice and no more. Each of its two files includes every
-// header, so that they would not link if a header defined something that is not inline.
+// An external program that has only the headers of sluice. Both of its files include every header, so they would not
+// link if a header defined something that is not inline.
 #include <sluice/sluice.hpp>
 #include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/run.hpp>

@@ -26,7 +26,7 @@ asio::awaitable<void> meet(sluice::StageSemaphore& semaphore, sluice::Barrier& b
 
 }  // namespace
 
-// How many of three parties have been through one slot and met.
+// Returns how many of three parties have been through one slot and met at the barrier.
 std::size_t met() {
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 1);

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSL-1.0
-# The ways into another project, which is the one in this folder, and what it is told when Boost is missing.
+# The ways to use sluice in another project, the one in this folder, and the messages if Boost or Catch2 is missing.
 set(consumer ${CMAKE_CURRENT_LIST_DIR})
 set(work ${CMAKE_CURRENT_BINARY_DIR}/package)
 set(prefix ${work}/moved)
 file(MAKE_DIRECTORY ${work})
 
-# Tests that need the installed files take them from a prefix that has been moved, and so from nowhere else.
+# Tests that need the installed files use a prefix that was moved after the installation: its old place is empty.
 add_test(NAME "package: every header is installed"
          COMMAND sh -ec "
              rm -rf '${work}/installed' '${prefix}'
@@ -17,11 +17,11 @@ set_tests_properties("package: every header is installed" PROPERTIES FIXTURES_SE
 set(warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror)
 set(toolchain -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_CXX_FLAGS=${CMAKE_CXX_FLAGS}
               -DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM})
-if(CMAKE_CXX_STANDARD)  # otherwise sluice has to see to it
+if(CMAKE_CXX_STANDARD)  # otherwise sluice must set it
     list(APPEND toolchain -DCMAKE_CXX_STANDARD=${CMAKE_CXX_STANDARD})
 endif()
 
-# sluice_package_test(name way option...): builds the consumer, which takes sluice in this way, and runs it
+# sluice_package_test(name way option...): builds and runs the consumer, which uses sluice in this way
 function(sluice_package_test name way)
     add_test(NAME "package: ${name}"
              COMMAND ${CMAKE_CTEST_COMMAND} --build-and-test ${consumer} ${work}/${way}
@@ -36,7 +36,8 @@ sluice_package_test("add_subdirectory" add_subdirectory -DSOURCE=${PROJECT_SOURC
 sluice_package_test("FetchContent" FetchContent -DFETCHCONTENT_SOURCE_DIR_SLUICE=${PROJECT_SOURCE_DIR})
 set_tests_properties("package: find_package after an install" PROPERTIES FIXTURES_REQUIRED installed)
 
-# sluice_compiler_test(name program flags): one call of the compiler; the shell expands the flags
+# sluice_compiler_test(name program flags): builds the consumer by one compiler call and runs it; the shell expands the
+# flags
 get_target_property(boost Boost::headers INTERFACE_INCLUDE_DIRECTORIES)
 list(REMOVE_ITEM boost ${CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES})  # -isystem would change their order
 list(TRANSFORM boost REPLACE "(.+)" "-isystem '\\1'")
@@ -55,12 +56,12 @@ set(include "-I '${PROJECT_SOURCE_DIR}/include' -pthread")
 sluice_compiler_test("a plain compiler call" plain "${include}")
 set(optimised -O3 -flto -DBOOST_ASIO_NO_DEPRECATED -DBOOST_ASIO_DISABLE_BOOST_COROUTINE)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
-    # g++ 12 takes the frames of any coroutine in a header for different types; of several partitions g++ warns where
-    # there is no make to compile them side by side.
+    # g++ 12 takes the frames of a coroutine in a header for different types. With several partitions, g++ warns if
+    # there is no make to compile them in parallel.
     list(APPEND optimised -Wno-odr -flto-partition=one)
 endif()
 list(JOIN optimised " " optimised)
-sluice_compiler_test("-O3 -flto, without what is deprecated in Asio" optimised "${include} ${optimised}")
+sluice_compiler_test("-O3 -flto, without the deprecated parts of Asio" optimised "${include} ${optimised}")
 find_program(SLUICE_PKG_CONFIG pkg-config)
 if(SLUICE_PKG_CONFIG)
     sluice_compiler_test("a compiler call with sluice.pc" pkg-config
@@ -69,7 +70,7 @@ if(SLUICE_PKG_CONFIG)
                          FIXTURES_REQUIRED installed ENVIRONMENT PKG_CONFIG_PATH=${prefix}/share/pkgconfig)
 endif()
 
-# On a machine that has no packages but those below ${work}: no Boost, or one that is too old, or no Catch2.
+# On a machine that has only the packages below ${work}: without Boost or Catch2, or with one that is too old.
 set(bare ${toolchain} -DCMAKE_FIND_ROOT_PATH=${work} -DCMAKE_FIND_ROOT_PATH_MODE_PACKAGE=ONLY)
 include(CMakePackageConfigHelpers)
 function(sluice_pretend package version config)
@@ -82,7 +83,7 @@ sluice_pretend(Boost 1.82.0 "")
 sluice_pretend(Boost 1.83.0 "add_library(Boost::headers INTERFACE IMPORTED)")
 sluice_pretend(Catch2 3.3.0 "")
 
-# sluice_missing_test(program source needs found prefix...): what it says of what it lacks
+# sluice_missing_test(program source needs found prefix...): the message about what is missing
 function(sluice_missing_test program source needs found)
     set(name "package: ${program} says what it needs (${needs}, found: ${found})")
     list(TRANSFORM ARGN PREPEND ${work}/)

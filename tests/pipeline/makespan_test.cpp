@@ -71,7 +71,8 @@ Time run(const Script& script) {
     return makespan.count();
 }
 
-TEST_CASE("makespan: that of a simulation of first-in-first-out stages, to the nanosecond", "[pipeline][makespan]") {
+TEST_CASE("makespan: it equals that of a simulation of first-in-first-out stages, to the nanosecond",
+          "[pipeline][makespan]") {
     const bool failures = GENERATE(false, true);
     const int retries = GENERATE(0, 2);
     const bool windowed = GENERATE(false, true);
@@ -87,12 +88,12 @@ TEST_CASE("makespan: that of a simulation of first-in-first-out stages, to the n
     SUCCEED();
 }
 
-TEST_CASE("makespan: the same seed gives the same run", "[pipeline][makespan]") {
+TEST_CASE("makespan: the same seed produces the same makespan", "[pipeline][makespan]") {
     const Script script = random_script(7, 200, true, 2, true);
     CHECK(run(script) == run(script));
 }
 
-TEST_CASE("makespan: the default window costs next to nothing", "[pipeline][makespan]") {
+TEST_CASE("makespan: the default window costs at most 1 %", "[pipeline][makespan]") {
     const Script all = random_script(3, 2000, true, 2, false);
     const Script windowed = random_script(3, 2000, true, 2, true);
     CHECK(run(windowed) <= run(all) + run(all) / 100);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSL-1.0
-// The second problem: chunks of a document go through two phases together, and an answer comes third.
+// Retrieval-augmented generation: the chunks of a document pass through two phases together, and the answer is third.
 #include <sluice/sync/barrier.hpp>
 #include <sluice/sync/task_group.hpp>
 #include <sluice/sync/timeout.hpp>
 #include <sluice/testing/run.hpp>
 
+#include "support/every_step.hpp"
 #include "support/models.hpp"
 #include "support/task.hpp"
 
@@ -38,12 +39,12 @@ struct Event {
     std::size_t chunk;
 };
 
-// Everything a run shares, and what it left behind.
+// Everything that the coroutines of a run share, and its results.
 struct Rag {
-    std::vector<std::chrono::nanoseconds> embed;  // by chunk: how long
+    std::vector<std::chrono::nanoseconds> embed;  // the duration, by chunk
     std::vector<std::chrono::nanoseconds> score;
     std::function<void(int, std::size_t)> on_phase = [](int, std::size_t) {};  // phase and chunk; may throw
-    bool degrade = false;  // a chunk that fails drops out and is left out
+    bool degrade = false;  // a chunk that fails in phase 1 drops out of the barrier
 
     std::map<std::size_t, double> embeddings;
     std::map<std::size_t, double> scores;
@@ -96,7 +97,7 @@ asio::awaitable<void> process_chunk(Rag& rag, std::size_t chunk, Barrier& barrie
     co_await barrier.arrive_and_wait();
     co_await work(rag, 2, chunk, rag.score[chunk]);
     double sum = 0;
-    for (const auto& [other, embedding] : rag.embeddings) {  // all of them: why the barrier is there
+    for (const auto& [other, embedding] : rag.embeddings) {  // all of them, thanks to the barrier
         sum += embedding;
     }
     rag.scores[chunk] = rag.embeddings[chunk] / sum;
@@ -128,7 +129,7 @@ asio::awaitable<Top> rag_pipeline(Rag& rag, Barrier& barrier) {
     co_return co_await answer(rag);
 }
 
-// The other way: the pipeline is a party, too, and passes both boundaries with the chunks.
+// The alternative: the pipeline is a party, too, and passes both boundaries with the chunks.
 asio::awaitable<Top> rag_pipeline_as_party(Rag& rag, Barrier& barrier) {
     co_return co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<Top> {
         for (std::size_t chunk = 0; chunk != rag.chunks(); ++chunk) {
@@ -160,7 +161,7 @@ struct Run {
     }
     std::chrono::nanoseconds run() { return sluice::testing::run(context); }
 
-    // Whether no phase began before the one before had ended, for every chunk that did not drop out.
+    // Whether each phase began after the previous one had ended, for every chunk that did not drop out.
     bool in_phases() const {
         int phase = 1;
         for (const Event& event : rag.events) {
@@ -175,7 +176,7 @@ struct Run {
 
 }  // namespace
 
-TEST_CASE("rag: no chunk is in phase 2 before all have left phase 1, nor is phase 3 before all have left phase 2",
+TEST_CASE("rag: no chunk enters phase 2 before all have left phase 1, and phase 3 begins after all have left phase 2",
           "[rag]") {
     const bool as_party = GENERATE(false, true);
     for (unsigned seed = 0; seed != 50; ++seed) {
@@ -188,9 +189,9 @@ TEST_CASE("rag: no chunk is in phase 2 before all have left phase 1, nor is phas
         REQUIRE(task.succeeded());
         CHECK(run.in_phases());
         CHECK(run.rag.events.size() == 6 * 4 + 2);
-        CHECK(task.value() == Top{5, 3, 1});  // of 0 7 1 8 2 9 the highest
+        CHECK(task.value() == Top{5, 3, 1});  // the highest of 0 7 1 8 2 9
         CHECK(run.rag.scores.size() == 6);
-        CHECK(run.rag.scores[5] == 9.0 / 27);  // seen against all embeddings
+        CHECK(run.rag.scores[5] == 9.0 / 27);  // relative to all embeddings
     }
 }
 
@@ -222,7 +223,7 @@ TEST_CASE("rag: within a phase all chunks work at once", "[rag]") {
     CHECK(run.in_phases());
 }
 
-TEST_CASE("rag: a chunk that fails hangs nobody, and its failure comes out", "[rag]") {
+TEST_CASE("rag: a chunk that fails hangs no other, and its exception propagates", "[rag]") {
     const int phase = GENERATE(1, 2);
     const bool as_party = GENERATE(false, true);
     for (std::size_t chunk = 0; chunk != 6; ++chunk) {
@@ -299,14 +300,14 @@ TEST_CASE("rag: a chunk that drops out of the barrier leaves the answer to the o
     }
 }
 
-TEST_CASE("rag: cancelled at any step, every chunk ends and the barrier is free", "[rag][cancellation][stress]") {
+TEST_CASE("rag: after a cancellation at any step, every chunk ends and no party waits at the barrier",
+          "[rag][cancellation][stress]") {
     const bool as_party = GENERATE(false, true);
-    bool more = true;
-    for (int n = 0; more; ++n) {
+    test::for_every_step([&](test::Steps& steps) {
         Run run(4, 7, as_party);
         auto task = run.start();
         test::step(run.context);
-        more = test::steps(run.context, n);
+        steps.take(run.context);
         task.cancel();
         CHECK(run.run() == 0ms);
         REQUIRE(task.done());
@@ -314,7 +315,7 @@ TEST_CASE("rag: cancelled at any step, every chunk ends and the barrier is free"
         CHECK(run.barrier.waiting() == 0);
         CHECK(run.rag.working == 0);
         CHECK(run.in_phases());
-    }
+    });
 }
 
 TEST_CASE("rag: a deadline over the whole run cancels every chunk", "[rag][cancellation]") {
@@ -333,18 +334,17 @@ TEST_CASE("rag: a deadline over the whole run cancels every chunk", "[rag][cance
 
 TEST_CASE("rag: the context may be destroyed at any step, before or after the barrier", "[rag][shutdown][stress]") {
     const bool barrier_first = GENERATE(false, true);
-    bool more = true;
-    for (int n = 0; more; ++n) {
+    test::for_every_step([&](test::Steps& steps) {
         Rag rag(4, 9);
         auto context = std::make_unique<asio::io_context>(1);
         auto barrier = std::make_unique<Barrier>(context->get_executor(), 4);
         Task<Top> task(context->get_executor(), [&] { return rag_pipeline(rag, *barrier); });
-        more = test::steps(*context, n);
+        steps.take(*context);
         if (barrier_first) {
             barrier.reset();
         }
         context.reset();
         CHECK(rag.working == 0);
         CHECK((!barrier || barrier->waiting() == 0));
-    }
+    });
 }

@@ -18,7 +18,7 @@
 
 namespace properties {
 
-/// What the documentation of Barrier says: how the barrier stands, and how each arrival ends.
+/// The state of a barrier and the fate of each arrival, as Barrier documents them.
 struct BarrierModel {
     enum class Fate { undecided, passes, breaks, fails, aborts };
 
@@ -27,7 +27,7 @@ struct BarrierModel {
         Fate fate = Fate::undecided;
         std::optional<std::size_t> index;  // if it waits and passes
 
-        explicit Arrival(const Actor* who) : actor(who) {}
+        explicit Arrival(const Actor* arriving) : actor(arriving) {}
     };
 
     std::size_t parties = 0;
@@ -35,11 +35,11 @@ struct BarrierModel {
     bool broken = false;
     bool gone = false;
     std::deque<Arrival> arrivals;
-    std::vector<Arrival*> waiting;  // in the order of arrival
-    std::vector<Arrival*> met;      // who waited in the phase that the completion function is to end
-    bool due = false;               // the completion function is to be called
-    Arrival* last = nullptr;        // of its phase, and has yet to go on
-    std::size_t resumed = 0;        // others of that phase that have gone on
+    std::vector<Arrival*> waiting;   // in the order of arrival
+    std::vector<Arrival*> released;  // waited in the phase that the completion function ends
+    bool due = false;                // the completion function is to be called
+    Arrival* last = nullptr;         // of its phase, if it has not continued yet
+    std::size_t resumed = 0;         // other arrivals of that phase that have continued
 
     Arrival& arrive(const Actor& actor, bool drops) {
         Arrival& arrival = arrivals.emplace_back(&actor);
@@ -54,7 +54,7 @@ struct BarrierModel {
             waiting.push_back(&arrival);
         }
         if (waiting.size() == parties) {
-            met = std::exchange(waiting, {});
+            released = std::exchange(waiting, {});
             due = true;
             last = &arrival;
         }
@@ -63,27 +63,27 @@ struct BarrierModel {
 
     /// The completion function has ended.
     void complete(bool throws) {
-        for (std::size_t i = 0; i < met.size(); ++i) {
-            met[i]->fate = throws ? Fate::breaks : Fate::passes;
+        for (std::size_t i = 0; i < released.size(); ++i) {
+            released[i]->fate = throws ? Fate::breaks : Fate::passes;
             if (!throws) {
-                met[i]->index = i;
+                released[i]->index = i;
             }
         }
         resumed = 0;
         if (throws) {
             last->fate = Fate::fails;
-            begin_anew(true);
+            restart(true);
         } else {
             ++phase;
         }
     }
 
-    void begin_anew(bool breaks) {
+    void restart(bool breaks) {
         broken = breaks;
         end_waits(Fate::breaks);
     }
 
-    /// Of `actor`, or of everyone.
+    /// Ends the waits of `actor`, or every wait.
     void end_waits(Fate fate, const Actor* actor = nullptr) {
         std::erase_if(waiting, [&](Arrival* arrival) {
             const bool ends = !actor || arrival->actor == actor;
@@ -92,36 +92,36 @@ struct BarrierModel {
         });
     }
 
-    void go_on(const Arrival& arrival, Fate fate, std::optional<std::size_t> index) {
+    void check_end(const Arrival& arrival, Fate fate, std::optional<std::size_t> index) {
         const bool at_once = &arrival == last && std::exchange(last, nullptr);
-        require(fate == arrival.fate, "an arrival ended as it must not");
+        require(fate == arrival.fate, "an arrival has the wrong fate");
         require(index == arrival.index, "an arrival has the wrong index");
         require(at_once || !index || *index == resumed++, "a waiter was overtaken");
     }
 };
 
-/// Parties meet phase after phase, are cancelled, drop out, and find the barrier broken, mended, or gone.
+/// Parties go through phases, are cancelled and drop out, while the barrier is broken, reset or destroyed.
 inline void check_barrier(Choices& choices) {
     using Fate = BarrierModel::Fate;
     struct CompletionFailed {};
 
     const std::size_t parties = 1 + choices.below(5);
     const std::uint64_t rounds = 1 + choices.below(6);
-    const std::size_t troubles = choices.one_in(4) ? 0 : choices.below(32);  // the kinds there are
+    const std::size_t troubles = choices.one_in(4) ? 0 : choices.below(32);  // a bit for each kind
     const auto trouble = [&](std::size_t kind, std::size_t n) { return (troubles >> kind & 1) && choices.one_in(n); };
 
     BarrierModel model;
     model.parties = parties;
-    std::vector<std::uint64_t> passed(parties, 0);  // phases, by party
+    std::vector<std::uint64_t> passed(parties, 0);  // the number of phases, by party
     std::optional<sluice::Barrier> barrier;
     Actors actors;
 
     const auto check = [&] {
         if (barrier) {
-            require(barrier->waiting() == model.waiting.size(), "the wrong number waits");
-            require(barrier->broken() == model.broken, "the barrier is broken, or is not");
-            require(barrier->phase() == model.phase, "the barrier is in the wrong phase");
-            require(barrier->parties() == static_cast<std::ptrdiff_t>(model.parties), "the wrong number of parties");
+            require(barrier->waiting() == model.waiting.size(), "waiting() is wrong");
+            require(barrier->broken() == model.broken, "broken() is wrong");
+            require(barrier->phase() == model.phase, "phase() is wrong");
+            require(barrier->parties() == static_cast<std::ptrdiff_t>(model.parties), "parties() is wrong");
         }
     };
     const auto destroy = [&] {
@@ -135,10 +135,10 @@ inline void check_barrier(Choices& choices) {
             model.end_waits(Fate::aborts, cancelled);
         } else if (barrier && trouble(1, 60)) {
             barrier->abort();
-            model.begin_anew(true);
+            model.restart(true);
         } else if (barrier && trouble(1, model.broken ? 8 : 60)) {
             barrier->reset();
-            model.begin_anew(false);
+            model.restart(false);
         } else if (trouble(2, 100)) {
             destroy();
         }
@@ -159,7 +159,7 @@ inline void check_barrier(Choices& choices) {
     for (std::size_t i = 0; i < parties; ++i) {
         actors.start(context.get_executor(), [&, i](Actor& actor) -> asio::awaitable<void> {
             for (std::uint64_t round = 0; round < rounds && barrier; ++round) {
-                asio::awaitable<std::size_t> operation = barrier->arrive_and_wait();  // it may outlive the barrier
+                asio::awaitable<std::size_t> operation = barrier->arrive_and_wait();  // may outlive the barrier
                 co_await pause(choices);
                 if ((co_await asio::this_coro::cancellation_state).cancelled() != asio::cancellation_type::none) {
                     co_return;
@@ -183,9 +183,9 @@ inline void check_barrier(Choices& choices) {
                     require(error.code() == asio::error::operation_aborted, error.what());
                     fate = Fate::aborts;
                 }
-                model.go_on(arrival, fate, index);
+                model.check_end(arrival, fate, index);
                 if (drops && fate != Fate::breaks) {
-                    passed[i] = rounds;  // it holds nobody back
+                    passed[i] = rounds;  // it holds no party back
                     if (model.parties != 0) {
                         co_return;
                     }
@@ -193,7 +193,7 @@ inline void check_barrier(Choices& choices) {
                     require(passed[i]++ == phase, "a party missed a phase");
                     require(std::ranges::min(passed) >= phase, "two parties are more than a phase apart");
                 }
-                if (choices.one_in(2)) {  // if it was cancelled, it goes on all the same
+                if (choices.one_in(2)) {  // so that a cancelled party may continue
                     co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
                 }
             }
@@ -201,11 +201,11 @@ inline void check_barrier(Choices& choices) {
     }
     while (context.run_one()) {
         require(!model.due, "the completion function was not called");
-        require(!model.last, "the last arrival failed, or did not go on at once");
+        require(!model.last, "the last arrival did not continue at once");
         disturb();
     }
     require(troubles != 0 || (model.phase == rounds && model.waiting.empty()), "a phase was not completed");
-    destroy();  // some may wait for parties that have left
+    destroy();  // parties may wait for others that have left
     context.run();
     actors.check();
 }

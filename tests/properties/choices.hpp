@@ -35,7 +35,7 @@ namespace asio = boost::asio;
 using sluice::testing::InterleavingContext;
 using sluice::testing::VirtualTimer;
 
-/// Where the decisions of a run come from: a seed, or the bytes of a fuzzer.
+/// The source of the decisions of a run: a seed, or the bytes of a fuzzer.
 class Choices {
 public:
     explicit Choices(std::uint64_t seed) : random_(seed) {}
@@ -47,7 +47,7 @@ public:
             return static_cast<std::size_t>(random_() % n);
         }
         if (bytes_.empty()) {
-            return n - 1;  // so that nothing out of the ordinary happens any more
+            return n - 1;  // so that nothing unusual happens from here on
         }
         const std::size_t byte = bytes_.front();
         bytes_ = bytes_.subspan(1);
@@ -62,14 +62,14 @@ private:
     bool from_bytes_ = false;
 };
 
-/// Ends the run: a property does not hold.
+/// Ends the run if a property does not hold.
 inline void require(bool holds, std::string_view what) {
     if (!holds) {
         throw std::logic_error(std::string(what));
     }
 }
 
-/// For where an exception would be part of the play: keeps the first thing that does not hold until it is asked.
+/// Records the first expectation that does not hold, where an exception would be part of the run.
 class Expectations {
 public:
     void expect(bool holds, const char* what) {
@@ -84,7 +84,7 @@ private:
     std::string problem_;
 };
 
-/// One of the types there are.
+/// A random type of cancellation.
 inline asio::cancellation_type some_cancellation(Choices& choices) {
     return static_cast<asio::cancellation_type>(1U << choices.below(3));
 }
@@ -97,7 +97,7 @@ struct Actor {
     int ends = 0;
     bool aborted = false;  // ended with operation_aborted
 
-    /// False if it is not running.
+    /// Returns false if it is not running.
     bool cancel(asio::cancellation_type type) {
         if (!started || ends != 0) {
             return false;
@@ -108,13 +108,13 @@ struct Actor {
     }
 };
 
-/// Coroutines that must each end exactly once, and may be cancelled meanwhile.
+/// Coroutines that must each end exactly once, and may be cancelled.
 ///
-/// Declare it, and all that the coroutines refer to, before the context: if a property does not hold, what still waits
-/// is destroyed with the context.
+/// Declare it, and everything that the coroutines refer to, before the context: if a property does not hold, the
+/// coroutines that still wait are destroyed with the context.
 class Actors {
 public:
-    /// Starts `function`, which is called with its Actor, gives an awaitable<void> and is kept as long as its
+    /// Starts a coroutine. `function` is called with its Actor, returns an awaitable<void>, and lives as long as the
     /// coroutine.
     template <class Function>
     void start(const asio::any_io_executor& executor, Function function) {
@@ -142,17 +142,17 @@ public:
             }));
     }
 
-    /// Cancels one of them, if it is running, in one of the ways there are. Gives it if it was cancelled.
+    /// Cancels a random one with a random type, if it is running. Returns it, or null if it was not running.
     Actor* cancel_one(Choices& choices) {
         Actor& actor = actors_[choices.below(actors_.size())];
         return actor.cancel(some_cancellation(choices)) ? &actor : nullptr;
     }
 
-    /// Every one of them has ended, once, and as it should.
+    /// Requires that each has ended once, and that only cancelled ones were aborted.
     void check() const {
         for (const Actor& actor : actors_) {
             require(actor.ends == 1, "an actor ended " + std::to_string(actor.ends) + " times");
-            require(!actor.aborted || actor.cancelled, "an actor was aborted that nobody has cancelled");
+            require(!actor.aborted || actor.cancelled, "an actor was aborted without a cancellation");
         }
     }
 

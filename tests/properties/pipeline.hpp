@@ -59,7 +59,7 @@ public:
         }
         drop_stream();
         run();
-        check_account();
+        check_fates();
         expect(running == std::array<std::ptrdiff_t, 3>{}, "a model is still running");
         check_expectations();
     }
@@ -97,8 +97,8 @@ private:
         auto awaitable = pipeline_->process_batch(queries(batch));
         try {
             const auto results = co_await std::move(awaitable);
-            expect(!batch.threw && !batch.must_abort, "a batch ended as if nothing had been");
-            expect(results.size() == batch.size, "a batch has lost or made up a result");
+            expect(!batch.threw && !batch.must_abort, "a batch succeeded although it failed or was cancelled");
+            expect(results.size() == batch.size, "a batch has the wrong number of results");
             for (std::size_t i = 0; i != results.size(); ++i) {
                 check_result(results[i], batch.name, i);
             }
@@ -106,7 +106,7 @@ private:
         } catch (const RangeFailure&) {
             end(batch);
         } catch (const boost::system::system_error&) {
-            expect(!batch.threw, "what the range threw was lost");
+            expect(!batch.threw, "an exception of the range was lost");
             end(batch);
             throw;
         }
@@ -120,14 +120,14 @@ private:
             check_result(result, one.name, 0);
             end(one);
         } catch (const boost::system::system_error&) {
-            expect(one.concluded == 0, "a query has ended, and its result was lost");
+            expect(one.concluded == 0, "the result of a query that has ended was lost");
             end(one);
             throw;
         }
     }
 
     void end(Intake& intake) {
-        expect(intake.working == 0, "a batch or a query ended before what it runs");
+        expect(intake.working == 0, "a batch or a query ended before its work");
         intake.owner = nullptr;
         --pipeline_users_;
         intake.open = false;
@@ -148,17 +148,18 @@ private:
                 if (item) {
                     --self.results;
                     ++stream.released;
-                    expect(!stream.stopped, "a stream gives results after its end");
-                    expect(seen_.insert(item->index).second, "a result was given twice");
+                    expect(!stream.stopped, "a stream returned a result after its end");
+                    expect(seen_.insert(item->index).second, "a result was returned twice");
                     check_result(item->result, stream.name, item->index);
                 }
             } catch (const RangeFailure&) {
                 expect(stream.threw && !std::exchange(range_error_seen_, true), "an error of the range came twice");
             } catch (const boost::system::system_error&) {
-                aborted = true;  // nothing is lost, so go on
+                aborted = true;  // no result is lost
             }
             --asking_;
-            expect(aborted == actor.cancelled, "a wait was aborted uncancelled, or cancelled in vain");
+            expect(aborted == actor.cancelled,
+                   "a wait was aborted without a cancellation, or a cancellation had no effect");
             if (!aborted) {
                 self.in_excess = false;
                 --stream.excess;
@@ -173,7 +174,7 @@ private:
             expect(stream.stopped || range_error_seen_ == stream.threw, "an error of the range was lost");
             auto awaitable = stream_->next();
             const auto item = co_await std::move(awaitable);
-            expect(!item, "the end of a stream is not for ever");
+            expect(!item, "a stream returned a result after it had returned its end");
         }
         for (bool closed = !self.closes; !closed && stream_;) {
             co_await begin_wait(actor);
@@ -185,7 +186,8 @@ private:
                 expect(stream.working == 0, "close() did not wait");
             } catch (const boost::system::system_error&) {
             }
-            expect(closed != actor.cancelled, "close() was aborted uncancelled, or cancelled in vain");
+            expect(closed != actor.cancelled,
+                   "close() was aborted without a cancellation, or a cancellation had no effect");
         }
         if (self.drops) {
             drop_stream();
@@ -253,15 +255,15 @@ private:
                             : pipeline_->generate().semaphore();
     }
 
-    // Runs until there is nothing to do.
+    // Runs until nothing is left to do.
     void run() {
         while (context_.run_one()) {
-            require(++steps_ < 20'000, "there is no end to it");
+            require(++steps_ < 20'000, "the run does not end");
             check_step();
             if (restless_ && steps_ < 3000 && choices.one_in(50)) {
                 disturb();
                 if (pipeline_users_ == 0 && choices.one_in(20)) {
-                    resume_stages();  // nobody can later
+                    resume_stages();  // this is not possible later
                     pipeline_.reset();
                 }
             }
@@ -279,18 +281,18 @@ private:
                 expect(!intake.takes_all_it_can() || intake.held() >= intake.window, "the window is not used");
             }
             expect(asking_ == 0 || stream.stopped || stream.concluded == stream.released,
-                   "a result waits beside a consumer that does");
+                   "a result and a consumer wait for each other");
         }
         check_expectations();
     }
 
-    // The context is the last, so that what still waits when a property does not hold is destroyed first.
+    // The context is last, so that coroutines that still wait when a property does not hold are destroyed first.
     Sink sink_{*this};
     std::optional<Pipeline> pipeline_;
     std::optional<typename Pipeline::Stream> stream_;
     std::array<Consumer, 2> consumers_{};
     std::set<std::size_t> seen_;
-    std::size_t pipeline_users_ = 0;  // calls that it must outlive
+    std::size_t pipeline_users_ = 0;  // the calls that the pipeline must outlive
     std::size_t asking_ = 0;
     std::size_t steps_ = 0;
     bool range_error_seen_ = false;

@@ -25,23 +25,23 @@ struct RangeFailure : Failure {
     using Failure::Failure;
 };
 
-/// What takes queries in: a batch, a stream, or the call for a single query.
+/// An operation that takes queries: a batch, a stream, or the call for a single query.
 struct Intake {
-    char name;  // with which the ids of its queries begin
+    char name;  // the first character of the ids of its queries
     std::size_t size = 1;
     std::size_t throws_at = std::numeric_limits<std::size_t>::max();
     std::size_t window = 1;
 
     std::size_t taken = 0;
     std::size_t concluded = 0;  // completed, or a dead letter
-    std::size_t released = 0;   // places in the window that came free: in a stream when the result is given
-    std::size_t working = 0;    // runs that have begun and not ended, and dead letters on their way
-    std::size_t excess = 0;     // consumers for each of which a stream may have taken one more
-    bool open = false;          // it has begun, and not ended
+    std::size_t released = 0;   // places in the window that became free: in a stream when the result is consumed
+    std::size_t working = 0;    // runs and dead letters that have begun and not ended
+    std::size_t excess = 0;     // consumers, for each of which a stream may have taken one more query
+    bool open = false;          // begun, and not ended
     bool threw = false;
     bool stopped = false;          // cancelled, closed or dropped
     bool must_abort = false;       // cancelled before its end
-    const Actor* owner = nullptr;  // whose cancellation is that of the intake
+    const Actor* owner = nullptr;  // a cancellation of this actor cancels the intake
 
     std::size_t held() const { return taken - released; }
     bool is_stream() const { return name == 's'; }
@@ -49,7 +49,7 @@ struct Intake {
     bool takes_all_it_can() const { return open && !stopped && !threw && taken != size; }
 };
 
-/// What is known of one query.
+/// The events of one query.
 struct Fate {
     Intake* intake;
     bool in_run = false;
@@ -57,13 +57,13 @@ struct Fate {
     int completed = 0;
     int failed = 0;
     int cancelled = 0;
-    int put = 0;   // into the sink
-    int told = 0;  // on_dead_letter
+    int put = 0;       // calls of the sink
+    int reported = 0;  // calls of on_dead_letter
 };
 
-/// Models that wait, fail and hang, their limits, and an account of the queries.
+/// Models that wait, fail and hang, their limits, and a record of the queries.
 ///
-/// Models, sinks, ranges and observers tell expect() what does not hold: to throw would be part of the play.
+/// Models, sinks, ranges and observers check with expect(), since an exception would be part of the run.
 class Scene : public sluice::Observer, public Expectations {
 public:
     struct Classify {
@@ -77,11 +77,11 @@ public:
     struct Generate {
         Scene* scene;
         auto operator()(const std::string& intent, const std::string& entities, const std::string& text) const {
-            scene->expect(intent == text && entities == text, "what a stage gave belongs to another query");
+            scene->expect(intent == text && entities == text, "the value of a stage belongs to another query");
             return scene->model(2, text);
         }
     };
-    // Gives the queries of a lazy range.
+    // Makes the queries of a lazy range.
     struct Take {
         Scene* scene;
         Intake* intake;
@@ -113,7 +113,7 @@ public:
     }
 
     sluice::Query take(Intake& intake, std::size_t index) {
-        expect(!intake.stopped && !intake.threw, "a query was taken after the end");
+        expect(!intake.stopped && !intake.threw, "a query was taken after the end of the intake");
         if (index == intake.throws_at) {
             intake.threw = true;
             throw RangeFailure("range");
@@ -138,7 +138,8 @@ public:
             throw Failure("model");
         }
         if (choices.one_in(20)) {
-            throw boost::system::system_error(asio::error::operation_aborted);  // uncancelled: a failure
+            // A failure, since there was no cancellation.
+            throw boost::system::system_error(asio::error::operation_aborted);
         }
         if (choices.one_in(20)) {
             VirtualTimer timer(co_await asio::this_coro::executor, std::chrono::nanoseconds(50));
@@ -164,21 +165,23 @@ public:
         expect(result.query.id == id, "a result belongs to another query");
         const Fate& fate = fate_of(id);
         if (result.completed) {
-            expect(fate.completed == 1 && result.stage_results.size() == 3, "a completed query is not");
+            expect(fate.completed == 1 && result.stage_results.size() == 3,
+                   "a completed result does not match its query");
             expect(result.response == id, "a response belongs to another query");
         } else {
-            expect(fate.told == 1, "a result came before its dead letter");
+            expect(fate.reported == 1, "a result came before its dead letter");
             expect(!result.stage_results.empty() && !result.stage_results.back().success, "no stage has failed");
-            expect(bool(result.dead_letter_error) == fate.sink_threw, "what the sink threw is not in the result");
+            expect(bool(result.dead_letter_error) == fate.sink_threw,
+                   "the result does not contain the exception of the sink");
         }
     }
 
-    // The slots of one stage; `idle` if nothing is ready to run.
+    // Checks the slots of one stage; `idle`: no handler is ready.
     void check_slots(std::size_t stage, const sluice::StageSemaphore& semaphore, bool idle) {
         const std::ptrdiff_t active = semaphore.active();
         expect(running[stage] <= active, "a model runs without a slot");
-        expect(!idle || running[stage] == active, "a slot is held and not used");
-        expect(!idle || active <= ceilings[stage], "there are more slots out than the limit");
+        expect(!idle || running[stage] == active, "a slot is held but not used");
+        expect(!idle || active <= ceilings[stage], "more slots are taken than the limit allows");
         expect(!idle || semaphore.waiting() == 0 || active >= limits[stage], "a free slot is not used");
         ceilings[stage] = std::max(limits[stage], std::min(ceilings[stage], active));
     }
@@ -189,38 +192,38 @@ public:
         ceilings[stage] = std::max(limit, semaphore.active());
     }
 
-    // Each query has ended in exactly one way.
-    void check_account() {
+    // Checks that each query has ended in exactly one way.
+    void check_fates() {
         std::size_t taken = 0;
         for (const Intake& intake : intakes) {
             taken += intake.taken;
             expect(intake.working == 0, "a run has not ended");
             expect(intake.may_cancel() || intake.concluded == intake.taken, "a query was lost");
         }
-        expect(fates_.size() == taken, "a query was made up");
+        expect(fates_.size() == taken, "a query ended that was never taken");
         for (const auto& [id, fate] : fates_) {
             const int ends = fate.completed + fate.failed + fate.cancelled;
-            expect(ends == 1 || (ends == 0 && fate.intake->may_cancel()), "a query did not end once");
-            expect(fate.put == fate.failed, "a query failed and is no dead letter, or did not and is one");
-            expect(fate.told == fate.failed, "the observer was not told of a dead letter");
+            expect(ends == 1 || (ends == 0 && fate.intake->may_cancel()), "a query did not end exactly once");
+            expect(fate.put == fate.failed, "the failed queries are not the dead letters");
+            expect(fate.reported == fate.failed, "a dead letter was not reported to the observer");
         }
     }
 
     void on_queued(const sluice::StageResult<>& run) noexcept override {
         Fate& fate = fate_of(run.query_id);
-        expect(!fate.intake->stopped, "a run was begun or goes on that was cancelled");
+        expect(!fate.intake->stopped, "a cancelled run began or continued");
         if (!std::exchange(fate.in_run, true)) {
             ++fate.intake->working;
         }
     }
 
     void on_started(const sluice::StageResult<>& run) noexcept override {
-        expect(!fate_of(run.query_id).intake->stopped, "an attempt was begun that was cancelled");
+        expect(!fate_of(run.query_id).intake->stopped, "a cancelled attempt began");
     }
 
     void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError&) noexcept override {
         ++failed_attempts_;
-        expect(!fate_of(run.query_id).intake->stopped, "an attempt failed that was cancelled");
+        expect(!fate_of(run.query_id).intake->stopped, "a cancelled attempt failed");
     }
 
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
@@ -230,11 +233,11 @@ public:
         --intake.working;
         if (outcome == Outcome::cancelled) {
             ++fate.cancelled;
-            expect(intake.may_cancel(), "a query was cancelled by nobody");
+            expect(intake.may_cancel(), "a query was aborted without a cancellation");
         } else if (outcome == Outcome::failed) {
             ++fate.failed;
-            ++intake.working;  // until its dead letter is put
-            expect(!intake.stopped, "a query failed that was cancelled");
+            ++intake.working;  // until its dead letter has been put
+            expect(!intake.stopped, "a cancelled query failed");
         } else if (run.stage == "generate") {
             ++fate.completed;
             conclude(intake);
@@ -245,9 +248,9 @@ public:
     void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>&,
                         const sluice::StageError& sink_error) noexcept override {
         Fate& fate = fate_of(query.id);
-        ++fate.told;
+        ++fate.reported;
         --fate.intake->working;
-        expect(bool(sink_error) == fate.sink_threw, "the observer was not told what the sink threw");
+        expect(bool(sink_error) == fate.sink_threw, "the exception of the sink was not reported to the observer");
         conclude(*fate.intake);
     }
 
@@ -258,28 +261,28 @@ public:
     Intake& stream = intakes[1];
     Intake& one = intakes[2];
     std::array<std::ptrdiff_t, 3> limits{};
-    std::array<std::ptrdiff_t, 3> ceilings{};  // the limits, or more while slots are out from before they were lowered
+    std::array<std::ptrdiff_t, 3> ceilings{};  // above a limit that was lowered, until slots are returned
     std::array<std::ptrdiff_t, 3> running{};
 
 protected:
-    // Cancels, closes or changes something.
+    // Cancels, closes or changes something at random.
     virtual void disturb() noexcept = 0;
 
 private:
     Fate& fate_of(const std::string& id) {
         const auto found = fates_.find(id);
         expect(found != fates_.end(), "a query is unknown");
-        return found != fates_.end() ? found->second : nobody_;
+        return found != fates_.end() ? found->second : unknown_fate_;
     }
 
-    // From within a range, a sink or the observer.
+    // Called inside a range, a sink or the observer.
     void perhaps_disturb() noexcept {
         if (choices.one_in(20)) {
             disturb();
         }
     }
 
-    // Its slot goes back soon, and is not handed on while more than the limit are out.
+    // Its slot is returned soon, and is not handed on while more than the limit are taken.
     void end_model(std::size_t stage) {
         --running[stage];
         ceilings[stage] = std::max(limits[stage], ceilings[stage] - 1);
@@ -291,10 +294,10 @@ private:
     }
 
     std::map<std::string, Fate> fates_;
-    std::size_t asked_ = 0;  // times that the retry policy was
+    std::size_t asked_ = 0;  // calls of the retry policy
     std::size_t failed_attempts_ = 0;
-    Intake nowhere_{.name = '?'};
-    Fate nobody_{.intake = &nowhere_};
+    Intake unknown_intake_{.name = '?'};
+    Fate unknown_fate_{.intake = &unknown_intake_};
 };
 
 struct AwaitedSink {

@@ -15,11 +15,11 @@
 
 namespace properties {
 
-/// Who has a slot, who is next and who waits, by what StageSemaphore promises.
+/// The holders of slots and the waiters, as StageSemaphore documents them.
 struct SemaphoreModel {
     std::ptrdiff_t limit = 0;
     std::ptrdiff_t held = 0;
-    std::deque<const Actor*> granted;  // with a slot each, and yet to resume, in that order
+    std::deque<const Actor*> granted;  // have a slot and have not resumed, in this order
     std::deque<const Actor*> waiting;  // first come, first served
     bool closed = false;               // or destroyed
 
@@ -36,14 +36,14 @@ struct SemaphoreModel {
         hand_over();
     }
 
-    /// At most one slot, which goes back in the end.
+    /// At most one slot, which is returned in the destructor.
     struct Held {
         SemaphoreModel& model;
         std::ptrdiff_t slots = 0;
 
-        ~Held() { give_back(); }
+        ~Held() { release(); }
         void take() { model.held += ++slots; }
-        void give_back() {
+        void release() {
             model.held -= std::exchange(slots, 0);
             model.hand_over();
         }
@@ -67,7 +67,7 @@ inline void check_semaphore(Choices& choices) {
         if (semaphore) {
             const std::ptrdiff_t active = semaphore->active();
             hold(active <= std::max(model.limit, last_active), "active() grew above the limit");
-            hold(active >= model.limit || semaphore->waiting() == 0, "a slot is free and somebody waits");
+            hold(active >= model.limit || semaphore->waiting() == 0, "a slot is free although a coroutine waits");
             hold(active == model.active(), "active() is wrong");
             hold(semaphore->waiting() == model.waiting.size(), "waiting() is wrong");
             last_active = active;
@@ -83,18 +83,18 @@ inline void check_semaphore(Choices& choices) {
         try {
             slot = co_await semaphore->acquire();
         } catch (const boost::system::system_error& error) {
-            require(actor.cancelled || model.closed, "an acquire was aborted that nobody has cancelled");
-            require(std::ranges::count(model.granted, &actor) == 0, "an acquire was aborted that had been granted");
+            require(actor.cancelled || model.closed, "an acquire was aborted without a cancellation");
+            require(std::ranges::count(model.granted, &actor) == 0, "a granted acquire was aborted");
             if (actor.cancelled || error.code() != asio::error::operation_aborted) {
                 throw;
             }
             co_return sluice::Slot();
         }
-        require(static_cast<bool>(slot), "acquire gave an empty slot");
-        require(!actor.cancelled, "an acquire went on that was cancelled");
-        require(free || waits, "a closed semaphore gave a slot");
+        require(static_cast<bool>(slot), "acquire returned an empty slot");
+        require(!actor.cancelled, "a cancelled acquire returned a slot");
+        require(free || waits, "a closed semaphore returned a slot");
         if (waits) {
-            require(!model.granted.empty() && model.granted.front() == &actor, "somebody was overtaken");
+            require(!model.granted.empty() && model.granted.front() == &actor, "a waiter was overtaken");
             model.granted.pop_front();
         }
         co_return slot;
@@ -106,7 +106,7 @@ inline void check_semaphore(Choices& choices) {
                 co_return;
             }
             check("before an acquire");
-            SemaphoreModel::Held held{model};  // goes after the slot
+            SemaphoreModel::Held held{model};  // destroyed after the slot
             sluice::Slot slot;
             if (choices.one_in(4)) {
                 const bool free = model.has_free();
@@ -123,7 +123,7 @@ inline void check_semaphore(Choices& choices) {
             if (choices.one_in(3)) {
                 check("before a release");
                 slot.release();
-                held.give_back();
+                held.release();
                 check("after a release");
                 require(!slot, "a released slot is not empty");
             }

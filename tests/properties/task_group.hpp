@@ -16,7 +16,7 @@
 
 namespace properties {
 
-/// Groups in groups, and what must become of them. It outlives the context: all coroutines may refer to it.
+/// Nested groups, and how they must end. Outlives the context, since the coroutines refer to it.
 class TaskGroups : Expectations {
 public:
     TaskGroups(Choices& choices, Actors& actors) : choices_(choices), actors_(actors) {}
@@ -41,37 +41,37 @@ private:
     using Time = VirtualTimer::time_point;
     static constexpr Time never = Time::max();
 
-    // What is certain to end a group, so that its members may wait for ever.
+    // The event that is certain to end a group, so that its members may wait without limit.
     enum class Doom { failure, cancel, outside, none };
 
     // The body, or a child.
     struct Member {
         Time spawned;
-        Doom brings;  // failure or cancel: it does
+        Doom brings;  // the doom of the group that this member causes, if any
         bool begun = false;
-        std::weak_ptr<int> callable;   // while that is alive
-        std::weak_ptr<int> coroutine;  // the same
+        std::weak_ptr<int> callable;   // expires with the callable
+        std::weak_ptr<int> coroutine;  // expires with the coroutine
 
         Member(Time when, Doom what) : spawned(when), brings(what) {}
     };
 
     struct Scope {
-        Scope* parent;  // null: the actor runs it itself
+        Scope* parent;  // null if the actor itself runs it
         Actor& actor;
-        std::size_t depth;                   // how many groups may be inside of each other in it
-        Doom doom = Doom::none;              // its own
-        bool doomed = false;                 // by that, or with one around it
-        bool fails = false;                  // whether members may
-        sluice::TaskGroup* group = nullptr;  // since the body began, until the group has ended
-        std::deque<Member> members;          // that were spawned; the body when it begins
-        Time cancelled = never;              // seen to be
-        Time failed = never;                 // when the first member did
-        bool cut_short = false;              // cancelled from outside, certainly
-        bool gave = false;                   // the body has given its value
+        std::size_t depth;                   // the number of levels that may be nested in it
+        Doom doom = Doom::none;              // of this group itself
+        bool doomed = false;                 // has a doom, or is inside a group that is doomed
+        bool fails = false;                  // whether members may fail
+        sluice::TaskGroup* group = nullptr;  // from the beginning of the body until the group has ended
+        std::deque<Member> members;          // the children when they are spawned, the body when it begins
+        Time cancelled = never;              // when cancelled() was first seen to be true
+        Time failed = never;                 // when the first member failed
+        bool cut_short = false;              // certainly cancelled from outside
+        bool returned = false;               // the body has returned its value
 
-        Scope(Scope* around, Actor& runs_in, std::size_t levels) : parent(around), actor(runs_in), depth(levels) {}
+        Scope(Scope* outer, Actor& runs_in, std::size_t levels) : parent(outer), actor(runs_in), depth(levels) {}
 
-        bool told() const { return parent ? parent->cancelled != never : actor.cancelled; }
+        bool was_cancelled() const { return parent ? parent->cancelled != never : actor.cancelled; }
     };
 
     struct Failure {
@@ -90,7 +90,7 @@ private:
             if (scope.group && scope.group->cancelled()) {
                 scope.cancelled = std::min(scope.cancelled, now());
             }
-            if (scope.group && scope.told() && std::ranges::any_of(scope.members, runs)) {
+            if (scope.group && scope.was_cancelled() && std::ranges::any_of(scope.members, runs)) {
                 expect(scope.cancelled != never, "a cancellation from outside did not reach a group");
                 scope.cut_short = true;
             }
@@ -123,7 +123,7 @@ private:
         spawning_ = true;
         try {
             scope.group->spawn([this, &scope, &member, callable = std::move(callable)] {
-                expect(!spawning_, "a child began inside of spawn()");
+                expect(!spawning_, "a child began inside spawn()");
                 return run_member(scope, member);
             });
         } catch (const std::logic_error&) {
@@ -143,42 +143,45 @@ private:
         }
         scope.doomed = scope.doom != Doom::none || (parent && parent->doomed);
         scope.fails = choices_.one_in(2);
-        const bool gives = choices_.one_in(3);  // whether the body is to give a value
+        const bool returns_value = choices_.one_in(3);  // whether the body returns one
         const auto body = [this, &scope](sluice::TaskGroup& group) { return run_body(scope, group); };
-        const auto giving_body = [this, &scope](sluice::TaskGroup& group) { return run_giving_body(scope, group); };
+        const auto body_with_value = [this, &scope](sluice::TaskGroup& group) {
+            return run_body_with_value(scope, group);
+        };
         bool failed = false;
         bool aborted = false;
         try {
-            if (gives) {
-                const int value = co_await sluice::with_task_group(giving_body);
-                expect(scope.gave && value == 7, "a value was made up");
+            if (returns_value) {
+                const int value = co_await sluice::with_task_group(body_with_value);
+                expect(scope.returned && value == 7, "a value was not returned by the body");
             } else {
                 co_await sluice::with_task_group(body);
             }
         } catch (const Failure& failure) {
             failed = true;
-            expect(failure.scope == &scope && failure.at == scope.failed, "another failure came out than the first");
+            expect(failure.scope == &scope && failure.at == scope.failed, "the rethrown failure is not the first one");
         } catch (const boost::system::system_error& error) {
             aborted = error.code() == asio::error::operation_aborted;
-            expect(aborted, "an error was made up");
+            expect(aborted, "an unknown error was thrown");
         } catch (...) {
-            expect(false, "an exception was made up");
+            expect(false, "an unknown exception was thrown");
         }
         scope.group = nullptr;
         const auto was_due = [&](const Member& member) { return member.begun || member.spawned >= scope.cancelled; };
         expect(ended(scope), "a child, or its callable, outlived its group");
-        expect(std::ranges::all_of(scope.members, was_due), "a child never began that nobody cancelled");
-        expect(failed == (scope.failed != never), "a failure was swallowed");
-        expect(failed || aborted || (!scope.cut_short && !scope.members.empty()), "a cancellation was swallowed");
-        expect(!aborted || scope.told() || (gives && !scope.gave), "a group was aborted that nobody cancelled");
-        if (aborted && scope.told()) {
+        expect(std::ranges::all_of(scope.members, was_due), "a child never began although it was not cancelled");
+        expect(failed == (scope.failed != never), "a failure was lost or invented");
+        expect(failed || aborted || (!scope.cut_short && !scope.members.empty()), "a cancellation was lost");
+        expect(!aborted || scope.was_cancelled() || (returns_value && !scope.returned),
+               "a group was aborted without a cancellation");
+        if (aborted && scope.was_cancelled()) {
             throw boost::system::system_error(asio::error::operation_aborted);
         }
     }
 
-    asio::awaitable<int> run_giving_body(Scope& scope, sluice::TaskGroup& group) {
+    asio::awaitable<int> run_body_with_value(Scope& scope, sluice::TaskGroup& group) {
         co_await run_body(scope, group);
-        scope.gave = true;
+        scope.returned = true;
         co_return 7;
     }
 
@@ -226,14 +229,14 @@ private:
 
     asio::awaitable<void> work(Scope& scope, Doom brings) {
         const bool patient = brings != Doom::failure && brings != Doom::cancel;
-        if (choices_.one_in(2)) {  // hears of one type of cancellation only
+        if (choices_.one_in(2)) {  // lets only one type of cancellation through
             const auto filter = [only = some_cancellation(choices_)](asio::cancellation_type type) {
                 return type & only;
             };
             co_await asio::this_coro::reset_cancellation_state(filter);
         }
         if (!choices_.one_in(3)) {
-            co_await go_on(scope);
+            co_await pause_in(scope);
         }
         if (choices_.one_in(5)) {
             spawn(scope, Doom::none);
@@ -244,22 +247,22 @@ private:
         if (patient && scope.doomed && choices_.one_in(3)) {
             VirtualTimer timer(executor_, Time::duration::max());
             co_await timer.async_wait(asio::deferred);
-            expect(false, "a child was not told that its group was cancelled");
+            expect(false, "a child was not cancelled with its group");
         }
         if (brings == Doom::cancel || choices_.one_in(12)) {
             scope.group->cancel();
-            expect(scope.group->cancelled(), "cancel() does not show");
+            expect(scope.group->cancelled(), "cancelled() is false after cancel()");
         }
         if (brings == Doom::failure || (scope.fails && choices_.one_in(6))) {
             fail(scope);
         }
-        co_await go_on(scope);
+        co_await pause_in(scope);
     }
 
-    asio::awaitable<void> go_on(Scope& scope) {
+    asio::awaitable<void> pause_in(Scope& scope) {
         const bool cancelled = scope.group->cancelled();
         co_await pause(choices_);
-        expect(!cancelled, "a child went on in a cancelled group");
+        expect(!cancelled, "a child continued in a cancelled group");
     }
 
     [[noreturn]] void fail(Scope& scope) {
@@ -270,7 +273,7 @@ private:
     Choices& choices_;
     Actors& actors_;
     asio::any_io_executor executor_;
-    std::deque<Scope> scopes_;  // each behind those around it
+    std::deque<Scope> scopes_;  // each after those that enclose it
     bool spawning_ = false;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// What a callable of the user's gets, at every place that calls one: an argument that has to be converted must live as
-// long as the coroutine that refers to it. What is wrong here is for AddressSanitizer to find, clang's above all.
+// The arguments of user-provided callables, at every place that calls one. An argument that has to be converted must
+// live as long as the coroutine that refers to it; if it does not, AddressSanitizer reports it, clang's above all.
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/task_group.hpp>
@@ -36,9 +36,9 @@ using test::StageOptions;
 using test::Task;
 using Text = asio::awaitable<std::string>;
 
-constexpr const char* literal = "a text that is longer than what a string keeps inside itself";
+constexpr const char* literal = "a text that is too long for the small-string optimisation";
 
-// Suspends before it looks at its argument, and fails the first time where it is retried.
+// Suspends before it reads its argument. The first `failures` calls fail.
 struct Echo {
     int failures = 0;
 
@@ -96,7 +96,8 @@ void check(const StageOptions& options, Function function, Args&... args) {
 
 }  // namespace
 
-TEST_CASE("arguments: a stage converts them for each attempt, and keeps them as long", "[arguments][stage]") {
+TEST_CASE("arguments: a stage converts them for each attempt, and they live as long as the attempt",
+          "[arguments][stage]") {
     const auto with = options();
     const char* text = literal;
     check(with, echo, text);
@@ -118,7 +119,7 @@ TEST_CASE("arguments: a stage converts them for each attempt, and keeps them as 
         text);
 }
 
-TEST_CASE("arguments: of a function that a stage refers to", "[arguments][stage]") {
+TEST_CASE("arguments: they are converted for a function that a stage refers to", "[arguments][stage]") {
     const auto with = options();
     const char* text = literal;
     check(with, std::ref(echo), text);
@@ -129,7 +130,7 @@ TEST_CASE("arguments: of a function that a stage refers to", "[arguments][stage]
     check(with, std::cref(function), text);
 }
 
-TEST_CASE("arguments: of a member function", "[arguments][stage]") {
+TEST_CASE("arguments: they are converted for a member function", "[arguments][stage]") {
     const auto with = options();
     const char* text = literal;
     Client client("");
@@ -149,7 +150,7 @@ TEST_CASE("arguments: of a member function", "[arguments][stage]") {
     check(with, std::ref(member), client, text);
 }
 
-TEST_CASE("arguments: rvalues are kept, converted, and const", "[arguments][stage]") {
+TEST_CASE("arguments: rvalues are moved in, converted, and const", "[arguments][stage]") {
     asio::io_context context;
     Stage stage(context.get_executor(), "s", 1, Echo{1}, options());
     Task<StageResult<std::string>> task(context.get_executor(), [&] {
@@ -162,14 +163,14 @@ TEST_CASE("arguments: rvalues are kept, converted, and const", "[arguments][stag
     CHECK(literally.value().data == literal);
 }
 
-TEST_CASE("arguments: a retry finds a kept argument as it was", "[arguments][stage]") {
+TEST_CASE("arguments: a retry sees an rvalue argument unchanged", "[arguments][stage]") {
     asio::io_context context;
     std::vector<std::string> seen;
     Stage stage(
         context.get_executor(), "s", 1,
         [&](auto& text) -> asio::awaitable<int> {
             seen.push_back(text);
-            const std::string taken = std::move(text);  // NOLINT(performance-move-const-arg): const, and so copied
+            const std::string taken = std::move(text);  // NOLINT(performance-move-const-arg): const, so it is copied
             if (seen.size() == 1) {
                 throw std::runtime_error("again");
             }
@@ -182,7 +183,7 @@ TEST_CASE("arguments: a retry finds a kept argument as it was", "[arguments][sta
     CHECK(seen == std::vector<std::string>(2, literal));
 }
 
-TEST_CASE("arguments: what classify and extract give is converted for generate, and const for all attempts",
+TEST_CASE("arguments: intent and entities are converted for generate, and const in all attempts",
           "[arguments][pipeline]") {
     asio::io_context context;
     test::DeadLetters dead_letters;
@@ -190,7 +191,7 @@ TEST_CASE("arguments: what classify and extract give is converted for generate, 
     const auto pointer = [](const std::string&) -> asio::awaitable<const char*> { co_return literal; };
     const auto string = [](const std::string&) -> Text { co_return literal; };
     const auto generate = [&](const std::string& intent, auto& entities, std::string_view text) -> Text {
-        const std::string taken = std::move(entities);  // NOLINT(performance-move-const-arg): const, and so copied
+        const std::string taken = std::move(entities);  // NOLINT(performance-move-const-arg): const, so it is copied
         co_await test::sleep(1ms);
         if (++attempts == 1) {
             throw std::runtime_error("again");
@@ -224,7 +225,7 @@ struct IncidentSink {
     }
 };
 
-// Made of a group by conversion.
+// A TaskGroup converts to it.
 struct Spawner {
     sluice::TaskGroup* group;
     std::string name = literal;
@@ -233,7 +234,7 @@ struct Spawner {
 
 }  // namespace
 
-TEST_CASE("arguments: of a dead-letter sink", "[arguments][pipeline]") {
+TEST_CASE("arguments: they are converted for a dead-letter sink", "[arguments][pipeline]") {
     asio::io_context context;
     IncidentSink sink;
     const auto fails = [](const std::string&) -> asio::awaitable<int> {
@@ -249,7 +250,7 @@ TEST_CASE("arguments: of a dead-letter sink", "[arguments][pipeline]") {
     CHECK(sink.texts == std::vector<std::string>{"text, which was long enough for the heap"});
 }
 
-TEST_CASE("arguments: of the body of a task group", "[arguments][task_group]") {
+TEST_CASE("arguments: they are converted for the body of a task group", "[arguments][task_group]") {
     asio::io_context context;
     const auto body = [](const Spawner& spawner) -> Text {
         co_await test::sleep(1ms);

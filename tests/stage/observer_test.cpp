@@ -2,6 +2,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/testing/run.hpp>
 
+#include "support/every_step.hpp"
 #include "support/models.hpp"
 #include "support/task.hpp"
 
@@ -76,7 +77,7 @@ bool is_aborted(const StageError& error) {
     }
 }
 
-// Writes down every event: when (ms), what, whose, and the rest.
+// Records every event: the time (ms), the event, the query and the stage, and the rest.
 class Recorder final : public Observer {
 public:
     Lines lines;
@@ -114,7 +115,7 @@ private:
     asio::io_context* context_;
 };
 
-// Counts who waits and who runs, as the comment on Observer has it, and watches the order of each run's events.
+// Keeps gauges as the comment on Observer describes, and checks the order of each stage run's events.
 class Counter final : public Observer {
 public:
     int waiting = 0;
@@ -232,16 +233,16 @@ struct SlowThrowingSink {
 
 }  // namespace
 
-// One run
+// One stage run
 
-TEST_CASE("observer: a run that succeeds is queued, started and finished", "[observer]") {
+TEST_CASE("observer: a stage run that succeeds is queued, started and finished", "[observer]") {
     Bench bench(1);
     Run a = bench.start("a");
     CHECK(bench.run() ==
           Lines{"0 queued a in s 0", "0 started a in s 1", "10 finished a in s succeeded after started"});
 }
 
-TEST_CASE("observer: a query that waits is started when it has a slot", "[observer]") {
+TEST_CASE("observer: a query that waits starts when it gets a slot", "[observer]") {
     Bench bench(1);
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -250,7 +251,7 @@ TEST_CASE("observer: a query that waits is started when it has a slot", "[observ
                                "20 finished b in s succeeded after started"});
 }
 
-TEST_CASE("observer: every attempt that failed is told of, and each asks for a slot anew", "[observer]") {
+TEST_CASE("observer: every failed attempt is reported, and each attempt queues for a slot", "[observer]") {
     Bench bench(1, StageOptions(retries(5, 5ms)));
     bench.model.failures["a"] = 2;
     Run a = bench.start("a");
@@ -269,7 +270,7 @@ TEST_CASE("observer: without a backoff the next attempt is queued at once", "[ob
                                "20 finished a in s succeeded after started"});
 }
 
-TEST_CASE("observer: a run that fails for good has its last attempt failed and finishes at once", "[observer]") {
+TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed by on_finished at once", "[observer]") {
     Bench bench(1, StageOptions(retries(1, 5ms)));
     bench.model.failures["a"] = 2;
     Run a = bench.start("a");
@@ -279,7 +280,7 @@ TEST_CASE("observer: a run that fails for good has its last attempt failed and f
                                "25 finished a in s failed after attempt failed: cannot answer a"});
 }
 
-TEST_CASE("observer: an attempt whose time is up has failed", "[observer]") {
+TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
     Bench bench(1, StageOptions(retries(0), 4ms));
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1",
@@ -287,8 +288,9 @@ TEST_CASE("observer: an attempt whose time is up has failed", "[observer]") {
                                "4 finished a in s failed after attempt failed: timed out after 4 ms"});
 }
 
-TEST_CASE("observer: if the retry policy throws, the attempt has its own error and the run has the policy's",
-          "[observer]") {
+TEST_CASE(
+    "observer: if the retry predicate throws, the attempt has the model's error and the stage run the predicate's",
+    "[observer]") {
     Bench bench(1,
                 StageOptions(retries(1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })));
     bench.model.failures["a"] = 1;
@@ -298,7 +300,7 @@ TEST_CASE("observer: if the retry policy throws, the attempt has its own error a
                                "std::logic_error: ?: cannot answer a"});
 }
 
-TEST_CASE("observer: operation_aborted from a model that nobody cancelled is a failure", "[observer]") {
+TEST_CASE("observer: operation_aborted from a model that was not cancelled is a failure", "[observer]") {
     asio::io_context context;
     Recorder recorder(&context);
     const auto model = []() -> asio::awaitable<int> {
@@ -312,8 +314,7 @@ TEST_CASE("observer: operation_aborted from a model that nobody cancelled is a f
                                   "0 finished a in s failed after attempt failed: aborted"});
 }
 
-TEST_CASE("observer: all events of a run are given the same object, with its times as far as they have come",
-          "[observer]") {
+TEST_CASE("observer: all events of a stage run get the same object, with its times so far", "[observer]") {
     asio::io_context context;
     Caller observer;
     Model model("answer", 10ms);
@@ -338,7 +339,8 @@ TEST_CASE("observer: all events of a run are given the same object, with its tim
     CHECK(times == decltype(times){{0ms, 0ms}, {10ms, 0ms}, {10ms, 10ms}, {10ms, 10ms}, {10ms, 10ms}, {10ms, 20ms}});
 }
 
-TEST_CASE("observer: when an attempt has failed or a run has finished, its slot has come back", "[observer]") {
+TEST_CASE("observer: when an attempt has failed or a stage run has finished, its slot has been returned",
+          "[observer]") {
     Caller observer;
     Bench bench(1, StageOptions(retries(1)), &observer);
     bench.model.failures["a"] = 1;
@@ -353,7 +355,7 @@ TEST_CASE("observer: when an attempt has failed or a run has finished, its slot 
               {"queued", 0}, {"started", 1}, {"attempt failed", 0}, {"queued", 0}, {"started", 1}, {"finished", 0}});
 }
 
-TEST_CASE("observer: what it does not override does nothing", "[observer]") {
+TEST_CASE("observer: a function that is not overridden does nothing", "[observer]") {
     Observer observer;
     Bench bench(1, StageOptions(retries(1)), &observer);
     bench.model.failures["a"] = 1;
@@ -363,7 +365,7 @@ TEST_CASE("observer: what it does not override does nothing", "[observer]") {
     CHECK(a.value().attempts == 2);
 }
 
-TEST_CASE("observer: its functions are noexcept, so what overrides them is too", "[observer]") {
+TEST_CASE("observer: its functions are noexcept, and so are their overrides", "[observer]") {
     const StageResult<> run;
     const Query query;
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_queued(run)));
@@ -375,7 +377,7 @@ TEST_CASE("observer: its functions are noexcept, so what overrides them is too",
 
 // Cancellation, closing, destruction
 
-TEST_CASE("observer: cancelled while it waits, a run finishes after queued", "[observer][cancellation]") {
+TEST_CASE("observer: a stage run that is cancelled while it waits finishes after queued", "[observer][cancellation]") {
     Bench bench(1);
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -387,7 +389,7 @@ TEST_CASE("observer: cancelled while it waits, a run finishes after queued", "[o
     CHECK(b.aborted());
 }
 
-TEST_CASE("observer: cancelled between being granted a slot and resuming, a run has not started",
+TEST_CASE("observer: a stage run that is cancelled between being granted a slot and resuming has not started",
           "[observer][cancellation]") {
     Bench bench(1);
     Run a = bench.start("a");
@@ -401,7 +403,7 @@ TEST_CASE("observer: cancelled between being granted a slot and resuming, a run 
     CHECK(only(bench.recorder.lines, "started").size() == 1);
 }
 
-TEST_CASE("observer: cancelled while its attempt runs, a run finishes after started, when the attempt has ended",
+TEST_CASE("observer: a stage run that is cancelled during an attempt finishes after started, when the attempt ends",
           "[observer][cancellation]") {
     Bench bench(1, StageOptions(retries(3)));
     bench.model.clean_up = 4ms;
@@ -416,9 +418,7 @@ TEST_CASE("observer: an attempt that was cancelled has not failed, whatever it t
     asio::io_context context;
     Recorder recorder(&context);
     const auto model = []() -> asio::awaitable<int> {
-        try {
-            co_await test::sleep(10ms);
-        } catch (...) {
+        if (co_await test::cancelled_within(10ms)) {
             throw std::runtime_error("disturbed");
         }
         co_return 1;
@@ -432,14 +432,11 @@ TEST_CASE("observer: an attempt that was cancelled has not failed, whatever it t
           Lines{"0 queued a in s 0", "0 started a in s 1", "3 finished a in s cancelled after started: aborted"});
 }
 
-TEST_CASE("observer: an attempt that succeeds in spite of its cancellation has succeeded", "[observer][cancellation]") {
+TEST_CASE("observer: an attempt that succeeds despite its cancellation has succeeded", "[observer][cancellation]") {
     asio::io_context context;
     Recorder recorder(&context);
     const auto model = []() -> asio::awaitable<int> {
-        try {
-            co_await test::sleep(10ms);
-        } catch (...) {
-        }
+        co_await test::cancelled_within(10ms);
         co_return 1;
     };
     Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(3), {}, &recorder));
@@ -451,7 +448,8 @@ TEST_CASE("observer: an attempt that succeeds in spite of its cancellation has s
           Lines{"0 queued a in s 0", "0 started a in s 1", "3 finished a in s succeeded after started"});
 }
 
-TEST_CASE("observer: cancelled in backoff, a run finishes after the failed attempt", "[observer][cancellation]") {
+TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after the failed attempt",
+          "[observer][cancellation]") {
     Bench bench(1, StageOptions(retries(3, 1h)));
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
@@ -461,7 +459,7 @@ TEST_CASE("observer: cancelled in backoff, a run finishes after the failed attem
                                "20 finished a in s cancelled after attempt failed: aborted"});
 }
 
-TEST_CASE("observer: when the semaphore is closed, those who wait fail after queued", "[observer]") {
+TEST_CASE("observer: when the semaphore is closed, stage runs that wait fail after queued", "[observer]") {
     Bench bench(1, StageOptions(retries(1)));
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
@@ -475,7 +473,7 @@ TEST_CASE("observer: when the semaphore is closed, those who wait fail after que
     CHECK(a.value().attempts == 1);
 }
 
-TEST_CASE("observer: a run that was cancelled before it began has no events", "[observer][cancellation]") {
+TEST_CASE("observer: a stage run that was cancelled before it began has no events", "[observer][cancellation]") {
     Bench bench(1);
     Task<> task(bench.context.get_executor(), [&]() -> asio::awaitable<void> {
         co_await asio::this_coro::throw_if_cancelled(false);
@@ -489,7 +487,7 @@ TEST_CASE("observer: a run that was cancelled before it began has no events", "[
     CHECK(task.done());
 }
 
-TEST_CASE("observer: it may cancel the run that it is told of", "[observer][cancellation]") {
+TEST_CASE("observer: it may cancel the stage run whose event it handles", "[observer][cancellation]") {
     const std::string at = GENERATE("queued", "started", "attempt failed", "finished");
     const auto backoff = GENERATE(0ms, 5ms);
     asio::io_context context;
@@ -524,7 +522,8 @@ TEST_CASE("observer: it may cancel the run that it is told of", "[observer][canc
     CHECK(stage.semaphore().active() == 0);
 }
 
-TEST_CASE("observer: it may close the semaphore, or change the limit, of the stage that it is told of", "[observer]") {
+TEST_CASE("observer: it may close the semaphore, or change the limit, of the stage whose event it handles",
+          "[observer]") {
     const bool close = GENERATE(false, true);
     Caller observer;
     Bench bench(1, {}, &observer);
@@ -543,8 +542,8 @@ TEST_CASE("observer: it may close the semaphore, or change the limit, of the sta
     CHECK(test::now(bench.context) == 10ms);
 }
 
-TEST_CASE("observer: a context that is destroyed delivers nothing, at whatever step", "[observer][shutdown]") {
-    for (int n = 0;; ++n) {
+TEST_CASE("observer: a context that is destroyed, at any step, delivers no events", "[observer][shutdown]") {
+    test::for_every_step([](test::Steps& steps) {
         Counter counter;
         Model model("answer", 10ms);
         model.failures = {{"a", 1}, {"b", 5}};
@@ -554,7 +553,7 @@ TEST_CASE("observer: a context that is destroyed delivers nothing, at whatever s
         for (const std::string text : {"a", "b", "c", "d"}) {
             runs.emplace_back(context->get_executor(), [&stage, text] { return stage.run(text, std::string(text)); });
         }
-        const bool more = test::steps(*context, n);
+        steps.take(*context);
         const auto finished = counter.finished;
         const auto begun = counter.begun;
         const auto waiting = counter.waiting;
@@ -562,16 +561,15 @@ TEST_CASE("observer: a context that is destroyed delivers nothing, at whatever s
         CHECK(counter.finished == finished);
         CHECK(counter.begun == begun);
         CHECK(counter.waiting == waiting);
-        if (!more) {
+        if (!steps.enough()) {
             CHECK(counter.finished == std::map<std::string, int>{{"succeeded", 3}, {"failed", 1}});
-            break;
         }
-    }
+    });
 }
 
 // Pipelines
 
-TEST_CASE("observer: a query of a pipeline is one run in each stage", "[observer]") {
+TEST_CASE("observer: a query of a pipeline is one stage run in each stage", "[observer]") {
     Rig<> rig;
     auto pipeline = rig.observed();
     Task<test::Rig<>::Result> task(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
@@ -600,7 +598,7 @@ TEST_CASE("observer: a batch queues its queries in order and each stage starts t
     CHECK(only(rig.recorder.lines, "finished").size() == 9);
 }
 
-TEST_CASE("observer: a stream has the events of a batch", "[observer]") {
+TEST_CASE("observer: a stream has the same events as a batch", "[observer]") {
     Rig<> batch;
     auto batch_pipeline = batch.observed({2, 1, 1}, StageOptions(retries(1, 5ms)));
     batch.extract.failures = {{"t1", 1}, {"t2", 2}};
@@ -618,12 +616,12 @@ TEST_CASE("observer: a stream has the events of a batch", "[observer]") {
     });
     stream.run();
     CHECK(only(batch.recorder.lines, "dead letter").size() == 1);
-    std::ranges::sort(batch.recorder.lines);  // the order within one moment may differ
+    std::ranges::sort(batch.recorder.lines);  // the order of simultaneous events may differ
     std::ranges::sort(stream.recorder.lines);
     CHECK(stream.recorder.lines == batch.recorder.lines);
 }
 
-TEST_CASE("observer: leaving a stream finishes every run that has begun", "[observer][cancellation]") {
+TEST_CASE("observer: leaving a stream finishes every stage run that has begun", "[observer][cancellation]") {
     Counter counter;
     test::Rig<> rig;
     auto pipeline = rig.pipeline({2, 2, 1}, InferencePipelineOptions(StageOptions(), &counter));
@@ -641,7 +639,7 @@ TEST_CASE("observer: leaving a stream finishes every run that has begun", "[obse
     CHECK(counter.dead.empty());
 }
 
-TEST_CASE("observer: a dead letter is told of when the sink has it", "[observer]") {
+TEST_CASE("observer: on_dead_letter comes last, when the sink has the query", "[observer]") {
     Rig<> rig;
     auto pipeline = rig.observed();
     rig.classify.failures["t"] = 1;
@@ -654,7 +652,7 @@ TEST_CASE("observer: a dead letter is told of when the sink has it", "[observer]
                                       "50 dead letter q in classify cannot classify t"});
 }
 
-TEST_CASE("observer: at a dead letter the sink's put has returned", "[observer]") {
+TEST_CASE("observer: on_dead_letter is called after the sink's put has returned", "[observer]") {
     test::Rig<> rig;
     rig.classify.failures["t"] = 1;
     std::vector<std::size_t> letters;
@@ -670,7 +668,7 @@ TEST_CASE("observer: at a dead letter the sink's put has returned", "[observer]"
     CHECK(letters == std::vector<std::size_t>{0, 1});
 }
 
-TEST_CASE("observer: a dead letter that takes its time is told of when what put gave has ended", "[observer]") {
+TEST_CASE("observer: with an awaitable sink, on_dead_letter is called when the awaitable has ended", "[observer]") {
     Rig<test::SlowDeadLetters> rig;
     auto pipeline = rig.observed();
     rig.extract.failures["t"] = 1;
@@ -684,7 +682,7 @@ TEST_CASE("observer: a dead letter that takes its time is told of when what put 
     CHECK(rig.recorder.lines.back() == "240 dead letter q in extract cannot extract t");
 }
 
-TEST_CASE("observer: a dead letter that is being put when its query is cancelled is told of all the same",
+TEST_CASE("observer: a dead letter that is being put when its query is cancelled is still reported",
           "[observer][cancellation]") {
     Rig<test::SlowDeadLetters> rig;
     auto pipeline = rig.observed();
@@ -698,7 +696,7 @@ TEST_CASE("observer: a dead letter that is being put when its query is cancelled
     CHECK(rig.recorder.lines.back() == "240 dead letter q in extract cannot extract t");
 }
 
-TEST_CASE("observer: a dead letter that the sink has thrown away is told of with what it threw", "[observer]") {
+TEST_CASE("observer: if the sink throws, on_dead_letter gets the exception", "[observer]") {
     Rig<ThrowingSink> plain;
     plain.classify.failures["t"] = 1;
     auto plain_pipeline = plain.observed();
@@ -717,7 +715,7 @@ TEST_CASE("observer: a dead letter that the sink has thrown away is told of with
 }
 
 TEST_CASE("observer: a cancelled query is no dead letter", "[observer][cancellation]") {
-    const auto at = GENERATE(10ms, 60ms);  // while it runs, while another one does and it waits
+    const auto at = GENERATE(10ms, 60ms);  // in the first stage; in the first two
     Rig<> rig;
     auto pipeline = rig.observed({2, 1, 1});
     Task<test::Rig<>::Results> task(rig.context.get_executor(),
@@ -730,7 +728,7 @@ TEST_CASE("observer: a cancelled query is no dead letter", "[observer][cancellat
     CHECK(only(rig.recorder.lines, "finished").size() == (at == 10ms ? 3 : 5));
 }
 
-TEST_CASE("observer: a stage with an observer of its own tells that one alone, and of no dead letters", "[observer]") {
+TEST_CASE("observer: a stage with its own observer reports to that one alone, and no dead letters", "[observer]") {
     test::Rig<> rig;
     Recorder pipeline_observer(&rig.context);
     Recorder stage_observer(&rig.context);
@@ -753,8 +751,7 @@ TEST_CASE("observer: a stage with an observer of its own tells that one alone, a
     CHECK(pipeline_observer.lines[8] == "200 dead letter q1 in extract cannot extract t1");
 }
 
-TEST_CASE("observer: over a random run that is cancelled here and there, every count comes back to nothing",
-          "[observer][stress]") {
+TEST_CASE("observer: in random runs with cancellations, every gauge returns to zero", "[observer][stress]") {
     const unsigned seed = GENERATE(1U, 2U, 3U, 4U, 5U, 6U, 7U, 8U);
     std::mt19937 random(seed);
     const auto below = [&random](unsigned n) { return random() % n; };
@@ -785,7 +782,7 @@ TEST_CASE("observer: over a random run that is cancelled here and there, every c
             victim.cancel();
         }
         rig.context.restart();
-        rig.context.poll();  // nobody is between being granted a slot, or cancelled, and resuming
+        rig.context.poll();  // no coroutine is between being granted a slot, or cancelled, and resuming
         const sluice::StageSemaphore* const semaphores[] = {
             &pipeline.classify().semaphore(), &pipeline.extract().semaphore(), &pipeline.generate().semaphore()};
         for (int stage = 0; stage != 3; ++stage) {
@@ -819,7 +816,7 @@ TEST_CASE("observer: over a random run that is cancelled here and there, every c
 
 namespace {
 
-// Cancels whatever runs when a run has failed.
+// Emits a cancellation when a stage run has failed.
 struct CancelsOnFailure : sluice::Observer {
     boost::asio::cancellation_signal signal;
 
@@ -860,8 +857,8 @@ void fail_and_cancel(Sink& sink) {
 
 }  // namespace
 
-TEST_CASE("observer: who cancels a query that has failed comes too late: it is a dead letter", "[observer]") {
-    SECTION("of a plain sink") {
+TEST_CASE("observer: cancelling a query that has failed comes too late, and it is a dead letter", "[observer]") {
+    SECTION("plain sink") {
         struct {
             int letters = 0;
             void put(const sluice::Query&, const sluice::StageResult<>&) { ++letters; }
@@ -869,7 +866,7 @@ TEST_CASE("observer: who cancels a query that has failed comes too late: it is a
         fail_and_cancel(sink);
         CHECK(sink.letters == 1);
     }
-    SECTION("of an awaitable one") {
+    SECTION("awaitable sink") {
         struct {
             int letters = 0;
             boost::asio::awaitable<void> put(const sluice::Query&, const sluice::StageResult<>&) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/stage/retry.hpp>
 
+#include "support/probes.hpp"
+
 #include <boost/asio/multiple_exceptions.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -42,14 +44,9 @@ std::exception_ptr thrown(Exception exception) {
 
 const std::exception_ptr any_error = thrown(std::runtime_error("x"));
 
-// What the constructor says against these settings; nothing if it takes them.
-std::string complaint(int max_retries, Backoff settings) {
-    try {
-        RetryPolicy{max_retries, settings};
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return {};
+// The message with which the constructor rejects these settings.
+std::string refusal(int max_retries, Backoff settings) {
+    return test::refusal_of([&] { RetryPolicy(max_retries, settings); });
 }
 
 bool has(const std::string& text, std::initializer_list<const char*> parts) {
@@ -72,7 +69,7 @@ TEST_CASE("retry: by default there are no retries", "[retry]") {
     CHECK_FALSE(policy.should_retry(1, any_error));
 }
 
-TEST_CASE("retry: N retries are N+1 attempts", "[retry]") {
+TEST_CASE("retry: N retries make N+1 attempts", "[retry]") {
     for (int retries = 0; retries != 10; ++retries) {
         const RetryPolicy policy(retries);
         int attempts = 1;
@@ -86,7 +83,7 @@ TEST_CASE("retry: N retries are N+1 attempts", "[retry]") {
     CHECK(endless.should_retry(std::numeric_limits<int>::max(), any_error));
 }
 
-TEST_CASE("retry: it keeps the settings that it was given, and the defaults are the documented ones", "[retry]") {
+TEST_CASE("retry: it returns the settings that it was given, and the defaults are the documented ones", "[retry]") {
     const RetryPolicy policy(3, backoff(1ms, 3, 9ms, 0.25, 7));
     CHECK(policy.backoff().initial == 1ms);
     CHECK(policy.backoff().multiplier == 3);
@@ -101,13 +98,13 @@ TEST_CASE("retry: it keeps the settings that it was given, and the defaults are 
     CHECK(defaults.backoff().seed == std::nullopt);
 }
 
-TEST_CASE("retry: the default cap is 30 s, or the initial wait where that is longer", "[retry]") {
+TEST_CASE("retry: the default cap is 30 s, or the initial delay if that is longer", "[retry]") {
     CHECK(RetryPolicy(99, Backoff{.initial = 100ms, .jitter = 0}).delay(99) == 30s);
     CHECK(RetryPolicy(99, Backoff{.initial = 60s, .jitter = 0}).delay(1) == 60s);
     CHECK(RetryPolicy(99, Backoff{.initial = 60s, .jitter = 0}).delay(99) == 60s);
 }
 
-TEST_CASE("retry: without a seed two policies do not wait in step, and a copy is the same policy", "[retry]") {
+TEST_CASE("retry: without a seed, two policies have different delays, and a copy has the same ones", "[retry]") {
     const RetryPolicy one(5);
     const RetryPolicy other(5);
     const RetryPolicy copy = one;  // NOLINT(performance-unnecessary-copy-initialization)
@@ -119,39 +116,40 @@ TEST_CASE("retry: without a seed two policies do not wait in step, and a copy is
     CHECK(same < 10);
 }
 
-TEST_CASE("retry: a default seed gives way to one that was set", "[retry]") {
+TEST_CASE("retry: a seed that was set takes precedence over a default seed", "[retry]") {
     const RetryPolicy seeded(5, Backoff{.seed = 3});
     CHECK(seeded.with_default_seed(4).delay(1) == seeded.delay(1));
     CHECK(RetryPolicy(5).with_default_seed(3).delay(1) == seeded.delay(1));
     CHECK(RetryPolicy(5).with_default_seed(4).delay(1) != seeded.delay(1));
 }
 
-TEST_CASE("retry: each setting out of range is refused by name and value", "[retry]") {
-    CHECK(has(complaint(-1, {}), {"RetryPolicy", "max_retries", "-1"}));
-    CHECK(has(complaint(std::numeric_limits<int>::min(), {}), {"max_retries", "-2147483648"}));
-    CHECK(has(complaint(1, backoff(-5ns, 2, 1s)), {"RetryPolicy", "initial", "-5"}));
-    CHECK(has(complaint(1, backoff(1ns, 0.5, 1s)), {"RetryPolicy", "multiplier", "0.5"}));
-    CHECK(has(complaint(1, backoff(1ns, -2, 1s)), {"multiplier", "-2"}));
-    CHECK(has(complaint(1, backoff(1ns, infinity, 1s)), {"multiplier", "inf"}));
-    CHECK(has(complaint(1, backoff(1ns, not_a_number, 1s)), {"multiplier", "nan"}));
-    CHECK(has(complaint(1, backoff(10ns, 2, 9ns)), {"RetryPolicy", "cap", "9"}));
-    CHECK(has(complaint(1, backoff(0ns, 2, -3ns)), {"cap", "-3"}));
-    CHECK(has(complaint(1, backoff(1ns, 2, 1s, -0.25)), {"RetryPolicy", "jitter", "-0.25"}));
-    CHECK(has(complaint(1, backoff(1ns, 2, 1s, 1.5)), {"jitter", "1.5"}));
-    CHECK(has(complaint(1, backoff(1ns, 2, 1s, not_a_number)), {"jitter", "nan"}));
-    CHECK(has(complaint(1, backoff(1ns, 2, 1s, infinity)), {"jitter", "inf"}));
+TEST_CASE("retry: a setting out of range is rejected, naming the setting and its value", "[retry]") {
+    CHECK(has(refusal(-1, {}), {"RetryPolicy", "max_retries", "-1"}));
+    CHECK(has(refusal(std::numeric_limits<int>::min(), {}), {"max_retries", "-2147483648"}));
+    CHECK(has(refusal(1, backoff(-5ns, 2, 1s)), {"RetryPolicy", "initial", "-5"}));
+    CHECK(has(refusal(1, backoff(1ns, 0.5, 1s)), {"RetryPolicy", "multiplier", "0.5"}));
+    CHECK(has(refusal(1, backoff(1ns, -2, 1s)), {"multiplier", "-2"}));
+    CHECK(has(refusal(1, backoff(1ns, infinity, 1s)), {"multiplier", "inf"}));
+    CHECK(has(refusal(1, backoff(1ns, not_a_number, 1s)), {"multiplier", "nan"}));
+    CHECK(has(refusal(1, backoff(10ns, 2, 9ns)), {"RetryPolicy", "cap", "9"}));
+    CHECK(has(refusal(1, backoff(0ns, 2, -3ns)), {"cap", "-3"}));
+    CHECK(has(refusal(1, backoff(1ns, 2, 1s, -0.25)), {"RetryPolicy", "jitter", "-0.25"}));
+    CHECK(has(refusal(1, backoff(1ns, 2, 1s, 1.5)), {"jitter", "1.5"}));
+    CHECK(has(refusal(1, backoff(1ns, 2, 1s, not_a_number)), {"jitter", "nan"}));
+    CHECK(has(refusal(1, backoff(1ns, 2, 1s, infinity)), {"jitter", "inf"}));
 }
 
-TEST_CASE("retry: a value that is hardly out of range is not shown as one that is in range", "[retry]") {
-    CHECK(has(complaint(1, backoff(1ns, std::nextafter(1, 0), 1s)), {"got 0.9999999999999999"}));
-    CHECK(has(complaint(1, backoff(1ns, 2, 1s, std::nextafter(1, 2))), {"got 1.0000000000000002"}));
-    CHECK(has(complaint(1, backoff(1ns, 2, 1s, -1e-9)), {"got -0.000000001"}));
+TEST_CASE("retry: a value that is barely out of range is not printed as one in range", "[retry]") {
+    CHECK(has(refusal(1, backoff(1ns, std::nextafter(1, 0), 1s)), {"got 0.9999999999999999"}));
+    CHECK(has(refusal(1, backoff(1ns, 2, 1s, std::nextafter(1, 2))), {"got 1.0000000000000002"}));
+    CHECK(has(refusal(1, backoff(1ns, 2, 1s, -1e-9)), {"got -0.000000001"}));
 }
 
-TEST_CASE("retry: the settings at the edge of what is allowed are taken", "[retry]") {
-    CHECK(complaint(0, backoff(0ns, 1, 0ns, 0)).empty());
-    CHECK(complaint(std::numeric_limits<int>::max(), backoff(1ns, 1, 1ns, 1)).empty());
-    CHECK(complaint(1, backoff(nanoseconds::max(), std::numeric_limits<double>::max(), nanoseconds::max(), 1)).empty());
+TEST_CASE("retry: settings at the ends of their ranges are accepted", "[retry]") {
+    CHECK(refusal(0, backoff(0ns, 1, 0ns, 0)) == "no error");
+    CHECK(refusal(std::numeric_limits<int>::max(), backoff(1ns, 1, 1ns, 1)) == "no error");
+    CHECK(refusal(1, backoff(nanoseconds::max(), std::numeric_limits<double>::max(), nanoseconds::max(), 1)) ==
+          "no error");
 }
 
 TEST_CASE("retry: without jitter the delays are exactly initial * multiplier^(retry - 1), at most the cap", "[retry]") {
@@ -176,7 +174,7 @@ TEST_CASE("retry: without jitter the stream makes no difference", "[retry]") {
     CHECK(delays(policy, 1) == delays(policy, 2));
 }
 
-TEST_CASE("retry: attempt 1,000,000 still gives the cap", "[retry]") {
+TEST_CASE("retry: the delay of retry 1,000,000 is the cap", "[retry]") {
     const auto multiplier = GENERATE(1.0001, 2.0, 1e300, std::numeric_limits<double>::max());
     const RetryPolicy policy(1'000'000, backoff(1ms, multiplier, 30s));
     CHECK(policy.delay(1'000'000) == 30s);
@@ -186,7 +184,7 @@ TEST_CASE("retry: attempt 1,000,000 still gives the cap", "[retry]") {
     CHECK(jittered.delay(1'000'000) >= 15s);
 }
 
-TEST_CASE("retry: a cap that no double can hold is neither overflowed nor passed", "[retry]") {
+TEST_CASE("retry: a cap that a double cannot represent is not exceeded and does not overflow", "[retry]") {
     for (const nanoseconds cap : {nanoseconds::max(), nanoseconds::max() - 1ns, nanoseconds((1LL << 53) + 1)}) {
         for (const double jitter : {0.0, 1e-18, 0.5, 1.0}) {
             for (const nanoseconds initial : {1ns, nanoseconds(1h), cap}) {
@@ -201,7 +199,7 @@ TEST_CASE("retry: a cap that no double can hold is neither overflowed nor passed
     CHECK(RetryPolicy(1, backoff(1ns, 10, nanoseconds::max())).delay(1000) == nanoseconds::max());
 }
 
-TEST_CASE("retry: an initial delay of zero stays zero, whatever the rest", "[retry]") {
+TEST_CASE("retry: if the initial delay is zero, every delay is zero", "[retry]") {
     const auto multiplier = GENERATE(1.0, 2.0, std::numeric_limits<double>::max());
     const auto jitter = GENERATE(0.0, 0.5, 1.0);
     const RetryPolicy policy(9, backoff(0ns, multiplier, 1s, jitter));
@@ -209,14 +207,14 @@ TEST_CASE("retry: an initial delay of zero stays zero, whatever the rest", "[ret
     CHECK(policy.delay(1'000'000) == 0ns);
 }
 
-TEST_CASE("retry: jitter takes off a random part, up to its share and over all of it", "[retry]") {
+TEST_CASE("retry: jitter subtracts a random part, anywhere between none and all of its share", "[retry]") {
     const auto jitter = GENERATE(0.1, 0.5, 1.0);
     nanoseconds least = 1h;
     nanoseconds most = 0ns;
     nanoseconds sum = 0ns;
     constexpr int seeds = 20'000;
     for (std::uint64_t seed = 0; seed != seeds; ++seed) {
-        const auto delay = RetryPolicy(9, backoff(1s, 2, 3s, jitter, seed)).delay(3);  // 4 s, but for the cap
+        const auto delay = RetryPolicy(9, backoff(1s, 2, 3s, jitter, seed)).delay(3);  // 4 s without the cap
         least = std::min(least, delay);
         most = std::max(most, delay);
         sum += delay;
@@ -230,19 +228,19 @@ TEST_CASE("retry: jitter takes off a random part, up to its share and over all o
     CHECK(sum / seeds <= share(0.48));
 }
 
-TEST_CASE("retry: the same seed gives the same delays, another one gives others", "[retry]") {
+TEST_CASE("retry: the same seed produces the same delays, and another seed produces others", "[retry]") {
     std::set<std::vector<nanoseconds>> seen;
     for (const std::uint64_t seed : {0ULL, 1ULL, 2ULL, 3ULL, 1ULL << 32, 1ULL << 63, ~0ULL}) {
         const RetryPolicy policy(9, backoff(1s, 1, 1s, 1, seed));
         const RetryPolicy same(3, backoff(1s, 1, 1s, 1, seed));
         CHECK(delays(policy) == delays(same));
-        CHECK(delays(policy) == delays(policy));  // asking changes nothing
+        CHECK(delays(policy) == delays(policy));  // calling it changes nothing
         seen.insert(delays(policy));
     }
     CHECK(seen.size() == 7);
 }
 
-TEST_CASE("retry: streams and retries differ from each other", "[retry]") {
+TEST_CASE("retry: delays differ between streams and between retries", "[retry]") {
     const RetryPolicy policy(9, backoff(1s, 1, 1s, 1, 42));
     std::set<nanoseconds> seen;
     for (std::uint64_t stream = 0; stream != 100; ++stream) {
@@ -253,7 +251,7 @@ TEST_CASE("retry: streams and retries differ from each other", "[retry]") {
     CHECK(seen.size() > 9'990);  // of 10,000 values out of a billion
 }
 
-TEST_CASE("retry: a copy decides as the original does", "[retry]") {
+TEST_CASE("retry: a copy decides like the original", "[retry]") {
     const RetryPolicy policy(2, backoff(1s, 2, 9s, 0.5, 5), retry_on<std::runtime_error>());
     const RetryPolicy copy = policy;
     CHECK(delays(copy) == delays(policy));
@@ -262,8 +260,7 @@ TEST_CASE("retry: a copy decides as the original does", "[retry]") {
     CHECK_FALSE(copy.should_retry(1, thrown(1)));
 }
 
-TEST_CASE("retry: a predicate decides which exceptions are worth another attempt, while there are retries left",
-          "[retry]") {
+TEST_CASE("retry: while there are retries left, a predicate decides which exceptions are retried", "[retry]") {
     int asked = 0;
     const RetryPolicy policy(2, {}, [&asked](const std::exception_ptr& error) {
         ++asked;
@@ -276,12 +273,12 @@ TEST_CASE("retry: a predicate decides which exceptions are worth another attempt
     CHECK(asked == 2);
 }
 
-TEST_CASE("retry: what a predicate throws comes out", "[retry]") {
+TEST_CASE("retry: an exception of the predicate propagates", "[retry]") {
     const RetryPolicy policy(2, {}, [](const std::exception_ptr&) -> bool { throw std::logic_error("predicate"); });
     CHECK_THROWS_AS(policy.should_retry(1, any_error), std::logic_error);
 }
 
-TEST_CASE("retry: retry_on() takes the given types and those derived from them alone", "[retry]") {
+TEST_CASE("retry: retry_on() accepts the given types and those derived from them, and no others", "[retry]") {
     const auto predicate = retry_on<std::runtime_error, std::bad_alloc, int>();
     CHECK(predicate(thrown(std::runtime_error("x"))));
     CHECK(predicate(thrown(std::range_error("derived"))));
@@ -294,7 +291,7 @@ TEST_CASE("retry: retry_on() takes the given types and those derived from them a
     CHECK_FALSE(predicate(std::make_exception_ptr(std::exception())));  // a base is not enough
 }
 
-TEST_CASE("retry: retry_on looks into exceptions that contain others", "[retry]") {
+TEST_CASE("retry: retry_on() looks into exceptions that contain others", "[retry]") {
     const auto predicate = retry_on<std::range_error>();
     const auto in_several = [](std::exception_ptr first) {
         return std::make_exception_ptr(boost::asio::multiple_exceptions(std::move(first)));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// What a batch should take: a discrete-event simulation of first-in-first-out stages that shares no code with sluice.
+// The expected duration of a batch: a discrete-event simulation of first-in-first-out stages that shares no code with
+// sluice.
 #pragma once
 
 #include <array>
@@ -21,7 +22,7 @@ struct Attempt {
     bool fails;
 };
 
-/// What every attempt of every query in every stage will do.
+/// The course of every attempt of every query in every stage.
 struct Script {
     std::vector<std::array<std::vector<Attempt>, 3>> queries;
     std::array<std::ptrdiff_t, 3> limits;
@@ -48,14 +49,14 @@ inline Script random_script(std::uint64_t seed, std::size_t queries, bool failur
     return script;
 }
 
-/// How long the script takes where nothing but its attempts and its backoff takes any time, and every stage serves
-/// first come, first served. Events in order of time, and of those at the same time in order of their making.
+/// Returns how long the script takes if only its attempts and backoffs take time and every stage serves first come,
+/// first served. Events are handled in order of time, and simultaneous ones in order of creation.
 inline Time simulate(const Script& script) {
     struct Event {
         Time at;
         std::uint64_t sequence;
         std::size_t query;
-        bool ends_attempt;  // else: it ends a backoff
+        bool ends_attempt;  // otherwise it ends a backoff
         bool operator>(const Event& other) const {
             return std::pair(at, sequence) > std::pair(other.at, other.sequence);
         }

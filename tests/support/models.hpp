@@ -12,7 +12,10 @@
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/system/system_error.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -32,7 +35,7 @@ namespace test {
 using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
 using InferencePipelineOptions = sluice::BasicInferencePipelineOptions<VirtualTimer>;
 
-/// Takes `n` steps; false if there were fewer.
+/// Takes `n` steps; returns false if there were fewer.
 inline bool steps(asio::io_context& context, int n) {
     while (n-- > 0) {
         if (!step(context)) {
@@ -42,7 +45,7 @@ inline bool steps(asio::io_context& context, int n) {
     return true;
 }
 
-/// Runs what there is to run before `at`, and moves the time there.
+/// Runs everything that is due until `at`, and moves the time there.
 inline void run_until(asio::io_context& context, std::chrono::nanoseconds at) {
     VirtualTimer timer(context.get_executor());
     timer.expires_at(VirtualTime::time_point(at));
@@ -58,6 +61,16 @@ inline std::chrono::nanoseconds now(asio::io_context& context) {
     return VirtualTime::of(context).now().time_since_epoch();
 }
 
+/// Waits in virtual time; returns whether a cancellation ended the wait early.
+inline asio::awaitable<bool> cancelled_within(std::chrono::nanoseconds duration) {
+    try {
+        co_await sleep(duration);
+    } catch (const boost::system::system_error&) {
+        co_return true;
+    }
+    co_return false;
+}
+
 /// Retries without jitter.
 inline sluice::RetryPolicy retries(int n, std::chrono::nanoseconds backoff = {},
                                    sluice::RetryPolicy::Predicate predicate = {}) {
@@ -69,18 +82,18 @@ inline sluice::RetryPolicy retries(int n, std::chrono::nanoseconds backoff = {},
     return sluice::RetryPolicy(n, settings, std::move(predicate));
 }
 
-/// A simulated model endpoint in virtual time that writes down what is done with it. Outlives its context.
+/// A simulated model endpoint in virtual time that records its calls. It must outlive its context.
 struct Model {
     std::string name;
     std::chrono::nanoseconds latency;
     std::function<std::chrono::nanoseconds(const std::string&)> latency_of;  ///< By text, instead of `latency`.
-    std::map<std::string, int> failures;                                     ///< By text: how many calls fail.
-    std::chrono::nanoseconds clean_up{};                                     ///< That follows a cancellation.
+    std::map<std::string, int> failures;  ///< By text: how many of the next calls fail.
+    std::chrono::nanoseconds clean_up{};  ///< The time that a cancelled call takes to end.
 
     int running = 0;
     int peak = 0;
     std::vector<std::string> begun;     ///< The texts, in order.
-    std::vector<std::string> finished;  ///< Those that got an answer.
+    std::vector<std::string> finished;  ///< Those that were answered.
     std::vector<std::string> failed;
 
     Model(std::string model_name, std::chrono::nanoseconds model_latency)
@@ -129,7 +142,7 @@ private:
     };
 };
 
-/// What calls a Model: with a text alone, or with what two other models gave and the text.
+/// A model function that calls a Model, with a text alone or with the results of two others and the text.
 struct Endpoint {
     Model* model;
 
@@ -145,14 +158,14 @@ struct DeadLetter {
     sluice::StageResult<> reason;
 };
 
-/// A plain sink.
+/// A sink with a plain put().
 struct DeadLetters {
     std::vector<DeadLetter> letters;
 
     void put(const sluice::Query& query, const sluice::StageResult<>& reason) { letters.push_back({query, reason}); }
 };
 
-/// A sink that takes its time.
+/// A sink with an awaitable put() that takes some time.
 struct SlowDeadLetters {
     std::chrono::nanoseconds latency = std::chrono::milliseconds(40);
     int begun = 0;
@@ -165,7 +178,7 @@ struct SlowDeadLetters {
     }
 };
 
-/// Three models and a sink, to make pipelines of. The context dies first.
+/// Three models and a sink to make pipelines of. The context is destroyed first.
 template <class Sink = DeadLetters>
 struct Rig {
     using Pipeline = sluice::InferencePipeline<Endpoint, Endpoint, Endpoint, Sink, VirtualTimer>;
@@ -196,7 +209,7 @@ struct Rig {
 
 inline const std::string stage_names[] = {"classify", "extract", "generate"};
 
-/// Whether nobody is in any stage or waits for one.
+/// Whether no query holds a slot of any stage or waits for one.
 template <class Pipeline>
 bool idle(Pipeline& pipeline) {
     const auto none = [](const sluice::StageSemaphore& s) { return s.active() == 0 && s.waiting() == 0; };
@@ -223,7 +236,7 @@ inline std::vector<sluice::Query> make_queries(std::size_t n) {
     return queries;
 }
 
-/// The queries' ids in the order of the letters.
+/// The ids of the queries, in the order of the letters.
 inline std::vector<std::string> ids(const std::vector<DeadLetter>& letters) {
     std::vector<std::string> result;
     for (const DeadLetter& letter : letters) {
@@ -237,14 +250,14 @@ bool all_different(const std::vector<T>& values) {
     return std::set<T>(values.begin(), values.end()).size() == values.size();
 }
 
-/// A single-pass range that makes its queries when they are asked for and counts them; may throw at one of them.
+/// A single-pass range that makes and counts its queries on demand, and may throw at one of them.
 class Source {
 public:
     enum class Throw { never, in_begin, in_increment, in_dereference };
 
     std::size_t size = 0;
-    std::size_t made = 0;  ///< Queries that were looked at.
-    std::size_t read = 0;  ///< Positions that were reached, the end among them.
+    std::size_t made = 0;  ///< The queries that were dereferenced.
+    std::size_t read = 0;  ///< The positions that were reached, including the end.
     Throw where = Throw::never;
     std::size_t throw_at = 0;
     std::function<void(std::size_t)> on_make;

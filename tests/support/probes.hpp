@@ -11,11 +11,13 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace test {
 
-/// Counts itself for as long as it lives. A copy or a destruction too many shows in the count.
+/// Counts itself while it lives. An unexpected copy or destruction shows in the count.
 class Live {
 public:
     explicit Live(int& count) : count_(&count) { ++count; }
@@ -27,7 +29,20 @@ private:
     int* count_;
 };
 
-/// How many bytes of stack lie between the deepest and the shallowest call of touch().
+/// Calls a function when it is destroyed.
+template <class Function>
+class AtExit {
+public:
+    explicit AtExit(Function function) : function_(std::move(function)) {}
+    AtExit(const AtExit&) = delete;
+    AtExit& operator=(const AtExit&) = delete;
+    ~AtExit() { function_(); }
+
+private:
+    Function function_;
+};
+
+/// The number of bytes of stack between the deepest and the shallowest call of touch().
 class StackSpan {
 public:
     [[gnu::noinline]] void touch() {
@@ -43,7 +58,7 @@ private:
     std::uintptr_t highest_ = 0;
 };
 
-/// What the std::invalid_argument says that `function` throws.
+/// The message of the std::invalid_argument that `function` throws.
 template <class Function>
 std::string refusal_of(Function function) {
     try {
@@ -54,7 +69,7 @@ std::string refusal_of(Function function) {
     return "no error";
 }
 
-/// Each type of cancellation, one a run of the test.
+/// A type of cancellation; the test runs once for each.
 inline auto any_cancellation() {
     using boost::asio::cancellation_type;
     return GENERATE(cancellation_type::terminal, cancellation_type::partial, cancellation_type::total);
@@ -65,6 +80,24 @@ inline std::vector<std::size_t> first_numbers(std::size_t n) {
     std::vector<std::size_t> numbers(n);
     std::iota(numbers.begin(), numbers.end(), std::size_t{0});
     return numbers;
+}
+
+/// The results of `n` calls of `function`.
+template <class Function>
+auto repeat(std::size_t n, Function function) {
+    std::vector<std::invoke_result_t<Function&>> results;
+    results.reserve(n);
+    while (results.size() != n) {
+        results.push_back(function());
+    }
+    return results;
+}
+
+/// Whether no query holds a slot in any stage of a pipeline.
+template <class Pipeline>
+bool no_slot_taken(Pipeline& pipeline) {
+    return pipeline.classify().semaphore().active() == 0 && pipeline.extract().semaphore().active() == 0 &&
+           pipeline.generate().semaphore().active() == 0;
 }
 
 }  // namespace test

@@ -14,10 +14,12 @@
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
 
 #include <chrono>
+#include <cstddef>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -31,14 +33,27 @@ namespace asio = boost::asio;
 using sluice::testing::VirtualTime;
 using sluice::testing::VirtualTimer;
 
-/// A coroutine that a test started: how it ended, and a way to cancel it. May die before its coroutine.
+/// Whether an exception is a system_error with operation_aborted.
+inline bool is_aborted(const std::exception_ptr& error) {
+    try {
+        if (error) {
+            std::rethrow_exception(error);
+        }
+    } catch (const boost::system::system_error& e) {
+        return e.code() == asio::error::operation_aborted;
+    } catch (...) {
+    }
+    return false;
+}
+
+/// A coroutine started by a test: how it ended, and a way to cancel it. May be destroyed before its coroutine.
 ///
-/// It begins when the context is run; nothing happens inside the constructor. It must not be cancelled before then: on
-/// Boost 1.83 that would escape into the event loop.
+/// It begins when the context runs; nothing happens inside the constructor. Do not cancel it before it begins: with
+/// Boost 1.83 the exception would escape into the event loop.
 template <class T = void>
 class Task {
 public:
-    /// `function` gives an awaitable<T> and lives as long as its coroutine.
+    /// `function` returns an awaitable<T>, and lives as long as its coroutine.
     template <class Function>
     Task(const asio::any_io_executor& executor, Function function) {
         asio::co_spawn(executor, run(std::move(function), state_),
@@ -51,7 +66,7 @@ public:
     int ends() const { return state_->ends; }
     bool succeeded() const { return done() && state_->value.has_value() && !state_->error; }
 
-    /// What it gave; only if it succeeded.
+    /// The value that it returned; only if it succeeded.
     auto& value() { return state_->value.value(); }
 
     template <class Exception>
@@ -69,18 +84,7 @@ public:
     }
 
     /// Whether it ended with operation_aborted.
-    bool aborted() const {
-        if (!done() || !state_->error) {
-            return false;
-        }
-        try {
-            std::rethrow_exception(state_->error);
-        } catch (const boost::system::system_error& error) {
-            return error.code() == asio::error::operation_aborted;
-        } catch (...) {
-            return false;
-        }
-    }
+    bool aborted() const { return done() && is_aborted(state_->error); }
 
     std::exception_ptr error() const { return state_->error; }
 
@@ -101,10 +105,10 @@ private:
         }
     };
 
-    // All that depends on the type of the function: co_spawn costs far more to compile.
+    // Only this depends on the type of the function, since co_spawn is slow to compile.
     template <class Function>
     static asio::awaitable<void> run(Function function, std::shared_ptr<State> state) {
-        // Total cancellation as well: by default a coroutine lets only the terminal one through.
+        // By default a coroutine lets only terminal cancellation through.
         co_await asio::this_coro::reset_cancellation_state(asio::enable_total_cancellation());
         if constexpr (std::is_void_v<T>) {
             co_await function();
@@ -122,10 +126,22 @@ inline asio::awaitable<void> sleep(std::chrono::nanoseconds duration) {
     return sluice::sleep_for<VirtualTimer>(duration);
 }
 
-/// Gives every other ready handler a turn.
+/// Waits until it is cancelled.
+inline asio::awaitable<void> wait_forever() {
+    asio::steady_timer timer(co_await asio::this_coro::executor, asio::steady_timer::time_point::max());
+    co_await timer.async_wait(asio::deferred);
+}
+
+/// Lets every other ready handler run first.
 inline asio::awaitable<void> yield() { co_await asio::post(co_await asio::this_coro::executor, asio::deferred); }
 
-/// Runs one handler, or moves time on to the next wait; false if nothing is left to do.
+/// Runs all handlers that are or become ready, and returns their number.
+inline std::size_t poll(asio::io_context& context) {
+    context.restart();
+    return context.poll();
+}
+
+/// Runs one handler, or advances virtual time to the next wait. Returns false if nothing is left to do.
 inline bool step(asio::io_context& context) {
     context.restart();
     return context.poll_one() != 0 || VirtualTime::of(context).advance();

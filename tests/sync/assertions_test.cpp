@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// Wrong uses that an assertion must name, and right ones of which no assertion must speak. Assertions are noted here,
-// and do not end the program.
+// Wrong uses that must trigger an assertion, and correct uses that must not. Assertions are recorded here, and do not
+// end the program.
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/barrier.hpp>
@@ -39,16 +39,16 @@
 namespace {
 
 std::mutex mutex;
-std::vector<std::string> told;  // what assertions have said since it was last asked for
+std::vector<std::string> messages;  // by assertions since the last call of take_messages()
 
-std::vector<std::string> take_told() {
+std::vector<std::string> take_messages() {
     const std::lock_guard lock(mutex);
-    return std::exchange(told, {});
+    return std::exchange(messages, {});
 }
 
-// Whether assertions have said this, once or more, and nothing else.
+// Whether there was at least one assertion, and each of them began like this.
 bool said(std::string_view beginning) {
-    const auto all = take_told();
+    const auto all = take_messages();
     bool right = !all.empty();
     for (const auto& text : all) {
         right = right && text.starts_with(beginning);
@@ -56,9 +56,9 @@ bool said(std::string_view beginning) {
     return right;
 }
 
-bool silent() { return take_told().empty(); }
+bool silent() { return take_messages().empty(); }
 
-// After some assertions there is nothing to go on with.
+// Thrown by an assertion after which the program cannot continue.
 struct Fatal {};
 constexpr std::string_view destroyed = "sluice::Stage: destroyed while a query runs through it";
 
@@ -66,14 +66,14 @@ constexpr std::string_view destroyed = "sluice::Stage: destroyed while a query r
 
 void boost::assertion_failed_msg(const char*, const char* msg, const char*, const char*, long) {
     const std::lock_guard lock(mutex);
-    told.emplace_back(msg);
-    if (told.back().starts_with(destroyed)) {
+    messages.emplace_back(msg);
+    if (messages.back().starts_with(destroyed)) {
         throw Fatal();
     }
 }
 void boost::assertion_failed(const char* expression, const char*, const char*, long) {
     const std::lock_guard lock(mutex);
-    told.emplace_back(expression);
+    messages.emplace_back(expression);
 }
 
 namespace {
@@ -91,7 +91,7 @@ constexpr std::string_view no_arrival = "sluice::Barrier: arrive_and_wait() was 
 
 }  // namespace
 
-TEST_CASE("assertion: an operation that nobody awaits", "[assertion]") {
+TEST_CASE("assertion: an operation that is never awaited", "[assertion]") {
     asio::io_context context;
     StageSemaphore semaphore(context.get_executor(), 1);
     Barrier barrier(context.get_executor(), 1);
@@ -115,8 +115,7 @@ TEST_CASE("assertion: an operation that nobody awaits", "[assertion]") {
     CHECK(silent());
 }
 
-TEST_CASE("assertion: none for operations that are awaited, moved from, converted, or given to someone",
-          "[assertion]") {
+TEST_CASE("assertion: none for operations that are awaited, moved from, converted, or passed on", "[assertion]") {
     asio::io_context context;
     StageSemaphore semaphore(context.get_executor(), 100);
     Barrier barrier(context.get_executor(), 1);
@@ -143,7 +142,7 @@ TEST_CASE("assertion: none for operations that are awaited, moved from, converte
     CHECK(silent());
 }
 
-TEST_CASE("assertion: none for an operation that an exception, or a cancellation, keeps from being awaited",
+TEST_CASE("assertion: none for an operation that an exception or a cancellation prevents from being awaited",
           "[assertion]") {
     asio::io_context context;
     StageSemaphore semaphore(context.get_executor(), 1);
@@ -158,7 +157,7 @@ TEST_CASE("assertion: none for an operation that an exception, or a cancellation
         co_await asio::this_coro::throw_if_cancelled(false);
         co_await test::yield();
         co_await asio::this_coro::throw_if_cancelled(true);
-        const Slot slot = co_await semaphore.acquire();  // Asio throws before it begins
+        const Slot slot = co_await semaphore.acquire();  // Asio throws before the operation begins
     });
     context.poll_one();
     context.poll_one();
@@ -200,28 +199,24 @@ TEST_CASE("assertion: a primitive that is awaited in another execution context",
     other.poll();
     CHECK(said(elsewhere));
     Task<Slot> waits(other.get_executor(), [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); });
-    other.restart();
-    other.poll();
+    test::poll(other);
     CHECK(said(elsewhere));
     Task<std::size_t> arrives(other.get_executor(),
                               [&]() -> asio::awaitable<std::size_t> { return barrier.arrive_and_wait(); });
-    other.restart();
-    other.poll();
+    test::poll(other);
     CHECK(said(elsewhere));
     sluice::Stage stage(context.get_executor(), "s", 1, [](int) -> asio::awaitable<int> { co_return 1; });
     int argument = 1;
     Task<sluice::StageResult<int>> runs(other.get_executor(), [&] { return stage.run("q", argument); });
-    other.restart();
-    other.poll();
+    test::poll(other);
     CHECK(said(elsewhere));
     Task<Slot> at_home(asio::make_strand(context), [&]() -> asio::awaitable<Slot> { return semaphore.acquire(); });
     context.poll();
     CHECK(silent());
     semaphore.close();
     barrier.abort();
-    context.restart();
-    context.poll();
-    take_told();
+    test::poll(context);
+    take_messages();
 }
 
 TEST_CASE("assertion: two threads in one primitive at the same time", "[assertion]") {
@@ -237,7 +232,7 @@ TEST_CASE("assertion: two threads in one primitive at the same time", "[assertio
                 context,
                 [&]() -> Void {
                     const Slot mine = co_await semaphore.acquire();
-                    inside.release();  // resumed by the drain of the semaphore, and busy
+                    inside.release();  // busy, while the semaphore is resuming it
                     tried.acquire();
                 },
                 asio::detached);
@@ -266,7 +261,7 @@ TEST_CASE("assertion: none for threads that take turns", "[assertion]") {
 
 namespace {
 
-// A stage that is destroyed in the middle of a run, at a certain point in time.
+// A stage that is destroyed during a run.
 struct Short {
     asio::io_context context;
     test::Model model{"model", 10ms};
@@ -285,7 +280,7 @@ struct Short {
 
 TEST_CASE("assertion: a stage that is destroyed while a query waits, runs, or is in backoff", "[assertion]") {
     const bool timed = GENERATE(false, true);
-    const auto when = GENERATE(5ms, 12ms);  // the first query runs, then it is in backoff; the second waits, then runs
+    const auto when = GENERATE(5ms, 12ms);  // the first query runs, then backs off; the second waits, then runs
     auto options = test::StageOptions(test::retries(3, 5ms));
     if (timed) {
         options.timeout = 1s;
@@ -312,7 +307,8 @@ TEST_CASE("assertion: a stage that is destroyed before its query begins", "[asse
     CHECK(said(destroyed));
 }
 
-TEST_CASE("assertion: none for a stage that is destroyed with queries in it, and then their context", "[assertion]") {
+TEST_CASE("assertion: none for a stage that is destroyed with queries in it, if their context is destroyed next",
+          "[assertion]") {
     for (int n = 0; n != 8; ++n) {
         Short one{test::StageOptions(test::retries(3, 5ms), 7ms)};
         one.model.failures["a"] = 1;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// 100,000 of everything on a small stack: CTest runs this program with a stack of 256 KiB. And ten times the work takes
-// ten times the handlers.
+// 100,000 of everything on a small stack: CTest runs this program with a stack of 256 KiB. The last test checks that
+// ten times the work takes ten times the handlers.
 #include "support/task.hpp"
 
 #include <sluice/sluice.hpp>
@@ -31,16 +31,21 @@ asio::awaitable<void> pass_through(sluice::StageSemaphore& semaphore, std::size_
     ++passed;
 }
 
-// How many handlers it takes to serve `n` waiters one after the other.
+// Starts `n` coroutines that count themselves once they have had a slot, and runs them as far as possible.
+void start_waiters(asio::io_context& context, sluice::StageSemaphore& semaphore, std::size_t& passed, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
+    }
+    context.poll();
+}
+
+// The number of handlers that it takes to serve `n` waiters one after the other.
 std::size_t cascade(std::size_t n) {
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 1);
     std::size_t passed = 0;
     auto first = semaphore.try_acquire();
-    for (std::size_t i = 0; i < n; ++i) {
-        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
-    }
-    context.poll();
+    start_waiters(context, semaphore, passed, n);
     REQUIRE(semaphore.waiting() == n);
     first.release();
     const std::size_t handlers = context.poll();
@@ -88,13 +93,13 @@ std::size_t children(std::size_t n) {
     return handlers;
 }
 
-struct Nowhere {
+struct DiscardingSink {
     void put(const sluice::Query&, const sluice::StageResult<>&) {}
 };
 
 std::size_t batch(std::size_t n) {
     asio::io_context context;
-    Nowhere sink;
+    DiscardingSink sink;
     const auto model = [](const std::string&) -> asio::awaitable<int> {
         co_await test::yield();
         co_return 1;
@@ -113,27 +118,27 @@ std::size_t batch(std::size_t n) {
     return handlers;
 }
 
-// A sink that sends what has failed through the pipeline again, some times.
-struct Again {
+// A sink that resends a failed query through the pipeline, for a number of levels.
+struct ResendingSink {
     using Resend = std::function<asio::awaitable<void>(sluice::Query)>;
 
     std::size_t levels;
-    std::size_t put_to_rest = 0;
+    std::size_t dead_letters = 0;
     Resend resend;
 
-    explicit Again(std::size_t n) : levels(n) {}
+    explicit ResendingSink(std::size_t n) : levels(n) {}
 
     asio::awaitable<void> put(const sluice::Query& query, const sluice::StageResult<>&) {
         if (levels-- > 0) {
             co_await resend(query);
         }
-        ++put_to_rest;
+        ++dead_letters;
     }
 };
 
 std::size_t resend_from_sink(std::size_t levels) {
     asio::io_context context;
-    Again sink(levels);
+    ResendingSink sink(levels);
     const auto fails = [](const std::string&) -> asio::awaitable<int> {
         throw std::runtime_error("no");
         co_return 1;
@@ -147,10 +152,11 @@ std::size_t resend_from_sink(std::size_t levels) {
     const test::Task<> task(context.get_executor(), [&] { return sink.resend({"q", "text"}); });
     context.poll();
     REQUIRE(task.succeeded());
-    return sink.put_to_rest;
+    return sink.dead_letters;
 }
 
-// A model that asks its own stage again, some times; each level holds a slot and has a timeout, or not.
+// A model that runs its own stage again, for a number of levels. Each level holds a slot, and a timeout if there is
+// one.
 std::size_t run_from_model(std::size_t levels, sluice::StageOptions options) {
     asio::io_context context;
     std::function<asio::awaitable<int>(const std::size_t&)> again;
@@ -172,7 +178,7 @@ std::size_t run_from_model(std::size_t levels, sluice::StageOptions options) {
     return static_cast<std::size_t>(task.value());
 }
 
-TEST_CASE("depth: a sink sends its query through the pipeline again, 20,000 levels deep", "[depth]") {
+TEST_CASE("depth: a sink resends its query through the pipeline, 20,000 levels deep", "[depth]") {
     CHECK(resend_from_sink(20'000) == 20'001);
 }
 
@@ -187,10 +193,7 @@ TEST_CASE("depth: 100,000 waiters, all at once", "[depth]") {
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 0);
     std::size_t passed = 0;
-    for (std::size_t i = 0; i < many; ++i) {
-        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
-    }
-    context.poll();
+    start_waiters(context, semaphore, passed, many);
     semaphore.set_limit(many);
     context.poll();
     CHECK(passed == many);
@@ -200,24 +203,18 @@ TEST_CASE("depth: 100,000 waiters, cancelled by closing", "[depth]") {
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 0);
     std::size_t passed = 0;
-    for (std::size_t i = 0; i < many; ++i) {
-        asio::co_spawn(context, pass_through(semaphore, passed), asio::detached);
-    }
-    context.poll();
+    start_waiters(context, semaphore, passed, many);
     semaphore.close();
     context.poll();
     CHECK(passed == 0);
     CHECK(semaphore.waiting() == 0);
 }
 
-TEST_CASE("depth: 100,000 waiters die with their context", "[depth]") {
+TEST_CASE("depth: 100,000 waiters, destroyed with their context", "[depth]") {
     std::optional<asio::io_context> context(std::in_place);
     sluice::StageSemaphore semaphore(context->get_executor(), 0);
     std::size_t passed = 0;
-    for (std::size_t i = 0; i < many; ++i) {
-        asio::co_spawn(*context, pass_through(semaphore, passed), asio::detached);
-    }
-    context->poll();
+    start_waiters(*context, semaphore, passed, many);
     context.reset();
     CHECK(semaphore.waiting() == 0);
 }

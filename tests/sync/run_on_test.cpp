@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// What run_on() does, step by step: `away` stands for the pool, and this thread runs both contexts by hand. What
-// several threads do to it is in threads_test.cpp.
+// run_on() step by step on one thread, which runs both contexts; `away` stands for the pool. threads_test.cpp tests it
+// with several threads.
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/run_on.hpp>
 #include <sluice/sync/task_group.hpp>
@@ -22,7 +22,6 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/require.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
@@ -44,8 +43,9 @@ namespace this_coro = boost::asio::this_coro;
 using sluice::run_on;
 using test::Live;
 using test::Task;
+using test::wait_forever;
 
-// Destroyed in the order that run_on() asks for: `away` first.
+// Destroyed in the order that run_on() requires: `away` first.
 struct Contexts {
     asio::io_context home;
     asio::io_context away;
@@ -60,7 +60,7 @@ struct Contexts {
         }
     }
 
-    // Runs until the work is all that there is to run.
+    // Runs until only the work is left to run.
     void begin() { home.poll(); }
 
     template <class Function>
@@ -72,12 +72,7 @@ struct Contexts {
     }
 };
 
-asio::awaitable<void> never() {
-    asio::steady_timer timer(co_await this_coro::executor, asio::steady_timer::time_point::max());
-    co_await timer.async_wait(asio::deferred);
-}
-
-// Waits to be cancelled; tells whether it waits, and how it was cancelled.
+// Waits until it is cancelled; shows whether it is waiting, and how it was cancelled.
 struct Waiting {
     bool& waits;
     asio::cancellation_type& cancelled;
@@ -85,7 +80,7 @@ struct Waiting {
     asio::awaitable<void> operator()() const {
         waits = true;
         try {
-            co_await never();
+            co_await wait_forever();
         } catch (const boost::system::system_error&) {
             waits = false;
         }
@@ -99,7 +94,7 @@ struct NotDefaultConstructible {
     int number;
 };
 
-TEST_CASE("run_on: gives what a plain function returns", "[run_on]") {
+TEST_CASE("run_on: returns the value of a plain function", "[run_on]") {
     Contexts contexts;
     SECTION("a value") {
         auto task = contexts.task([] { return 7; });
@@ -113,24 +108,24 @@ TEST_CASE("run_on: gives what a plain function returns", "[run_on]") {
         CHECK(task.succeeded());
         CHECK(called);
     }
-    SECTION("what can only be moved, from a function that can only be moved") {
+    SECTION("a move-only value, from a move-only function") {
         auto task = contexts.task([owned = std::make_unique<int>(7)]() mutable { return std::move(owned); });
         contexts.run();
         CHECK(*task.value() == 7);
     }
-    SECTION("what has no default") {
+    SECTION("a value without a default constructor") {
         auto task = contexts.task([] { return NotDefaultConstructible(7); });
         contexts.run();
         CHECK(task.value().number == 7);
     }
-    SECTION("by a pointer to a function") {
+    SECTION("from a pointer to a function") {
         auto task = contexts.task(+[] { return std::string("seven"); });
         contexts.run();
         CHECK(task.value() == "seven");
     }
 }
 
-TEST_CASE("run_on: gives what a coroutine returns", "[run_on]") {
+TEST_CASE("run_on: returns the value of a coroutine", "[run_on]") {
     Contexts contexts;
     SECTION("a value, after a wait") {
         auto task = contexts.task([]() -> asio::awaitable<int> {
@@ -140,7 +135,7 @@ TEST_CASE("run_on: gives what a coroutine returns", "[run_on]") {
         contexts.run();
         CHECK(task.value() == 7);
     }
-    SECTION("nothing, without any wait") {
+    SECTION("nothing, without suspending") {
         bool called = false;
         auto task = contexts.task([&]() -> asio::awaitable<void> {
             called = true;
@@ -150,7 +145,7 @@ TEST_CASE("run_on: gives what a coroutine returns", "[run_on]") {
         CHECK(task.succeeded());
         CHECK(called);
     }
-    SECTION("what can only be moved, by a lambda with captures") {
+    SECTION("a move-only value, from a lambda with captures") {
         auto task =
             contexts.task([owned = std::make_unique<int>(7)]() mutable -> asio::awaitable<std::unique_ptr<int>> {
                 co_await test::yield();
@@ -159,7 +154,7 @@ TEST_CASE("run_on: gives what a coroutine returns", "[run_on]") {
         contexts.run();
         CHECK(*task.value() == 7);
     }
-    SECTION("what has no default") {
+    SECTION("a value without a default constructor") {
         auto task =
             contexts.task([]() -> asio::awaitable<NotDefaultConstructible> { co_return NotDefaultConstructible(7); });
         contexts.run();
@@ -167,7 +162,7 @@ TEST_CASE("run_on: gives what a coroutine returns", "[run_on]") {
     }
 }
 
-TEST_CASE("run_on: throws what the function threw", "[run_on]") {
+TEST_CASE("run_on: rethrows the exception of the function", "[run_on]") {
     Contexts contexts;
     SECTION("a plain function") {
         auto task = contexts.task([]() -> int { throw std::runtime_error("no"); });
@@ -187,7 +182,7 @@ TEST_CASE("run_on: throws what the function threw", "[run_on]") {
         contexts.run();
         CHECK(task.failed_with<std::runtime_error>());
     }
-    SECTION("before there is a coroutine") {
+    SECTION("before the function returns an awaitable") {
         auto task = contexts.task([]() -> asio::awaitable<int> { throw std::runtime_error("no"); });
         contexts.run();
         CHECK(task.failed_with<std::runtime_error>());
@@ -213,7 +208,7 @@ TEST_CASE("run_on: works with typed executors on either side", "[run_on]") {
     CHECK(got == 28);
 }
 
-TEST_CASE("run_on: the function is called on the executor, the coroutine goes on on its own", "[run_on]") {
+TEST_CASE("run_on: the function is called on the given executor, and the coroutine resumes on its own", "[run_on]") {
     Contexts contexts;
     int called = 0;
     auto task = contexts.task([&] { return ++called; });
@@ -226,19 +221,19 @@ TEST_CASE("run_on: the function is called on the executor, the coroutine goes on
     CHECK(task.value() == 1);
 }
 
-TEST_CASE("run_on: the function is not called inside the call that awaits, on the same executor either", "[run_on]") {
+TEST_CASE("run_on: the function is not called inside the awaiting call, even on the same executor", "[run_on]") {
     asio::io_context context;
     std::vector<std::string> log;
     Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
-        asio::post(context, [&] { log.push_back("others"); });
+        asio::post(context, [&] { log.push_back("other handler"); });
         co_await run_on(context.get_executor(), [&] { log.push_back("function"); });
     });
     context.run();
-    CHECK(log == std::vector<std::string>{"others", "function"});
+    CHECK(log == std::vector<std::string>{"other handler", "function"});
     CHECK(task.succeeded());
 }
 
-TEST_CASE("run_on: each call has a strand of its own", "[run_on]") {
+TEST_CASE("run_on: each call has its own strand", "[run_on]") {
     Contexts contexts;
     std::vector<asio::any_io_executor> executors;
     const auto work = [&]() -> asio::awaitable<void> { executors.push_back(co_await this_coro::executor); };
@@ -252,11 +247,10 @@ TEST_CASE("run_on: each call has a strand of its own", "[run_on]") {
     CHECK(executors[0] != executors[1]);
 }
 
-TEST_CASE("run_on: function and coroutine are gone before the awaiting coroutine goes on", "[run_on]") {
+TEST_CASE("run_on: the function and its coroutine are destroyed before the awaiting coroutine resumes", "[run_on]") {
     Contexts contexts;
     int alive = 0;
-    SECTION("a plain function") {
-        auto task = contexts.task([live = std::make_unique<Live>(alive)] {});
+    const auto check_ends = [&](const Task<>& task) {
         contexts.begin();
         CHECK(alive == 1);
         contexts.away.poll();
@@ -264,24 +258,20 @@ TEST_CASE("run_on: function and coroutine are gone before the awaiting coroutine
         CHECK_FALSE(task.done());
         contexts.home.poll();
         CHECK(task.done());
+    };
+    SECTION("a plain function") {
+        check_ends(contexts.task([live = std::make_unique<Live>(alive)] {}));
     }
     SECTION("a coroutine that fails") {
-        auto task = contexts.task([&, live = std::make_unique<Live>(alive)]() -> asio::awaitable<void> {
+        check_ends(contexts.task([&, live = std::make_unique<Live>(alive)]() -> asio::awaitable<void> {
             const Live local(alive);
             co_await test::yield();
             throw std::runtime_error("no");
-        });
-        contexts.begin();
-        CHECK(alive == 1);
-        contexts.away.poll();
-        CHECK(alive == 0);
-        CHECK_FALSE(task.done());
-        contexts.home.poll();
-        CHECK(task.done());
+        }));
     }
 }
 
-TEST_CASE("run_on: cancellation of every type reaches the coroutine, on its strand, and is waited for",
+TEST_CASE("run_on: a cancellation of any type reaches the coroutine on its strand, and its end is waited for",
           "[run_on][cancellation]") {
     const auto type = test::any_cancellation();
     Contexts contexts;
@@ -303,8 +293,7 @@ TEST_CASE("run_on: cancellation of every type reaches the coroutine, on its stra
     CHECK(task.aborted());
 }
 
-TEST_CASE("run_on: a coroutine that co_spawn started lets through terminal cancellation alone",
-          "[run_on][cancellation]") {
+TEST_CASE("run_on: a coroutine started by co_spawn lets only terminal cancellation through", "[run_on][cancellation]") {
     Contexts contexts;
     bool waits = false;
     auto cancelled = asio::cancellation_type::none;
@@ -332,7 +321,7 @@ TEST_CASE("run_on: cancelled while the pool is busy, the function is not called"
         auto task = contexts.task([&, live = std::make_unique<Live>(alive)] { return ++called; });
         contexts.begin();
         task.cancel(type);
-        contexts.run();  // and nothing escapes from it
+        contexts.run();  // no exception escapes
         CHECK(task.aborted());
     }
     SECTION("a coroutine") {
@@ -347,7 +336,7 @@ TEST_CASE("run_on: cancelled while the pool is busy, the function is not called"
     CHECK(alive == 0);
 }
 
-TEST_CASE("run_on: cancelled at any step, nothing escapes and all of it ends", "[run_on][cancellation]") {
+TEST_CASE("run_on: cancelled at any step, no exception escapes and everything ends", "[run_on][cancellation]") {
     const auto check = [](auto executor_of, int steps) {
         CAPTURE(steps);
         Contexts contexts;
@@ -356,7 +345,7 @@ TEST_CASE("run_on: cancelled at any step, nothing escapes and all of it ends", "
         Task<> task(contexts.home.get_executor(), [&] {
             auto work = [&, live = std::make_unique<Live>(alive)]() -> asio::awaitable<void> {
                 called = true;
-                co_await never();
+                co_await wait_forever();
             };
             return run_on(executor_of(contexts.away), std::move(work));
         });
@@ -380,7 +369,7 @@ TEST_CASE("run_on: cancelled at any step, nothing escapes and all of it ends", "
     }
 }
 
-TEST_CASE("run_on: a coroutine that is cancelled already does not begin it", "[run_on][cancellation]") {
+TEST_CASE("run_on: a coroutine that was cancelled earlier does not start the work", "[run_on][cancellation]") {
     Contexts contexts;
     int called = 0;
     Task<> task(contexts.home.get_executor(), [&]() -> asio::awaitable<void> {
@@ -394,10 +383,10 @@ TEST_CASE("run_on: a coroutine that is cancelled already does not begin it", "[r
     CHECK(called == 0);
 }
 
-TEST_CASE("run_on: what the function returns although it was cancelled comes out", "[run_on][cancellation]") {
+TEST_CASE("run_on: the result of a function is kept although it was cancelled", "[run_on][cancellation]") {
     const auto type = test::any_cancellation();
     Contexts contexts;
-    SECTION("it has returned, and the coroutine has yet to go on") {
+    SECTION("a function that has returned before the coroutine resumes") {
         auto task = contexts.task([] { return 7; });
         contexts.begin();
         contexts.away.poll();
@@ -405,7 +394,7 @@ TEST_CASE("run_on: what the function returns although it was cancelled comes out
         contexts.run();
         CHECK(task.value() == 7);
     }
-    SECTION("it is cancelled while it runs, without suspending") {
+    SECTION("a function that is cancelled while it runs") {
         std::optional<Task<int>> task;
         task.emplace(contexts.task([&] {
             task->cancel(type);
@@ -414,7 +403,7 @@ TEST_CASE("run_on: what the function returns although it was cancelled comes out
         contexts.run();
         CHECK(task->value() == 7);
     }
-    SECTION("the same of a coroutine") {
+    SECTION("a coroutine that is cancelled while it runs, without suspending") {
         std::optional<Task<int>> task;
         task.emplace(contexts.task([&]() -> asio::awaitable<int> {
             task->cancel(type);
@@ -426,7 +415,7 @@ TEST_CASE("run_on: what the function returns although it was cancelled comes out
     SECTION("a coroutine that catches its cancellation") {
         auto task = contexts.task([]() -> asio::awaitable<int> {
             try {
-                co_await never();
+                co_await wait_forever();
             } catch (const boost::system::system_error&) {
                 co_return 7;
             }
@@ -438,12 +427,12 @@ TEST_CASE("run_on: what the function returns although it was cancelled comes out
         contexts.run();
         CHECK(task.value() == 7);
     }
-    SECTION("a coroutine that ends otherwise") {
+    SECTION("a coroutine that fails when it is cancelled") {
         auto task = contexts.task([]() -> asio::awaitable<int> {
             try {
-                co_await never();
+                co_await wait_forever();
             } catch (const boost::system::system_error&) {
-                throw std::runtime_error("not in the mood");
+                throw std::runtime_error("no");
             }
             co_return 0;
         });
@@ -464,7 +453,7 @@ TEST_CASE("run_on: a task group cancels its children's work and waits for it", "
             throw std::runtime_error("third");
         }
         try {
-            co_await never();
+            co_await wait_forever();
         } catch (const boost::system::system_error&) {
             ++ended;
             throw;
@@ -495,18 +484,18 @@ TEST_CASE("run_on: a model function in one line", "[run_on]") {
     CHECK(task.value().data == 4);
 }
 
-TEST_CASE("run_on: a pool that was stopped runs nothing, and takes along whoever waits when it is destroyed",
+TEST_CASE("run_on: a stopped pool runs nothing, and its destruction destroys the coroutines that wait for it",
           "[run_on][shutdown]") {
     asio::io_context home;
     std::optional<asio::io_context> away(std::in_place);
     int alive = 0;
     int called = 0;
-    bool went_on = false;
+    bool resumed = false;
     const auto caller = [&]() -> asio::awaitable<void> {
         const Live here(alive);
         auto function = [&, live = std::make_unique<Live>(alive)] { ++called; };
         co_await run_on(away->get_executor(), std::move(function));
-        went_on = true;
+        resumed = true;
     };
     Task<> task(home.get_executor(), caller);
     home.poll();
@@ -514,14 +503,14 @@ TEST_CASE("run_on: a pool that was stopped runs nothing, and takes along whoever
     away->poll();
     home.poll();
     CHECK(alive == 2);
-    CHECK_FALSE(home.stopped());  // somebody may yet come back
+    CHECK_FALSE(home.stopped());  // the coroutine may still resume
     SECTION("cancelled in vain") { task.cancel(); }
     SECTION("not cancelled") {}
     away.reset();
-    home.run();  // returns, since nobody can come back
+    home.run();  // returns, since nothing can resume
     CHECK(alive == 0);
     CHECK(called == 0);
-    CHECK_FALSE(went_on);
+    CHECK_FALSE(resumed);
     CHECK(task.ends() == 0);
 }
 
@@ -534,7 +523,7 @@ void check_destruction_of_suspended_work(MakeExecutor make_executor) {
         const Live here(alive);
         co_await run_on(make_executor(*away), [&]() -> asio::awaitable<void> {
             const Live there(alive);
-            co_await never();
+            co_await wait_forever();
         });
     };
     Task<> task(home.get_executor(), caller);
@@ -549,31 +538,31 @@ void check_destruction_of_suspended_work(MakeExecutor make_executor) {
     CHECK(task.ends() == 0);
 }
 
-TEST_CASE("run_on: a pool destroys work that is suspended, and whoever awaits it", "[run_on][shutdown]") {
-    SECTION("on an executor of its own") {
+TEST_CASE("run_on: the destruction of a pool destroys suspended work and the coroutine that awaits it",
+          "[run_on][shutdown]") {
+    SECTION("on the executor of the pool") {
         check_destruction_of_suspended_work([](asio::io_context& away) { return away.get_executor(); });
     }
     SECTION("on a strand") {
         check_destruction_of_suspended_work([](asio::io_context& away) { return asio::make_strand(away); });
     }
-    SECTION("on a strand inside of an any_io_executor") {
+    SECTION("on a strand inside an any_io_executor") {
         check_destruction_of_suspended_work(
             [](asio::io_context& away) { return asio::any_io_executor(asio::make_strand(away)); });
     }
 }
 
-TEST_CASE("run_on: a result that nobody comes to fetch is destroyed with the coroutine's context",
-          "[run_on][shutdown]") {
+TEST_CASE("run_on: a result that is never fetched is destroyed with the coroutine's context", "[run_on][shutdown]") {
     std::optional<asio::io_context> home(std::in_place);
     asio::io_context away;
     int alive = 0;
-    bool went_on = false;
+    bool resumed = false;
     asio::co_spawn(
         *home,
         [&]() -> asio::awaitable<void> {
             const Live here(alive);
             const auto result = co_await run_on(away.get_executor(), [&] { return std::make_unique<Live>(alive); });
-            went_on = true;
+            resumed = true;
         },
         asio::detached);
     home->poll();
@@ -581,10 +570,10 @@ TEST_CASE("run_on: a result that nobody comes to fetch is destroyed with the cor
     CHECK(alive == 2);
     home.reset();
     CHECK(alive == 0);
-    CHECK_FALSE(went_on);
+    CHECK_FALSE(resumed);
 }
 
-TEST_CASE("run_on: an awaitable that is never awaited does nothing, and may outlive the pool", "[run_on][shutdown]") {
+TEST_CASE("run_on: an awaitable that is never awaited does nothing and may outlive the pool", "[run_on][shutdown]") {
     std::optional<asio::io_context> away(std::in_place);
     int alive = 0;
     {

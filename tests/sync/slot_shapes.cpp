@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
-// slot_shapes SHAPE: takes the only slot of a semaphore in a shape in which g++ 12 makes a bitwise copy of it, and uses
-// what it has. Prints "holds its slot", as with other compilers, or terminates with the sentence of sluice::Slot; never
-// goes on without a slot.
+// slot_shapes SHAPE: acquires the only slot of a semaphore in an expression in which g++ 12 makes a bitwise copy of it,
+// and uses the slot. Either prints "holds its slot", as with other compilers, or terminates with the message of
+// sluice::Slot, but never continues without a slot.
 #include <sluice/sync/stage_semaphore.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -37,7 +37,7 @@ asio::awaitable<bool> take(StageSemaphore& semaphore, std::string_view shape) {
         StageSemaphore other(semaphore.get_executor(), 1);
         auto slot = free ? co_await other.acquire() : co_await semaphore.acquire();
         held = slot && semaphore.active() == 1;
-    } else if (shape == "not_looked_at") {  // just held, as most slots are
+    } else if (shape == "not_looked_at") {  // only held, like most slots
         auto slot = free ? Slot() : co_await semaphore.acquire();
         held = semaphore.active() == 1;
     } else if (shape == "moved_from") {
@@ -66,7 +66,7 @@ asio::awaitable<bool> take(StageSemaphore& semaphore, std::string_view shape) {
     } else if (shape == "new") {
         const std::unique_ptr<Slot> slot(new Slot(co_await semaphore.acquire()));
         held = *slot && semaphore.active() == 1;
-    } else if (shape == "empty") {  // nothing is lost: an empty slot may be copied, assigned to and destroyed
+    } else if (shape == "empty") {  // no slot is lost: an empty one may be copied, assigned to and destroyed
         auto slot = !free ? Slot() : co_await semaphore.acquire();
         held = !slot;
         slot = semaphore.try_acquire();

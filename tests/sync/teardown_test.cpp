@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
-// An operation is under way, and context, primitive, signal and slots are destroyed: after every step, in every order.
-// What is wrong here is for AddressSanitizer to find. (That a coroutine goes on when its signal has died is none of
-// these: Asio itself touches the signal's slot when it resumes a coroutine.)
+// While an operation is in progress, its context, primitive, signal and slots are destroyed, after every step and in
+// every order. AddressSanitizer finds the errors. (Nothing runs after the signal has been destroyed, since Asio itself
+// accesses the slot of the signal when it resumes a coroutine.)
 #include <sluice/sync/barrier.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/sync/task_group.hpp>
@@ -10,6 +10,7 @@
 #include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
+#include "support/every_step.hpp"
 #include "support/models.hpp"
 #include "support/task.hpp"
 
@@ -22,6 +23,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/system/error_code.hpp>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -32,7 +34,6 @@
 #include <exception>
 #include <memory>
 #include <optional>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -41,10 +42,11 @@ namespace {
 namespace asio = boost::asio;
 using namespace std::chrono_literals;
 using sluice::Slot;
+using test::Steps;
 using test::VirtualTimer;
 using Void = asio::awaitable<void>;
 
-// An operation, and what it needs; outlives its context.
+// An operation and the objects that it needs; outlives its context.
 struct Scene {
     Scene() = default;
     virtual ~Scene() = default;
@@ -144,10 +146,10 @@ struct Play {
     }
     Play(const Play&) = delete;
     Play& operator=(const Play&) = delete;
-    ~Play() { context.reset(); }  // before what its coroutines refer to
+    ~Play() { context.reset(); }  // before the objects that its coroutines refer to
 
-    void drop(int what) {
-        switch (what) {
+    void drop(int object) {
+        switch (object) {
             case 0:
                 context.reset();
                 break;
@@ -165,39 +167,37 @@ struct Play {
 
 template <class Kind>
 void destroy_in_every_order() {
-    bool more = true;
-    for (int n = 0; more; ++n) {
+    test::for_every_step([](Steps& steps) {
         std::array<int, 4> order{0, 1, 2, 3};
         do {
             for (const bool emit : {false, true}) {
                 Play play{std::in_place_type<Kind>};
-                more = test::steps(*play.context, n);
-                if (emit && n != 0) {  // before it has begun Asio lets a cancellation out into the loop
+                steps.take(*play.context);
+                if (emit && steps.count() != 0) {  // before it begins, Asio lets a cancellation escape into the loop
                     play.signal->emit(asio::cancellation_type::terminal);
                 }
-                for (const int what : order) {
-                    play.drop(what);
+                for (const int object : order) {
+                    play.drop(object);
                 }
             }
         } while (std::ranges::next_permutation(order).found);
-    }
+    });
 }
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("teardown: context, primitive, signal and slots die in any order after any step",
+TEMPLATE_TEST_CASE("teardown: context, primitive, signal and slots may be destroyed in any order, after any step",
                    "[teardown][shutdown][stress]", Acquire, Arrive, Wait, Group, Batch, Stream) {
     destroy_in_every_order<TestType>();
 }
 
-// Not a question of declarations: a handler of the context owns the signal.
-TEST_CASE("teardown: the signal belongs to a handler that dies with the context", "[teardown][shutdown]") {
+TEST_CASE("teardown: a signal may belong to a handler that is destroyed with the context", "[teardown][shutdown]") {
     struct Session {
         asio::steady_timer timer;
         asio::cancellation_signal signal;
         explicit Session(asio::io_context& context) : timer(context, 1h) {}
     };
-    const bool timer_first = GENERATE(false, true);  // the service that is made last is shut down first
+    const bool timer_first = GENERATE(false, true);  // the service that is created last is shut down first
     asio::io_context context;
     std::shared_ptr<Session> session;
     if (timer_first) {
@@ -216,7 +216,8 @@ TEST_CASE("teardown: the signal belongs to a handler that dies with the context"
     CHECK(semaphore.waiting() == 1);
 }
 
-TEST_CASE("teardown: a slot that another operation takes over cancels the new one alone", "[teardown][cancellation]") {
+TEST_CASE("teardown: a cancellation slot that another operation takes over cancels only the new one",
+          "[teardown][cancellation]") {
     asio::io_context context;
     asio::cancellation_signal signal;
     VirtualTimer timer(context.get_executor(), 1ms);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
-// Everything that has more than one thread: one strand over a thread pool, models that work on the pool. Run it under
-// TSan.
+// All tests with more than one thread: strands of a thread pool, and models that work on the pool. Run them under TSan.
 #include <sluice/sluice.hpp>
 
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
@@ -44,16 +44,18 @@
 
 namespace asio = boost::asio;
 
-// Asio orders the last two owners of an any_io_executor that holds a strand by a fence, which TSan does not understand.
+// Asio synchronises the last two owners of an any_io_executor that holds a strand by a fence, which TSan does not
+// support.
 extern "C" const char* __tsan_default_suppressions() {  // NOLINT(bugprone-reserved-identifier)
     return "race:boost::asio::execution::detail::shared_target_executor\n";
 }
 
 namespace {
 
+using test::no_slot_taken;
 using test::Task;
 
-// Works on a thread of the pool, then comes back to the coroutine's strand.
+// Works on a thread of the pool, then returns to the strand of the coroutine.
 struct PooledModel {
     asio::thread_pool& pool;
     std::atomic<int>& running;
@@ -80,8 +82,8 @@ struct CountingSink {
     void put(const sluice::Query&, const sluice::StageResult<>&) { ++count; }
 };
 
-// Starts a coroutine from within its strand. (Not from this thread: g++'s TSan does not understand the fence by which
-// Asio lets go of a strand inside of an any_io_executor, if two threads do so without other synchronisation.)
+// Starts a coroutine on its strand. (Not on this thread: if two threads release a strand inside an any_io_executor
+// without other synchronisation, Asio relies on a fence, which TSan does not support.)
 template <class Strand, class Function>
 void start(const Strand& strand, Function function) {
     asio::post(strand, std::move(function));
@@ -128,7 +130,7 @@ TEST_CASE("threads: 10,000 queries on a strand, with models on the pool", "[thre
     CHECK(rig.most <= 35);
 }
 
-TEST_CASE("threads: cancelled from another thread, through the strand", "[threads][cancellation]") {
+TEST_CASE("threads: a batch is cancelled from another thread, through the strand", "[threads][cancellation]") {
     Rig rig;
     auto pipeline = rig.pipeline(1'000'000);
     asio::cancellation_signal signal;
@@ -141,9 +143,7 @@ TEST_CASE("threads: cancelled from another thread, through the strand", "[thread
     asio::post(rig.strand, [&] { signal.emit(asio::cancellation_type::terminal); });
     rig.pool.join();
     CHECK(ended);
-    CHECK(pipeline.classify().semaphore().active() == 0);
-    CHECK(pipeline.extract().semaphore().active() == 0);
-    CHECK(pipeline.generate().semaphore().active() == 0);
+    CHECK(no_slot_taken(pipeline));
 }
 
 TEST_CASE("threads: a stream of 10,000 queries on a strand, with models on the pool", "[threads][stream]") {
@@ -168,16 +168,16 @@ TEST_CASE("threads: a stream of 10,000 queries on a strand, with models on the p
     CHECK(rig.most <= 35);
 }
 
-TEST_CASE("threads: a coroutine may be destroyed after all else of its thread", "[threads][shutdown]") {
+TEST_CASE("threads: a coroutine may be destroyed at the very end of its thread", "[threads][shutdown]") {
     using Acquisition = asio::awaitable<sluice::Slot>;
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 1);
     std::thread([&semaphore] {
-        thread_local std::optional<Acquisition> late;  // what the thread comes to need later is destroyed before it
+        thread_local std::optional<Acquisition> late;  // destroyed after everything that the thread creates later
         late = semaphore.acquire();
         const Acquisition early = semaphore.acquire();
     }).join();
-    CHECK(semaphore.active() == 0);  // and nothing leaks
+    CHECK(semaphore.active() == 0);  // and the sanitizers find no leak
 }
 
 asio::awaitable<void> use_primitives(std::atomic<int>& rounds) {
@@ -199,7 +199,7 @@ asio::awaitable<void> use_primitives(std::atomic<int>& rounds) {
     }
 }
 
-TEST_CASE("threads: primitives of several strands of one pool come and go at once", "[threads]") {
+TEST_CASE("threads: primitives of several strands of one pool are created and destroyed concurrently", "[threads]") {
     asio::thread_pool pool(4);
     std::atomic<int> rounds = 0;
     for (int i = 0; i < 8; ++i) {
@@ -216,7 +216,7 @@ TEST_CASE("threads: primitives of several strands of one pool come and go at onc
     CHECK(rounds == 8 * 200);
 }
 
-// Runs `function` on the strand, and what comes of it.
+// Runs `function` on the strand, and the handlers that it causes.
 template <class Strand, class Function>
 void run_through(const Strand& strand, Function function) {
     asio::post(strand, asio::use_future(function)).get();
@@ -232,7 +232,7 @@ asio::awaitable<void, Strand> visit(sluice::StageSemaphore& semaphore, bool& ser
     served = true;
 }
 
-TEST_CASE("threads: a semaphore's executor may be a strand of a pool, which goes before or after it",
+TEST_CASE("threads: the executor of a semaphore may be a strand of a pool, which is destroyed before or after it",
           "[threads][shutdown]") {
     std::optional<asio::thread_pool> pool(std::in_place, 2);
     std::optional<Strand> strand(asio::make_strand(*pool));
@@ -278,7 +278,7 @@ asio::awaitable<void, Strand> meet(sluice::Barrier& barrier, bool& met) {
     met = true;
 }
 
-TEST_CASE("threads: a barrier's executor may be a strand of a pool, which goes before or after it",
+TEST_CASE("threads: the executor of a barrier may be a strand of a pool, which is destroyed before or after it",
           "[threads][shutdown]") {
     std::optional<asio::thread_pool> pool(std::in_place, 2);
     std::optional<Strand> strand(asio::make_strand(*pool));
@@ -311,10 +311,10 @@ TEST_CASE("threads: a barrier's executor may be a strand of a pool, which goes b
     CHECK_FALSE(met);
 }
 
-TEST_CASE("threads: children on a strand work on the pool and come back", "[threads]") {
+TEST_CASE("threads: children on a strand work on the pool and return to the strand", "[threads]") {
     asio::thread_pool pool(4);
     const auto strand = asio::make_strand(pool);
-    int sum = 0;  // touched on the strand alone
+    int sum = 0;  // accessed only on the strand
     std::atomic<int> worked = 0;
     std::optional<Task<>> task;
     start(strand, [&] {
@@ -336,7 +336,7 @@ TEST_CASE("threads: children on a strand work on the pool and come back", "[thre
     CHECK(sum == 1999 * 1000);
 }
 
-TEST_CASE("threads: a group that is cancelled through its strand finishes its children", "[threads][cancellation]") {
+TEST_CASE("threads: a group that is cancelled through its strand waits for its children", "[threads][cancellation]") {
     asio::thread_pool pool(4);
     const auto strand = asio::make_strand(pool);
     int begun = 0;
@@ -346,9 +346,8 @@ TEST_CASE("threads: a group that is cancelled through its strand finishes its ch
         if (++begun == 500) {
             asio::post(pool, [&] { asio::dispatch(strand, [&] { task->cancel(); }); });
         }
-        asio::steady_timer never(co_await asio::this_coro::executor, asio::steady_timer::time_point::max());
         try {
-            co_await never.async_wait(asio::deferred);
+            co_await test::wait_forever();
         } catch (const boost::system::system_error&) {
             ++ended;
         }
@@ -369,7 +368,7 @@ TEST_CASE("threads: a group that is cancelled through its strand finishes its ch
     CHECK(ended == 500);
 }
 
-TEST_CASE("threads: a model may work on a pool and come back to an io_context", "[threads]") {
+TEST_CASE("threads: a model may work on a pool and return to an io_context", "[threads]") {
     asio::io_context context;
     asio::thread_pool pool(2);
     const auto home = std::this_thread::get_id();
@@ -436,20 +435,19 @@ TEST_CASE("threads: an observer is called on the executor of the stage", "[threa
     CHECK(calls.elsewhere == 0);
 }
 
-// What a coroutine that waits to be cancelled counts, on whatever thread.
+// The coroutines that began to wait for their cancellation, and those that were cancelled, on any thread.
 struct Counts {
     std::atomic<int> begun = 0;
     std::atomic<int> ended = 0;
 };
 
-// Waits until it is cancelled, having called `begun`.
+// Calls `begun`, then waits until it is cancelled.
 template <class Function>
 asio::awaitable<int> until_cancelled(Counts& counts, Function begun) {
-    asio::steady_timer never(co_await asio::this_coro::executor, asio::steady_timer::time_point::max());
     ++counts.begun;
     begun();
     try {
-        co_await never.async_wait(asio::deferred);
+        co_await test::wait_forever();
     } catch (const boost::system::system_error&) {
         ++counts.ended;
         throw;
@@ -457,7 +455,7 @@ asio::awaitable<int> until_cancelled(Counts& counts, Function begun) {
     co_return 0;
 }
 
-TEST_CASE("threads: run_on comes back with what ran on the pool, to each strand", "[threads][run_on]") {
+TEST_CASE("threads: run_on returns to each strand with the result from the pool", "[threads][run_on]") {
     asio::thread_pool pool(4);
     std::atomic<int> wrong = 0;
     std::atomic<int> sum = 0;
@@ -518,11 +516,11 @@ TEST_CASE("threads: a stage's timeout ends work that is suspended on a pool", "[
     });
     pool.join();
     CHECK(timed_out == 16 * 25);
-    CHECK(counts.ended == counts.begun);  // those that never began were cancelled before
+    CHECK(counts.ended == counts.begun);  // the others were cancelled before they began
     CHECK(stage.semaphore().active() == 0);
 }
 
-TEST_CASE("threads: work on a pool ends as its stage's timeout comes", "[threads][run_on]") {
+TEST_CASE("threads: work on a pool may end at the same time as its stage's timeout", "[threads][run_on]") {
     asio::thread_pool pool(4);
     const auto strand = asio::make_strand(pool);
     std::atomic<int> calls = 0;
@@ -580,14 +578,14 @@ TEST_CASE("threads: work that is suspended on a pool is cancelled from outside",
     CHECK(counts.ended == 600);
 }
 
-TEST_CASE("threads: cancelling a function that blocks waits for it", "[threads][run_on][cancellation]") {
+TEST_CASE("threads: cancelling a function that blocks waits for its end", "[threads][run_on][cancellation]") {
     asio::io_context context;
     asio::thread_pool pool(2);
-    int came_back_early = 0;
-    int came_back = 0;
+    int returned_early = 0;
+    int returned = 0;
     Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
         for (int round = 0; round != 200; ++round) {
-            std::atomic<bool> returns = false;
+            std::atomic<bool> ends = false;
             std::binary_semaphore was_cancelled(0);
             std::optional<Task<int>> call;
             call.emplace(context.get_executor(), [&] {
@@ -597,24 +595,25 @@ TEST_CASE("threads: cancelling a function that blocks waits for it", "[threads][
                         was_cancelled.release();
                     });
                     was_cancelled.acquire();
-                    returns = true;
+                    ends = true;
                     return 7;
                 });
             });
             while (!call->done()) {
                 co_await asio::post(context, asio::deferred);
-                came_back_early += call->done() && !returns;
+                returned_early += call->done() && !ends;
             }
-            came_back += call->value() == 7;
+            returned += call->value() == 7;
         }
     });
     context.run();
     CHECK(task.succeeded());
-    CHECK(came_back == 200);
-    CHECK(came_back_early == 0);
+    CHECK(returned == 200);
+    CHECK(returned_early == 0);
 }
 
-TEST_CASE("threads: cancelled before a busy pool begins it, work is never called", "[threads][run_on][cancellation]") {
+TEST_CASE("threads: work that is cancelled before a busy pool begins it is never called",
+          "[threads][run_on][cancellation]") {
     asio::io_context context;
     asio::thread_pool pool(1);
     std::atomic<int> called = 0;
@@ -657,7 +656,7 @@ TEST_CASE("threads: cancelled before a busy pool begins it, work is never called
     CHECK(aborted == 1000);
 }
 
-TEST_CASE("threads: a pool may be destroyed before the context of those who wait for it",
+TEST_CASE("threads: a pool may be destroyed before the context of the coroutines that wait for it",
           "[threads][run_on][shutdown]") {
     for (int round = 0; round != 50; ++round) {
         const auto alive = std::make_shared<int>();
@@ -690,12 +689,12 @@ TEST_CASE("threads: a pool may be destroyed before the context of those who wait
     }
 }
 
-// A pipeline on `executor`, and sessions on strands of a pool that send it queries and cancel every other one.
+// Runs a pipeline on `executor`, and sessions on strands of a pool that send queries to it and cancel every other one.
 template <class Executor>
 void check_sessions(asio::thread_pool& pool, const Executor& executor) {
     Counts stuck;
     CountingSink sink;
-    // A text is the number of the session whose query is to be stuck in this model, until it is cancelled.
+    // A text other than "go" is the number of a session; the query then stays in the model until it is cancelled.
     std::vector<std::function<void()>> cancel_session(8);
     const auto model = [&](const std::string& text) -> asio::awaitable<int> {
         co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
@@ -716,10 +715,10 @@ void check_sessions(asio::thread_pool& pool, const Executor& executor) {
         start(home, [&, home, number] {
             const auto session = [&, home, number]() -> asio::awaitable<void> {
                 for (int i = 0; i != 60; ++i) {
-                    const bool sticks = i % 2 == 0;
-                    const sluice::Query query("q", sticks ? std::to_string(number) : "go");
+                    const bool is_stuck = i % 2 == 0;
+                    const sluice::Query query("q", is_stuck ? std::to_string(number) : "go");
                     sluice::TaskGroup* running = nullptr;
-                    if (sticks) {
+                    if (is_stuck) {
                         cancel_session[number] = [&, home] { asio::post(home, [&] { running->cancel(); }); };
                     }
                     co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
@@ -747,22 +746,17 @@ void check_sessions(asio::thread_pool& pool, const Executor& executor) {
     CHECK(stuck.begun == 8 * 30);
     CHECK(stuck.ended == 8 * 30);
     CHECK(sink.count == 0);
-    asio::post(executor, asio::use_future([&] {
-                   CHECK(pipeline.classify().semaphore().active() == 0);
-                   CHECK(pipeline.extract().semaphore().active() == 0);
-                   CHECK(pipeline.generate().semaphore().active() == 0);
-               }))
-        .get();
+    asio::post(executor, asio::use_future([&] { CHECK(no_slot_taken(pipeline)); })).get();
 }
 
-TEST_CASE("threads: sessions on a pool cancel what they await of a pipeline elsewhere",
+TEST_CASE("threads: sessions on a pool cancel their queries in a pipeline on another executor",
           "[threads][run_on][cancellation]") {
     asio::thread_pool pool(4);
     SECTION("the pipeline's executor is a strand of the pool") { check_sessions(pool, asio::make_strand(pool)); }
-    SECTION("it is a strand inside of an any_io_executor") {
+    SECTION("it is a strand inside an any_io_executor") {
         check_sessions(pool, asio::any_io_executor(asio::make_strand(pool)));
     }
-    SECTION("it is that of a context which one thread runs") {
+    SECTION("it is the executor of a context that one thread runs") {
         asio::io_context context(1);
         auto work = asio::make_work_guard(context);
         std::thread thread([&] { context.run(); });
@@ -773,7 +767,8 @@ TEST_CASE("threads: sessions on a pool cancel what they await of a pipeline else
     pool.join();
 }
 
-TEST_CASE("threads: sessions time out as a pipeline elsewhere answers", "[threads][run_on][cancellation]") {
+TEST_CASE("threads: sessions time out while a pipeline on another executor answers",
+          "[threads][run_on][cancellation]") {
     asio::thread_pool pool(4);
     const auto executor = asio::make_strand(pool);
     CountingSink sink;
@@ -809,9 +804,7 @@ TEST_CASE("threads: sessions time out as a pipeline elsewhere answers", "[thread
     pool.join();
     CHECK(accounted_for == 8 * 50);
     CHECK(sink.count == 0);
-    CHECK(pipeline.classify().semaphore().active() == 0);
-    CHECK(pipeline.extract().semaphore().active() == 0);
-    CHECK(pipeline.generate().semaphore().active() == 0);
+    CHECK(no_slot_taken(pipeline));
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 #include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
+#include "support/every_step.hpp"
+#include "support/probes.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/awaitable.hpp>
@@ -20,6 +22,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/system/error_code.hpp>
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -42,6 +45,7 @@ using sluice::TimeoutError;
 using sluice::testing::run;
 using sluice::testing::VirtualTime;
 using std::chrono::nanoseconds;
+using test::Steps;
 using test::Task;
 using test::VirtualTimer;
 using Void = asio::awaitable<void>;
@@ -69,7 +73,7 @@ asio::awaitable<int> seven_after(nanoseconds delay) {
     co_return 7;
 }
 
-// Waits for ever; when cancelled, takes time to clean up.
+// Waits until it is cancelled, and then takes some time to clean up.
 Void tidy(Log& log, nanoseconds clean_up) {
     try {
         co_await test::sleep(1h);
@@ -82,7 +86,7 @@ Void tidy(Log& log, nanoseconds clean_up) {
     throw system_error(asio::error::operation_aborted);
 }
 
-// Ways in which a coroutine may end when it is cancelled, other than with operation_aborted.
+// Coroutines that end with an error other than operation_aborted when they are cancelled.
 asio::awaitable<int> in_parallel() {
     using namespace asio::experimental::awaitable_operators;
     co_await (test::sleep(1h) && test::sleep(2h));
@@ -90,12 +94,12 @@ asio::awaitable<int> in_parallel() {
 }
 
 asio::awaitable<int> in_a_channel() {
-    asio::experimental::channel<void(boost::system::error_code)> channel(co_await asio::this_coro::executor);
+    asio::experimental::channel<void(boost::system::error_code)> channel(co_await this_coro::executor);
     co_await channel.async_receive(asio::deferred);
     co_return 1;
 }
 
-TEST_CASE("timeout: however a coroutine says that it was cancelled, it timed out", "[timeout][cancellation]") {
+TEST_CASE("timeout: any error that reports the cancellation becomes a TimeoutError", "[timeout][cancellation]") {
     const auto function = GENERATE(&in_parallel, &in_a_channel);
     asio::io_context context;
     Task<int> task(context.get_executor(), [function] { return within(10ms, function); });
@@ -103,7 +107,7 @@ TEST_CASE("timeout: however a coroutine says that it was cancelled, it timed out
     CHECK(task.failed_with<TimeoutError>());
 }
 
-TEST_CASE("timeout: however a coroutine says that it was cancelled from outside, operation_aborted comes out",
+TEST_CASE("timeout: cancelled from outside, any error that reports the cancellation becomes operation_aborted",
           "[timeout][cancellation]") {
     const auto function = GENERATE(&in_parallel, &in_a_channel);
     asio::io_context context;
@@ -116,19 +120,19 @@ TEST_CASE("timeout: however a coroutine says that it was cancelled from outside,
 
 }  // namespace
 
-TEST_CASE("timeout: what ends in time gives what it gave, at once", "[timeout]") {
+TEST_CASE("timeout: a function that ends in time returns its value at once", "[timeout]") {
     asio::io_context context;
     const auto time = GENERATE(0ms, 1ms, 9ms);
     Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
         co_return co_await within(10ms, [&] { return seven_after(time); });
     });
-    CHECK(run(context) == time);  // nobody waits for the rest of the timeout
+    CHECK(run(context) == time);  // the rest of the timeout is not waited for
     REQUIRE(task.succeeded());
     CHECK(task.value() == 7);
     CHECK(VirtualTime::of(context).pending() == 0);
 }
 
-TEST_CASE("timeout: what does not even suspend is in time, also with a timeout of zero or less", "[timeout]") {
+TEST_CASE("timeout: a function that does not suspend is in time, even with a timeout of zero or less", "[timeout]") {
     asio::io_context context;
     const auto timeout = GENERATE(-1ms, 0ms, 1ms);
     Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
@@ -138,7 +142,7 @@ TEST_CASE("timeout: what does not even suspend is in time, also with a timeout o
     CHECK(task.succeeded());
 }
 
-TEST_CASE("timeout: what waits ends with TimeoutError at once if the timeout is zero or less", "[timeout]") {
+TEST_CASE("timeout: a function that waits ends with TimeoutError at once if the timeout is zero or less", "[timeout]") {
     asio::io_context context;
     const auto timeout = GENERATE(-1ms, 0ms);
     Task<int> task(context.get_executor(), [&]() -> asio::awaitable<int> {
@@ -148,7 +152,7 @@ TEST_CASE("timeout: what waits ends with TimeoutError at once if the timeout is 
     CHECK(task.failed_with<TimeoutError>());
 }
 
-TEST_CASE("timeout: what takes longer is cancelled when time is up, and TimeoutError comes out", "[timeout]") {
+TEST_CASE("timeout: a function that takes longer is cancelled at the timeout and ends with TimeoutError", "[timeout]") {
     asio::io_context context;
     Task<int> task(context.get_executor(),
                    []() -> asio::awaitable<int> { co_return co_await within(10ms, [] { return seven_after(11ms); }); });
@@ -173,7 +177,7 @@ TEST_CASE("timeout: the message names long durations exactly", "[timeout]") {
     CHECK(std::string(TimeoutError(1h).what()).find("3600000 ms") != std::string::npos);
 }
 
-TEST_CASE("timeout: nothing is needed of a function that gives no value", "[timeout]") {
+TEST_CASE("timeout: a function may return no value", "[timeout]") {
     asio::io_context context;
     Log log;
     Task task(context.get_executor(), [&]() -> Void {
@@ -187,7 +191,7 @@ TEST_CASE("timeout: nothing is needed of a function that gives no value", "[time
     CHECK(log == Log{"in time"});
 }
 
-TEST_CASE("timeout: a value may be move-only and need no default constructor", "[timeout]") {
+TEST_CASE("timeout: a value may be move-only and need not have a default constructor", "[timeout]") {
     struct Value {
         explicit Value(int n) : number(std::make_unique<int>(n)) {}
         std::unique_ptr<int> number;
@@ -210,7 +214,7 @@ TEST_CASE("timeout: the callable lives as long as its coroutine, and is destroye
     auto shared = std::make_shared<int>(5);
     const std::weak_ptr<int> watch = shared;
     Task task(context.get_executor(), [&]() -> Void {
-        // Named, since g++ 12 destroys a closure that is a temporary in the operand of co_await twice.
+        // Named, since g++ 12 destroys a temporary closure in the operand of co_await twice.
         auto function = [shared = std::move(shared)]() -> asio::awaitable<int> {
             co_await test::sleep(1ms);
             co_return *shared;
@@ -223,7 +227,7 @@ TEST_CASE("timeout: the callable lives as long as its coroutine, and is destroye
     CHECK(log == Log{"5 0"});
 }
 
-TEST_CASE("timeout: the clean-up of what is too late is waited for, and is not disturbed", "[timeout]") {
+TEST_CASE("timeout: the clean-up of a function that is too late is waited for, and is not disturbed", "[timeout]") {
     asio::io_context context;
     Log log;
     Task task(context.get_executor(), [&]() -> Void {
@@ -239,10 +243,9 @@ TEST_CASE("timeout: the clean-up of what is too late is waited for, and is not d
     CHECK(log == Log{"cancelled", "tidy", "timeout"});
 }
 
-TEST_CASE("timeout: what is too late is cancelled with every type", "[timeout][cancellation]") {
+TEST_CASE("timeout: a function that is too late is cancelled with every type", "[timeout][cancellation]") {
     asio::io_context context;
-    const auto only =
-        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    const auto only = test::any_cancellation();
     Task task(context.get_executor(), [&]() -> Void {
         co_await within(10ms, [&]() -> Void {
             co_await this_coro::reset_cancellation_state([&](asio::cancellation_type type) { return type & only; });
@@ -253,7 +256,7 @@ TEST_CASE("timeout: what is too late is cancelled with every type", "[timeout][c
     CHECK(task.failed_with<TimeoutError>());
 }
 
-TEST_CASE("timeout: a function that gives a value all the same is in time", "[timeout]") {
+TEST_CASE("timeout: a function that returns a value despite its cancellation is in time", "[timeout]") {
     asio::io_context context;
     Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
         co_return co_await within(10ms, []() -> asio::awaitable<int> {
@@ -269,7 +272,7 @@ TEST_CASE("timeout: a function that gives a value all the same is in time", "[ti
     CHECK(task.value() == 8);
 }
 
-TEST_CASE("timeout: a function that takes no notice of its cancellation is waited for, and in time", "[timeout]") {
+TEST_CASE("timeout: a function that ignores its cancellation is waited for, and is in time", "[timeout]") {
     asio::io_context context;
     Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
         co_return co_await within(10ms, []() -> asio::awaitable<int> {
@@ -281,7 +284,7 @@ TEST_CASE("timeout: a function that takes no notice of its cancellation is waite
     CHECK(task.succeeded());
 }
 
-TEST_CASE("timeout: what the function throws comes out, after the time was up inside of the TimeoutError",
+TEST_CASE("timeout: an exception of the function is rethrown, and is nested in the TimeoutError if it is late",
           "[timeout]") {
     asio::io_context context;
     const bool late = GENERATE(false, true);
@@ -302,7 +305,7 @@ TEST_CASE("timeout: what the function throws comes out, after the time was up in
     CHECK(sluice::StageError(task.error()).type() == (late ? "sluice::TimeoutError" : "std::logic_error"));
 }
 
-TEST_CASE("timeout: of an operation, such as acquire()", "[timeout]") {
+TEST_CASE("timeout: it also applies to an operation such as acquire()", "[timeout]") {
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 1);
     Task task(context.get_executor(), [&]() -> Void {
@@ -316,7 +319,8 @@ TEST_CASE("timeout: of an operation, such as acquire()", "[timeout]") {
     CHECK(semaphore.waiting() == 0);
 }
 
-TEST_CASE("timeout: a cancellation from outside at the same time wins", "[timeout][cancellation]") {
+TEST_CASE("timeout: a cancellation from outside during the clean-up wins, unless the function fails",
+          "[timeout][cancellation]") {
     asio::io_context context;
     const bool fails = GENERATE(false, true);
     Task task(context.get_executor(), [&]() -> Void {
@@ -325,7 +329,7 @@ TEST_CASE("timeout: a cancellation from outside at the same time wins", "[timeou
                 co_await test::sleep(1h);
             } catch (const system_error&) {
             }
-            co_await asio::this_coro::throw_if_cancelled(false);
+            co_await this_coro::throw_if_cancelled(false);
             co_await test::sleep(5ms);
             if (fails) {
                 throw std::logic_error("late");
@@ -340,14 +344,13 @@ TEST_CASE("timeout: a cancellation from outside at the same time wins", "[timeou
     CHECK(task.failed_with<TimeoutError>() == fails);
 }
 
-TEST_CASE("timeout: sleep_for waits with the timer that it is given", "[timeout]") {
+TEST_CASE("timeout: sleep_for waits with the given timer", "[timeout]") {
     asio::io_context context;
     Task task(context.get_executor(), []() -> Void { co_await sluice::sleep_for<VirtualTimer>(7ms); });
     CHECK(run(context) == 7ms);
     CHECK(task.succeeded());
     Task cancelled(context.get_executor(), []() -> Void { co_await sluice::sleep_for<VirtualTimer>(1h); });
-    context.restart();
-    context.poll();
+    test::poll(context);
     cancelled.cancel();
     CHECK(run(context) == 0ms);
     CHECK(cancelled.aborted());
@@ -357,27 +360,28 @@ TEST_CASE("timeout: sleep_for waits with the timer that it is given", "[timeout]
     CHECK(at_once.succeeded());
 }
 
-TEST_CASE("timeout: a function may throw before it gives an awaitable, and what is no std::exception", "[timeout]") {
+TEST_CASE("timeout: a function may throw before it returns an awaitable, and something other than a std::exception",
+          "[timeout]") {
     asio::io_context context;
     Task task(context.get_executor(), []() -> Void { co_await within(10ms, []() -> Void { throw 42; }); });
     CHECK(run(context) == 0ms);
     CHECK(task.failed_with<int>());
 }
 
-TEST_CASE("timeout: operation_aborted that the function throws in time is its own", "[timeout]") {
+TEST_CASE("timeout: operation_aborted that the function throws in time is passed on", "[timeout]") {
     asio::io_context context;
     Task task(context.get_executor(), []() -> Void {
         co_await within(10ms, []() -> Void {
             co_await test::sleep(5ms);
-            throw system_error(asio::error::operation_aborted, "my own");
+            throw system_error(asio::error::operation_aborted, "function");
         });
     });
     CHECK(run(context) == 5ms);
     CHECK(task.aborted());
-    CHECK(what(task).starts_with("my own"));
+    CHECK(what(task).starts_with("function"));
 }
 
-TEST_CASE("timeout: a TimeoutError of an inner timeout is what the outer one gives", "[timeout]") {
+TEST_CASE("timeout: the TimeoutError of an inner timeout is passed on by the outer one", "[timeout]") {
     asio::io_context context;
     Task task(context.get_executor(),
               []() -> Void { co_await within(100ms, [] { return within(10ms, [] { return test::sleep(1h); }); }); });
@@ -410,8 +414,7 @@ TEST_CASE("timeout: at a tie the function wins", "[timeout]") {
     CHECK(two_waits.succeeded());
 }
 
-TEST_CASE("timeout: when both are due before either could resume, there is one end, and the value counts",
-          "[timeout]") {
+TEST_CASE("timeout: if both are due before either resumes, there is one end, and the value counts", "[timeout]") {
     asio::io_context context;
     Task<int> task(context.get_executor(), []() -> asio::awaitable<int> {
         co_return co_await within(10ms, []() -> asio::awaitable<int> {
@@ -422,12 +425,10 @@ TEST_CASE("timeout: when both are due before either could resume, there is one e
     VirtualTime& time = VirtualTime::of(context);
     context.poll();
     time.advance();  // 5 ms
-    context.restart();
-    context.poll();
+    test::poll(context);
     time.advance();  // 10 ms: the timeout
     time.advance();  // 11 ms: the function
-    context.restart();
-    context.poll();
+    test::poll(context);
     REQUIRE(task.succeeded());
     CHECK(task.value() == 7);
     CHECK(run(context) == 0ms);
@@ -437,15 +438,13 @@ TEST_CASE("timeout: cancelled from outside, it waits for the coroutine and ends 
           "[timeout][cancellation]") {
     asio::io_context context;
     Log log;
-    const auto type =
-        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
-    const bool at_the_end = GENERATE(false, true);  // cancelled during the clean-up after the timeout
+    const auto type = test::any_cancellation();
+    const bool during_clean_up = GENERATE(false, true);  // after the timeout
     Task task(context.get_executor(), [&]() -> Void { co_await within(10ms, [&] { return tidy(log, 25ms); }); });
     context.poll();
-    if (at_the_end) {
+    if (during_clean_up) {
         VirtualTime::of(context).advance();
-        context.restart();
-        context.poll();
+        test::poll(context);
         CHECK(log == Log{"cancelled"});
     }
     task.cancel(type);
@@ -455,7 +454,7 @@ TEST_CASE("timeout: cancelled from outside, it waits for the coroutine and ends 
     CHECK(VirtualTime::of(context).pending() == 0);
 }
 
-TEST_CASE("timeout: cancelled from outside, a value that the coroutine gives all the same is not discarded",
+TEST_CASE("timeout: cancelled from outside, a value that the coroutine still returns is not discarded",
           "[timeout][cancellation]") {
     asio::io_context context;
     Log log;
@@ -478,7 +477,7 @@ TEST_CASE("timeout: cancelled from outside, a value that the coroutine gives all
     CHECK(log == Log{"value 6"});
 }
 
-TEST_CASE("timeout: cancelled from outside, a failure of the function still comes out", "[timeout][cancellation]") {
+TEST_CASE("timeout: cancelled from outside, a failure of the function is still rethrown", "[timeout][cancellation]") {
     asio::io_context context;
     Task task(context.get_executor(), []() -> Void {
         co_await within(10ms, []() -> Void {
@@ -495,11 +494,9 @@ TEST_CASE("timeout: cancelled from outside, a failure of the function still come
     CHECK(what(task) == "failure");
 }
 
-TEST_CASE("timeout: cancelled after any number of steps, it ends once and leaves nothing behind",
-          "[timeout][cancellation]") {
+TEST_CASE("timeout: cancelled at every step, it ends once and leaves nothing behind", "[timeout][cancellation]") {
     int aborted = 0;
-    bool more = true;
-    for (int steps = 1; more; ++steps) {
+    const auto run_and_cancel = [&](Steps& steps) {
         asio::io_context context;
         auto token = std::make_shared<int>();
         Task<int> task(context.get_executor(), [token]() -> asio::awaitable<int> {
@@ -509,9 +506,7 @@ TEST_CASE("timeout: cancelled after any number of steps, it ends once and leaves
             };
             co_return co_await within(10ms, std::move(function));
         });
-        for (int i = 0; i != steps && more; ++i) {
-            more = test::step(context);
-        }
+        steps.take(context);
         task.cancel();
         REQUIRE_NOTHROW(run(context));
         REQUIRE(task.done());
@@ -519,14 +514,13 @@ TEST_CASE("timeout: cancelled after any number of steps, it ends once and leaves
         REQUIRE(token.use_count() == 1);
         REQUIRE(VirtualTime::of(context).pending() == 0);
         aborted += task.aborted() ? 1 : 0;
-    }
+    };
+    test::for_every_step(run_and_cancel, 1);
     CHECK(aborted >= 5);
 }
 
-TEST_CASE("timeout: the context may be destroyed after any number of steps", "[timeout][shutdown]") {
-    bool more = true;
-    int steps = 0;
-    for (; more; ++steps) {
+TEST_CASE("timeout: the context may be destroyed at every step", "[timeout][shutdown]") {
+    const auto run_and_destroy = [](Steps& steps) {
         auto token = std::make_shared<int>();
         Log log;
         {
@@ -538,16 +532,14 @@ TEST_CASE("timeout: the context may be destroyed after any number of steps", "[t
                 };
                 co_await within(10ms, std::move(function));
             });
-            for (int i = 0; i != steps && more; ++i) {
-                more = test::step(context);
-            }
+            steps.take(context);
         }
         REQUIRE(token.use_count() == 1);
-    }
-    CHECK(steps > 10);
+    };
+    CHECK(test::for_every_step(run_and_destroy) > 10);
 }
 
-TEST_CASE("timeout: it works in coroutines of a typed executor", "[timeout][typed]") {
+TEST_CASE("timeout: it works in coroutines with a typed executor", "[timeout][typed]") {
     using Io = asio::io_context::executor_type;
     asio::io_context context;
     std::exception_ptr error;

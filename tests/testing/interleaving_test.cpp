@@ -21,7 +21,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <functional>
 #include <optional>
 #include <random>
 #include <set>
@@ -45,7 +44,7 @@ using Order = std::vector<int>;
 std::size_t first(std::size_t) { return 0; }
 std::size_t last(std::size_t n) { return n - 1; }
 
-TEST_CASE("interleaving: it is asked which handler is next, and 0 is the one that was submitted first",
+TEST_CASE("interleaving: a function chooses which handler is next, and 0 is the one that was submitted first",
           "[interleaving]") {
     Order asked;
     Order order;
@@ -65,10 +64,10 @@ TEST_CASE("interleaving: it is asked which handler is next, and 0 is the one tha
     CHECK(run({0, 0, 0}) == Order{0, 1, 2, 3});
     CHECK(run({3, 2, 1}) == Order{3, 2, 1, 0});
     CHECK(run({2, 0, 1}) == Order{2, 0, 3, 1});
-    CHECK(asked == Order{4, 3, 2});  // one alone is no choice
+    CHECK(asked == Order{4, 3, 2});  // a single handler is not a choice
 }
 
-TEST_CASE("interleaving: nothing runs inside the call that submits it", "[interleaving]") {
+TEST_CASE("interleaving: no handler runs inside the call that submits it", "[interleaving]") {
     InterleavingContext context(first);
     const auto executor = context.get_executor();
     Order order;
@@ -83,7 +82,7 @@ TEST_CASE("interleaving: nothing runs inside the call that submits it", "[interl
     CHECK(order == Order{1, 2, 3});
 }
 
-TEST_CASE("interleaving: run_one() runs one handler, and says whether there was one", "[interleaving]") {
+TEST_CASE("interleaving: run_one() runs one handler, and returns whether there was one", "[interleaving]") {
     InterleavingContext context(first);
     Order order;
     CHECK_FALSE(context.run_one());
@@ -99,7 +98,7 @@ TEST_CASE("interleaving: run_one() runs one handler, and says whether there was 
     CHECK(order == Order{0, 1});
 }
 
-TEST_CASE("interleaving: when nothing is ready time moves on to whoever waits", "[interleaving]") {
+TEST_CASE("interleaving: when nothing is ready, time advances to the next wait", "[interleaving]") {
     InterleavingContext context(last);
     Order order;
     const auto sleeper = [&](std::chrono::milliseconds time) {
@@ -115,7 +114,7 @@ TEST_CASE("interleaving: when nothing is ready time moves on to whoever waits", 
     CHECK(context.run() == 0ms);
 }
 
-// In which order ten coroutines take their three turns.
+// The order in which ten coroutines take three turns each.
 Order turns(unsigned seed) {
     std::mt19937 random(seed);
     InterleavingContext context([&](std::size_t n) { return random() % n; });
@@ -133,7 +132,7 @@ Order turns(unsigned seed) {
     return order;
 }
 
-TEST_CASE("interleaving: the same seed gives the same order, another seed another", "[interleaving]") {
+TEST_CASE("interleaving: the same seed leads to the same order, another seed to another", "[interleaving]") {
     for (unsigned seed = 0; seed != 20; ++seed) {
         CAPTURE(seed);
         CHECK(turns(seed).size() == 30);
@@ -142,7 +141,7 @@ TEST_CASE("interleaving: the same seed gives the same order, another seed anothe
     }
 }
 
-TEST_CASE("interleaving: a choice of a handler that is not there is an error, and loses none", "[interleaving]") {
+TEST_CASE("interleaving: choosing a handler that does not exist is an error, and loses none", "[interleaving]") {
     std::size_t choice = 2;
     InterleavingContext context([&](std::size_t) { return choice; });
     Order order;
@@ -156,12 +155,12 @@ TEST_CASE("interleaving: a choice of a handler that is not there is an error, an
     CHECK(order == Order{1, 0});
 }
 
-TEST_CASE("interleaving: who chooses must be there", "[interleaving]") {
+TEST_CASE("interleaving: the choosing function must not be empty", "[interleaving]") {
     CHECK(refusal_of([] { const InterleavingContext context(nullptr); }) ==
           "InterleavingContext: choose must not be empty");
 }
 
-TEST_CASE("interleaving: waits that are due at the same time end in any order, and what they set off is interleaved",
+TEST_CASE("interleaving: waits that are due at the same time end in any order, and their coroutines are interleaved",
           "[interleaving]") {
     std::set<std::string> orders;
     for (unsigned seed = 0; seed != 2000; ++seed) {
@@ -184,7 +183,8 @@ TEST_CASE("interleaving: waits that are due at the same time end in any order, a
     CHECK(orders == std::set<std::string>{"aabb", "abab", "abba", "baab", "baba", "bbaa"});
 }
 
-TEST_CASE("interleaving: what a handler throws comes out, and what is left runs the next time", "[interleaving]") {
+TEST_CASE("interleaving: an exception of a handler leaves run(), and the remaining handlers run the next time",
+          "[interleaving]") {
     InterleavingContext context(first);
     bool ran = false;
     asio::post(context.get_executor(), [] { throw std::runtime_error("handler"); });
@@ -241,7 +241,7 @@ TEST_CASE("interleaving: a handler that is destroyed with the context may submit
     CHECK(live == 0);
 }
 
-TEST_CASE("interleaving: its executor never blocks, and knows its context", "[interleaving]") {
+TEST_CASE("interleaving: its executor never blocks, and provides its context", "[interleaving]") {
     InterleavingContext context(first);
     InterleavingContext other(first);
     const auto executor = context.get_executor();

@@ -5,6 +5,7 @@
 #include <sluice/testing/virtual_time.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
+#include "support/every_step.hpp"
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
@@ -36,9 +37,7 @@
 #include <algorithm>
 #include <chrono>
 #include <concepts>
-#include <cstddef>
 #include <future>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <random>
@@ -61,7 +60,9 @@ using sluice::testing::VirtualClock;
 using sluice::testing::VirtualTime;
 using sluice::testing::VirtualTimer;
 using std::chrono::nanoseconds;
+using test::poll;
 using test::refusal_of;
+using test::Steps;
 using test::Task;
 using Void = asio::awaitable<void>;
 using Log = std::vector<std::string>;
@@ -69,18 +70,13 @@ using Log = std::vector<std::string>;
 const error_code success;
 const error_code aborted = make_error_code(asio::error::operation_aborted);
 
-// A handler that keeps what it is called with, once.
+// A handler that stores the result of its only call.
 auto into(std::optional<error_code>& result) {
     return [&result](error_code error) { result = result ? make_error_code(asio::error::fault) : error; };
 }
 
 auto into(Log& log, std::string name) {
     return [&log, name](error_code error) { log.push_back(error ? name + " aborted" : name); };
-}
-
-void poll(asio::io_context& context) {
-    context.restart();
-    context.poll();
 }
 
 constexpr VirtualClock::time_point epoch{};
@@ -110,7 +106,7 @@ static_assert(!std::invocable<decltype([](auto&& timer) -> decltype(timer.async_
 
 }  // namespace
 
-TEST_CASE("virtual timer: time begins at the epoch and stands still but when a runner moves it", "[virtual_timer]") {
+TEST_CASE("virtual timer: time begins at the epoch and advances only when a runner advances it", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
     CHECK(time.now() == epoch);
@@ -138,7 +134,7 @@ TEST_CASE("virtual timer: each execution context has its own time", "[virtual_ti
     CHECK(&VirtualTime::of(one) != &VirtualTime::of(other));
 }
 
-TEST_CASE("virtual timer: now() finds the time of the context behind any executor", "[virtual_timer]") {
+TEST_CASE("virtual timer: now() returns the time of the context behind any executor", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime::of(context).advance_by(3s);
     const auto strand = asio::make_strand(context);
@@ -152,8 +148,7 @@ TEST_CASE("virtual timer: now() finds the time of the context behind any executo
     CHECK(timer.expiry() == epoch + 4s);
 }
 
-TEST_CASE("virtual timer: a timer without a clock of its own context is asked for the time of its clock_type",
-          "[virtual_timer]") {
+TEST_CASE("virtual timer: a timer without its own now() uses the time of its clock_type", "[virtual_timer]") {
     static_assert(sluice::Timer<OwnTimer>);
     CHECK(sluice::detail::now<OwnTimer>(asio::io_context().get_executor()) == OwnClock::time_point(77ns));
 }
@@ -177,7 +172,7 @@ TEST_CASE("virtual timer: waits end in the order of their expiry", "[virtual_tim
     CHECK(at == std::vector<nanoseconds>{0ms, 10ms, 20ms, 30ms, 40ms});
 }
 
-TEST_CASE("virtual timer: waits of the same expiry end in the order in which they began", "[virtual_timer]") {
+TEST_CASE("virtual timer: waits with the same expiry end in the order in which they began", "[virtual_timer]") {
     asio::io_context context;
     Log log;
     VirtualTimer one(context.get_executor(), 10ms);
@@ -193,8 +188,8 @@ TEST_CASE("virtual timer: waits of the same expiry end in the order in which the
     CHECK(log == Log{"a", "b", "c", "d", "e"});
 }
 
-// Like a steady_timer's.
-TEST_CASE("virtual timer: waits of the same expiry are over at once: the first cannot cancel the second",
+// A steady_timer does the same.
+TEST_CASE("virtual timer: waits with the same expiry are over together: the first cannot cancel the second",
           "[virtual_timer]") {
     asio::io_context context;
     Log log;
@@ -203,14 +198,14 @@ TEST_CASE("virtual timer: waits of the same expiry are over at once: the first c
     first.async_wait([&](error_code) {
         log.push_back("first");
         CHECK(second.cancel() == 0);
-        asio::post(context, [&] { log.push_back("its consequence"); });
+        asio::post(context, [&] { log.push_back("posted by the first"); });
     });
     second.async_wait(into(log, "second"));
     run(context);
-    CHECK(log == Log{"first", "second", "its consequence"});
+    CHECK(log == Log{"first", "second", "posted by the first"});
 }
 
-TEST_CASE("virtual timer: a wait that is due ends even if there is always something ready", "[virtual_timer]") {
+TEST_CASE("virtual timer: a wait that is due ends even if some handler is always ready", "[virtual_timer]") {
     asio::io_context context;
     VirtualTimer timer(context.get_executor());
     bool due = false;
@@ -226,7 +221,7 @@ TEST_CASE("virtual timer: a wait that is due ends even if there is always someth
     CHECK(turns < 100);
 }
 
-TEST_CASE("virtual timer: a wait that is due can be cancelled until the context is run", "[virtual_timer]") {
+TEST_CASE("virtual timer: a wait that is due can be cancelled until the context runs", "[virtual_timer]") {
     asio::io_context context;
     VirtualTimer timer(context.get_executor());
     std::optional<error_code> result;
@@ -236,7 +231,8 @@ TEST_CASE("virtual timer: a wait that is due can be cancelled until the context 
     CHECK(result == aborted);
 }
 
-TEST_CASE("virtual timer: advance() moves to the next expiry and completes the waits that are due", "[virtual_timer]") {
+TEST_CASE("virtual timer: advance() advances to the next expiry and completes the waits that are due",
+          "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
     CHECK_FALSE(time.advance());
@@ -261,7 +257,7 @@ TEST_CASE("virtual timer: advance() moves to the next expiry and completes the w
     CHECK(time.now() == epoch + 8ms);
 }
 
-TEST_CASE("virtual timer: advance_by() moves the time on, and the waits that are due end when the context is run",
+TEST_CASE("virtual timer: advance_by() advances the time, and the waits that are due end when the context runs",
           "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
@@ -277,7 +273,7 @@ TEST_CASE("virtual timer: advance_by() moves the time on, and the waits that are
     CHECK(result == success);
 }
 
-TEST_CASE("virtual timer: time does not go back, nor beyond the end of the clock", "[virtual_timer]") {
+TEST_CASE("virtual timer: time cannot go back, or beyond the end of the clock", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime& time = VirtualTime::of(context);
     const std::string rule =
@@ -289,7 +285,7 @@ TEST_CASE("virtual timer: time does not go back, nor beyond the end of the clock
     CHECK(time.now() == VirtualClock::time_point::max());
 }
 
-TEST_CASE("virtual timer: a wait never completes inside async_wait(), also when the timer has expired",
+TEST_CASE("virtual timer: a wait never completes inside async_wait(), even if the timer has expired",
           "[virtual_timer]") {
     asio::io_context context;
     const auto after = GENERATE(-5ms, 0ms);
@@ -303,7 +299,7 @@ TEST_CASE("virtual timer: a wait never completes inside async_wait(), also when 
     CHECK(result == success);
 }
 
-TEST_CASE("virtual timer: a timer that was given no expiry has expired", "[virtual_timer]") {
+TEST_CASE("virtual timer: a timer that was created without an expiry has expired", "[virtual_timer]") {
     asio::io_context context;
     VirtualTime::of(context).advance_by(9ms);
     VirtualTimer timer(context.get_executor());
@@ -314,7 +310,7 @@ TEST_CASE("virtual timer: a timer that was given no expiry has expired", "[virtu
     CHECK(result == success);
 }
 
-TEST_CASE("virtual timer: cancel() ends all waits of the timer with operation_aborted, and gives their number",
+TEST_CASE("virtual timer: cancel() ends all waits of the timer with operation_aborted, and returns their number",
           "[virtual_timer][cancellation]") {
     asio::io_context context;
     Log log;
@@ -333,7 +329,7 @@ TEST_CASE("virtual timer: cancel() ends all waits of the timer with operation_ab
     CHECK(log == Log{"a aborted", "b aborted", "other"});
 }
 
-TEST_CASE("virtual timer: a new expiry cancels the waits for the old one, and gives their number",
+TEST_CASE("virtual timer: setting a new expiry cancels the waits for the old one, and returns their number",
           "[virtual_timer][cancellation]") {
     asio::io_context context;
     const bool relative = GENERATE(true, false);
@@ -366,11 +362,10 @@ TEST_CASE("virtual timer: a timer that is destroyed ends its waits with operatio
     CHECK(two == aborted);
 }
 
-TEST_CASE("virtual timer: one wait can be cancelled, with any type, and leaves the others alone",
+TEST_CASE("virtual timer: one wait can be cancelled, with any type, without affecting the others",
           "[virtual_timer][cancellation]") {
     asio::io_context context;
-    const auto type =
-        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    const auto type = test::any_cancellation();
     Log log;
     asio::cancellation_signal signal;
     VirtualTimer timer(context.get_executor(), 5ms);
@@ -388,11 +383,12 @@ TEST_CASE("virtual timer: one wait can be cancelled, with any type, and leaves t
     CHECK(timer.cancel() == 2);
     run(context);
     CHECK(log == Log{"b aborted", "a aborted", "c aborted"});
-    signal.emit(type);  // nothing listens any more
+    signal.emit(type);  // has no effect any more
     CHECK(run(context) == 0ms);
 }
 
-TEST_CASE("virtual timer: what has expired but not resumed is past cancelling", "[virtual_timer][cancellation]") {
+TEST_CASE("virtual timer: a wait that has expired but not resumed can no longer be cancelled",
+          "[virtual_timer][cancellation]") {
     asio::io_context context;
     std::optional<error_code> result;
     asio::cancellation_signal signal;
@@ -408,8 +404,7 @@ TEST_CASE("virtual timer: what has expired but not resumed is past cancelling", 
     CHECK(result == success);
 }
 
-TEST_CASE("virtual timer: a signal that is used again reaches the wait that is there now",
-          "[virtual_timer][cancellation]") {
+TEST_CASE("virtual timer: a signal that is used again reaches the current wait", "[virtual_timer][cancellation]") {
     asio::io_context context;
     std::optional<error_code> first;
     std::optional<error_code> second;
@@ -425,14 +420,14 @@ TEST_CASE("virtual timer: a signal that is used again reaches the wait that is t
     CHECK(second == aborted);
 }
 
-TEST_CASE("virtual timer: it takes any completion token", "[virtual_timer]") {
+TEST_CASE("virtual timer: it accepts any completion token", "[virtual_timer]") {
     asio::io_context context;
     VirtualTimer timer(context.get_executor(), 5ms);
     std::future<void> future = timer.async_wait(asio::use_future);
     std::future<void> cancelled;
     Log log;
-    auto alone = std::make_unique<int>(1);  // a handler that only moves
-    timer.async_wait([&log, alone = std::move(alone)](error_code) { log.push_back("handler"); });
+    auto owned = std::make_unique<int>(1);  // makes the handler move-only
+    timer.async_wait([&log, owned = std::move(owned)](error_code) { log.push_back("handler"); });
     Task task(context.get_executor(), [&]() -> Void {
         co_await timer.async_wait(asio::deferred);
         log.push_back("deferred");
@@ -465,7 +460,8 @@ TEST_CASE("virtual timer: a deferred wait begins when it is launched", "[virtual
     CHECK(result == success);
 }
 
-TEST_CASE("virtual timer: a handler runs on its own executor, else on the timer's", "[virtual_timer]") {
+TEST_CASE("virtual timer: a handler runs on its own executor, or on that of the timer if it has none",
+          "[virtual_timer]") {
     asio::io_context context;
     auto of_timer = asio::make_strand(context);
     auto of_handler = asio::make_strand(context);
@@ -481,8 +477,7 @@ TEST_CASE("virtual timer: a handler runs on its own executor, else on the timer'
 TEST_CASE("virtual timer: a coroutine that is cancelled leaves its wait with operation_aborted",
           "[virtual_timer][cancellation]") {
     asio::io_context context;
-    const auto type =
-        GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial, asio::cancellation_type::total);
+    const auto type = test::any_cancellation();
     Task task(context.get_executor(), []() -> Void { co_await test::sleep(5ms); });
     poll(context);
     CHECK(VirtualTime::of(context).pending() == 1);
@@ -511,7 +506,7 @@ TEST_CASE("virtual timer: a handler may wait again, cancel, and destroy its time
     CHECK(log == Log{"again", "other aborted", "last aborted"});
 }
 
-TEST_CASE("virtual timer: run() gives how much time went by, and runs again after the context ran out of work",
+TEST_CASE("virtual timer: run() returns the elapsed time, and can run again after the context ran out of work",
           "[virtual_timer]") {
     asio::io_context context;
     VirtualTime::of(context).advance_by(1s);
@@ -522,7 +517,7 @@ TEST_CASE("virtual timer: run() gives how much time went by, and runs again afte
     }
 }
 
-TEST_CASE("virtual timer: work that will never come does not block a run, and run() says so", "[virtual_timer]") {
+TEST_CASE("virtual timer: work that never comes does not block a run, and run() reports it", "[virtual_timer]") {
     asio::io_context context;
     auto work = asio::make_work_guard(context);
     bool ran = false;
@@ -534,7 +529,8 @@ TEST_CASE("virtual timer: work that will never come does not block a run, and ru
     CHECK(run(context) == 0ms);
 }
 
-TEST_CASE("virtual timer: run() says that a coroutine still waits, also for another timer", "[virtual_timer]") {
+TEST_CASE("virtual timer: run() reports that a coroutine still waits, even for another kind of timer",
+          "[virtual_timer]") {
     asio::io_context context;
     sluice::StageSemaphore semaphore(context.get_executor(), 0);
     asio::steady_timer timer(context, 1h);
@@ -561,7 +557,7 @@ TEST_CASE("virtual timer: run() says that a coroutine still waits, also for anot
     }
 }
 
-TEST_CASE("virtual timer: an exception leaves run(), and what is left runs the next time", "[virtual_timer]") {
+TEST_CASE("virtual timer: an exception leaves run(), and the remaining handlers run the next time", "[virtual_timer]") {
     asio::io_context context;
     Log log;
     VirtualTimer timer(context.get_executor(), 1ms);
@@ -573,7 +569,7 @@ TEST_CASE("virtual timer: an exception leaves run(), and what is left runs the n
     CHECK(log == Log{"next"});
 }
 
-TEST_CASE("virtual timer: run() ends when the context is stopped, and goes on when it is called again",
+TEST_CASE("virtual timer: run() ends when the context is stopped, and continues when it is called again",
           "[virtual_timer]") {
     asio::io_context context;
     int beats = 0;
@@ -609,20 +605,20 @@ TEST_CASE("virtual timer: the longest wait does not overflow the clock", "[virtu
     CHECK(result == aborted);
 }
 
-TEST_CASE("virtual timer: the same program gives the same order and the same times, to the nanosecond",
+TEST_CASE("virtual timer: the same program has the same order and the same times, to the nanosecond",
           "[virtual_timer]") {
     const auto trace = [](unsigned seed) {
         asio::io_context context;
         std::minstd_rand random(seed);
         std::vector<std::pair<int, nanoseconds>> events;
-        std::vector<std::unique_ptr<Task<>>> tasks;
+        std::vector<Task<>> tasks;
         for (int id = 0; id != 50; ++id) {
-            tasks.push_back(std::make_unique<Task<>>(context.get_executor(), [&, id]() -> Void {
+            tasks.emplace_back(context.get_executor(), [&, id]() -> Void {
                 for (int i = 0; i != 10; ++i) {
                     co_await test::sleep(nanoseconds(random() % 5));
                     events.emplace_back(id, VirtualTime::of(context).now() - epoch);
                 }
-            }));
+            });
         }
         events.emplace_back(-1, run(context));
         return events;
@@ -647,9 +643,9 @@ TEST_CASE("virtual timer: the context may be destroyed with waits pending, befor
         auto context = std::make_unique<asio::io_context>();
         auto timer = std::make_unique<VirtualTimer>(context->get_executor(), 5ms);
         for (int i = 0; i != 3; ++i) {
-            timer->async_wait([token](error_code) { FAIL("nobody runs this"); });
+            timer->async_wait([token](error_code) { FAIL("must not run"); });
         }
-        timer->async_wait(asio::bind_cancellation_slot(signal.slot(), [token](error_code) { FAIL("nor this"); }));
+        timer->async_wait(asio::bind_cancellation_slot(signal.slot(), [token](error_code) { FAIL("must not run"); }));
         if (expired) {
             VirtualTime::of(*context).advance();
         }
@@ -659,12 +655,12 @@ TEST_CASE("virtual timer: the context may be destroyed with waits pending, befor
         context.reset();
         CHECK(token.use_count() == 1);
         if (!timer_first) {
-            signal.emit(asio::cancellation_type::all);  // its operation is gone, and knows it
+            signal.emit(asio::cancellation_type::all);  // has no effect, since the wait is gone
         }
     }
 }
 
-TEST_CASE("virtual timer: handlers that own their timers are dropped with the context", "[virtual_timer][shutdown]") {
+TEST_CASE("virtual timer: handlers that own their timers are destroyed with the context", "[virtual_timer][shutdown]") {
     auto token = std::make_shared<int>();
     {
         asio::io_context context;
@@ -678,7 +674,7 @@ TEST_CASE("virtual timer: handlers that own their timers are dropped with the co
     CHECK(token.use_count() == 1);
 }
 
-TEST_CASE("virtual timer: a handler that dies with the context may wait again", "[virtual_timer][shutdown]") {
+TEST_CASE("virtual timer: a handler that is destroyed with the context may wait again", "[virtual_timer][shutdown]") {
     struct Rearms {
         std::shared_ptr<VirtualTimer> timer;
         int times;
@@ -706,28 +702,23 @@ TEST_CASE("virtual timer: a handler that dies with the context may wait again", 
     CHECK(timer.expired());
 }
 
-TEST_CASE("virtual timer: the context may be destroyed after any number of steps", "[virtual_timer][shutdown]") {
-    bool more = true;
-    int steps = 0;
-    for (; more; ++steps) {
+TEST_CASE("virtual timer: the context may be destroyed at every step", "[virtual_timer][shutdown]") {
+    const auto run_and_destroy = [](Steps& steps) {
         auto token = std::make_shared<int>();
         {
             asio::io_context context;
-            std::vector<std::unique_ptr<Task<>>> tasks;
+            std::vector<Task<>> tasks;
             for (int i = 1; i != 4; ++i) {
-                tasks.push_back(std::make_unique<Task<>>(context.get_executor(), [i, token]() -> Void {
+                tasks.emplace_back(context.get_executor(), [i, token]() -> Void {
                     co_await test::sleep(std::chrono::milliseconds(i));
                     co_await test::sleep(1ms);
-                }));
+                });
             }
-            for (int i = 0; i != steps && more; ++i) {
-                context.restart();
-                more = context.poll_one() != 0 || VirtualTime::of(context).advance();
-            }
+            steps.take(context);
         }
         REQUIRE(token.use_count() == 1);
-    }
-    CHECK(steps > 12);
+    };
+    CHECK(test::for_every_step(run_and_destroy) > 12);
 }
 
 TEST_CASE("virtual timer: 100,000 waits at once, and 100,000 one after the other", "[virtual_timer][stress]") {
@@ -750,7 +741,8 @@ TEST_CASE("virtual timer: 100,000 waits at once, and 100,000 one after the other
     CHECK(task.succeeded());
 }
 
-TEST_CASE("virtual timer: 10,000 timers, each destroyed while someone waits", "[virtual_timer][stress][cancellation]") {
+TEST_CASE("virtual timer: 10,000 timers, each destroyed while a wait is pending",
+          "[virtual_timer][stress][cancellation]") {
     asio::io_context context;
     int cancelled = 0;
     std::vector<std::unique_ptr<VirtualTimer>> timers;
