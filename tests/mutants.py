@@ -130,7 +130,7 @@ MUTANTS = [
      "!(cancelled_ && is_cancellation(error))", "true", "sync/task_group_test"),
     ("a failure cancels no sibling", "sync/detail/task_group_state.hpp",
      "            failure_ = error;\n            cancel();", "            failure_ = error;", "sync/task_group_test"),
-    ("a child begins inside spawn", "sync/detail/task_group_state.hpp", "        co_await group.yield(start);\n", "",
+    ("a child begins inside spawn", "sync/detail/task_group_state.hpp", "            co_await group.yield(start);\n", "",
      "sync/task_group_test"),
     ("a child is cancelled before it has begun", "sync/detail/task_group_state.hpp",
      "            if (child.started) {", "            if (true) {", "sync/task_group_cancellation_test"),

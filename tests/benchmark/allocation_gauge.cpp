@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// For glibc, whose own functions remain to be called under these names.
+// For glibc, whose own functions remain available under other names.
 #include "allocation_gauge.hpp"
 
 #include <errno.h>
@@ -19,7 +19,7 @@ void __libc_free(void* block);
 
 namespace {
 
-// Off, it costs a branch. Written by the one thread that measures; no other runs while it counts.
+// Costs a branch while it is off. Only the thread that measures writes it, and no other runs while it counts.
 struct {
     bool on = false;
     std::size_t allocations = 0;

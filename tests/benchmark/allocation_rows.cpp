@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// What is allocated: in steady state, and at most.
+// Allocations in steady state, and peak memory.
 #include "allocation_gauge.hpp"
 #include "crew.hpp"
 #include "loops.hpp"
@@ -24,7 +24,7 @@ struct alignas(64) Aligned {
     char bytes[64];
 };
 
-/// @throws std::runtime_error if there is a way to allocate that the gauge does not see.
+/// @throws std::runtime_error if the gauge misses a way to allocate.
 void check_gauge() {
     AllocationGauge gauge;
     gauge.start();
@@ -44,8 +44,7 @@ void check_gauge() {
     require(gauge.allocations() == 4, "the gauge counts operator new, malloc() and aligned_alloc()");
 }
 
-/// Allocations per operation once everything is under way: what twice as many operations allocate more, to a
-/// thousandth.
+/// Allocations per operation in steady state, to a thousandth: the number that twice as many operations add.
 double in_steady_state(const std::function<std::size_t(std::size_t operations)>& allocations, std::size_t operations) {
     const auto once = static_cast<double>(allocations(operations));
     const auto twice = static_cast<double>(allocations(2 * operations));
@@ -68,7 +67,7 @@ double per_turn(std::size_t members, std::size_t limit, std::size_t turns) {
 template <class Models>
 using CountedWays = Ways<Models, AllocationGauge>;
 
-/// Allocations beside those of which the results consist: one for the stage results of each query.
+/// Allocations besides those of the results, which have one for the stage results of each query.
 template <class Models>
 double per_query(typename CountedWays<Models>::Way way, Failures failures, std::size_t queries) {
     return in_steady_state(
@@ -135,7 +134,7 @@ std::size_t bytes_of(std::vector<Result>& results) {
     return bytes;
 }
 
-/// The most kilobytes that were allocated at once beside the results.
+/// The peak memory besides the results, in kilobytes.
 template <Suspends suspends>
 double extra_kilobytes(typename CountedWays<Models<TypedExecutor, suspends>>::Way way, std::size_t queries) {
     AllocationGauge gauge;

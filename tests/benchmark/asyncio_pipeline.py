@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSL-1.0
 """The pipeline of the benchmark in asyncio, written the obvious way: a semaphore per stage, a coroutine per query, gather.
 
-Prints what a query costs, in nanoseconds of CPU time, as JSON.
+Prints the CPU time per query, in nanoseconds, as JSON.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class PipelineResult:
 
 
 class Models:
-    """The model functions: they return at once, or yield once before they do."""
+    """The model functions. They return at once, or after yielding once."""
 
     def __init__(self, yields: bool):
         self.yields = yields

@@ -1,3 +1,3 @@
 // SPDX-License-Identifier: BSL-1.0
-// Boost.JSON without its library: compiled here once.
+// Boost.JSON without its library: its source, compiled once.
 #include <boost/json/src.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// Other programs that the benchmark runs.
+// Runs other programs.
 #pragma once
 
 #include <string>
@@ -9,10 +9,10 @@ namespace benchmark {
 
 struct ChildResult {
     std::string output;   // what it printed
-    double cpu_time = 0;  // nanoseconds, its own children's included
+    double cpu_time = 0;  // nanoseconds, including its own children's
 };
 
-/// Runs a program, found as a shell would find it, and waits until it has ended.
+/// Runs a program, which is found as in a shell, and waits until it has ended.
 /// @throws std::runtime_error if it cannot be run or does not succeed.
 ChildResult run_child(const std::vector<std::string>& command);
 

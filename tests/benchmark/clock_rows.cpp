@@ -17,7 +17,7 @@ namespace benchmark {
 
 namespace {
 
-/// A timer whose time is the number of times that it was asked for: so whoever waited for a slot has waited some time.
+/// A timer whose time is the number of its reads, so that the queue time of a query that waited is above zero.
 class CountingTimer : public asio::steady_timer {
 public:
     using asio::steady_timer::steady_timer;
@@ -64,7 +64,7 @@ double reads_per_attempt(const Job& job) {
 
 double reads_per_wait(const Job& job) {
     const Counts counts = count(job);
-    require(counts.waits > 0, "somebody waits for a slot");
+    require(counts.waits > 0, "some query waits for a slot");
     return static_cast<double>(counts.reads - 2 * counts.attempts) / static_cast<double>(counts.waits);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// How long it takes to compile a file that includes all of sluice.
+// The time that it takes to compile a file that includes all of sluice.
 #include "child_process.hpp"
 #include "rows.hpp"
 
@@ -19,13 +19,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A folder that goes with its last owner.
+/// A folder that is removed with this object.
 class TemporaryFolder {
 public:
     TemporaryFolder() {
         std::string name = (fs::temp_directory_path() / "sluice_benchmark.XXXXXX").string();
         if (!mkdtemp(name.data())) {
-            throw std::runtime_error("cannot make a folder for temporary files");
+            throw std::runtime_error("cannot create a folder for temporary files");
         }
         path_ = name;
     }
@@ -44,7 +44,7 @@ private:
     fs::path path_;
 };
 
-/// The lines that include Asio in the headers that sluice.hpp includes, those of testing/ not being among them.
+/// The lines that include Asio in the headers of sluice.hpp, which are all except those of testing/.
 std::set<std::string> asio_includes() {
     std::set<std::string> includes;
     for (const auto& entry : fs::recursive_directory_iterator(fs::path(SLUICE_BENCHMARK_INCLUDE) / "sluice")) {
@@ -73,7 +73,7 @@ double compile_milliseconds(const fs::path& source) {
 }  // namespace
 
 std::vector<Row> compile_time_rows(const Settings& settings) {
-    setenv("CCACHE_DISABLE", "1", 1);  // where the compiler is ccache by another name
+    setenv("CCACHE_DISABLE", "1", 1);  // in case the compiler is ccache under another name
     const auto folder = std::make_shared<const TemporaryFolder>();
     std::ofstream(folder->path() / "sluice.cpp") << "#include <sluice/sluice.hpp>\n";
     std::ofstream asio(folder->path() / "asio.cpp");

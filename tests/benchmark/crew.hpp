@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// Runs many coroutines of one loop and measures between the first that begins and the last that ends.
+// Runs many coroutines of one loop, and measures from the beginning of the first to the end of the last.
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
@@ -17,7 +17,7 @@ namespace benchmark {
 
 namespace asio = boost::asio;
 
-/// Executors as Asio's users have them by default, and as they are when every type is known.
+/// The executor type that Asio has by default, and that of a program in which every type is known.
 using AnyExecutor = asio::any_io_executor;
 using TypedExecutor = asio::io_context::executor_type;
 
@@ -27,7 +27,7 @@ inline void rethrow(std::exception_ptr error) {
     }
 }
 
-/// `members` coroutines that each run `loop(turns)` once.
+/// Coroutines that each run `loop(turns)` once.
 template <class Loop, class Gauge>
 class Crew {
 public:
@@ -45,7 +45,7 @@ public:
 
 private:
     asio::awaitable<void, Executor> member() {
-        // Nobody gets past this before all have been started, so starting is not in what is measured.
+        // No coroutine gets past this until all have been started, so starting them is not measured.
         co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
         if (!begun_) {
             begun_ = true;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// Pipelines without sluice: the floor, one coroutine that does one query after the other, and the peer, a channel per
-// stage and a coroutine per query. Both fill the results that sluice fills, with the same bookkeeping.
+// Pipelines without sluice: the floor, one coroutine that runs one query after the other, and the peer, a channel per
+// stage and a coroutine per query. Both fill in the same results as sluice, with the same bookkeeping.
 #pragma once
 
 #include "crew.hpp"
@@ -24,7 +24,7 @@
 
 namespace benchmark {
 
-/// Lets everybody through.
+/// Has no limits.
 template <class Executor>
 struct NoLimits {
     static constexpr bool limited = false;
@@ -32,7 +32,7 @@ struct NoLimits {
     explicit NoLimits(const Executor&) noexcept {}
 };
 
-/// A channel as a semaphore for each stage.
+/// Has a channel as a semaphore for each stage.
 template <class AnExecutor>
 struct ChannelLimits {
     using Semaphore = ChannelSemaphore<AnExecutor>;
@@ -54,7 +54,7 @@ struct Handwritten {
     Limits<Executor>& limits;
     const StageNames& names;
     int retries;
-    std::vector<Result>& results;  // with room for all, so that they stay where they are
+    std::vector<Result>& results;  // with capacity for all, so that they do not move
 
     /// Runs queries one after the other.
     asio::awaitable<void, Executor> run(std::span<const sluice::Query> queries) {

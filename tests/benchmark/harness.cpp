@@ -62,7 +62,7 @@ Measured measure(const Row& row, const Settings& settings) {
     std::vector<std::vector<double>> samples(variants.size());
     for (int round = 0; round < rounds; ++round) {
         for (std::size_t i = 0; i < variants.size(); ++i) {
-            // Each round begins with another one, so that none always comes after the same.
+            // Each round begins with another variant, so that none always follows the same one.
             const std::size_t which = (i + static_cast<std::size_t>(round)) % variants.size();
             tidy_heap();
             samples[which].push_back(variants[which]->measure());

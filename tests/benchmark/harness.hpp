@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// What a row of the table is, and how it is measured.
+// The rows of the table, and how they are measured.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +11,16 @@
 
 namespace benchmark {
 
-/// How much is measured.
+/// How much to measure.
 struct Settings {
     int rounds = 9;
-    bool quick = false;  // a smoke run: sizes so small that the numbers mean nothing
+    bool quick = false;  // a smoke run: sizes so small that the numbers are meaningless
 
-    /// A size, made small for a smoke run.
+    /// Returns the size `full`, or a small one in a smoke run.
     std::size_t size(std::size_t full) const { return quick ? (full < 100 ? full : full / 100 + 10) : full; }
 };
 
-/// What a ratio, or a value, must be.
+/// A bound on a ratio or a value.
 struct Bound {
     enum class Kind {
         at_most,      // ours / other <= limit; or the value itself
@@ -33,14 +33,15 @@ struct Bound {
 inline Bound at_most(double limit) { return {Bound::Kind::at_most, limit}; }
 inline Bound times_faster(double limit) { return {Bound::Kind::times_faster, limit}; }
 
-/// One way to do what a row is about.
+/// One way to do the work of a row.
 struct Variant {
     std::string name;
-    std::function<double()> measure;  // runs it once; its cost in the row's unit. Throws if it did not do its work.
-    std::optional<Bound> bound{};     // of ours against this one
+    std::function<double()>
+        measure;  // runs it once and returns its cost in the row's unit; throws if it did not do its work
+    std::optional<Bound> bound{};  // on ours against this one
 };
 
-/// The cost of each variant of a row, all rounds put together.
+/// The cost of each variant of a row, over all rounds.
 class Costs {
 public:
     void add(std::string name, double cost) { costs_.emplace_back(std::move(name), cost); }
@@ -52,7 +53,7 @@ private:
     std::vector<std::pair<std::string, double>> costs_;
 };
 
-/// What is worked out from the costs of a row.
+/// A value derived from the costs of a row.
 struct Derived {
     std::string name;
     std::function<double(const Costs&)> value;
@@ -62,8 +63,8 @@ struct Derived {
 struct Row {
     enum class Kind {
         time,        // the minimum of all rounds, and ratios of minima
-        wall_clock,  // the median of three rounds, since it is not the thread's work that is measured but its waiting
-        count        // the same in every round, so there is but one
+        wall_clock,  // the median of three rounds, since waiting is measured and not work
+        count        // the same in every round, so there is only one
     };
 
     std::string name;
@@ -72,15 +73,15 @@ struct Row {
     std::vector<Variant> others;  // the floor first
     std::vector<Derived> derived{};
     Kind kind = Kind::time;
-    bool ratios = true;                // of ours to each other; where they say nothing, only what is derived is shown
-    std::optional<int> most_rounds{};  // where one takes long
+    bool ratios = true;                // shows the ratio of ours to each other one; derived values are always shown
+    std::optional<int> most_rounds{};  // if a round takes long
 };
 
 /// One line of the table: ours against another, or a derived value.
 struct Comparison {
     std::string name;
     std::optional<double> cost;   // of the other one; a derived value has none
-    std::optional<double> ratio;  // the way round that its bound wants it; or the derived value
+    std::optional<double> ratio;  // in the direction of its bound; or the derived value
     std::optional<Bound> bound;
 
     bool missed() const;
@@ -95,14 +96,14 @@ struct Measured {
     std::vector<Comparison> comparisons;
 };
 
-/// Runs every variant of the row once per round, so that whatever else the computer does meets all of them.
+/// Runs every variant of the row once per round, so that other load on the computer affects all of them.
 Measured measure(const Row& row, const Settings& settings);
 
-/// @throws std::runtime_error naming the variant, unless it did the work that it is measured by.
+/// @throws std::runtime_error with `what` unless `done`: a variant must do the work that it is measured by.
 void require(bool done, const char* what);
 
-/// The CPU time of the thread between each start() and stop(), added up. What other programs do to the wall clock is
-/// not in it; what the kernel does for this thread is.
+/// Adds up the CPU time of the thread from each start() to the next stop(). That includes the work of the kernel for
+/// this thread, and no other program.
 class StopWatch {
 public:
     void start() noexcept;
@@ -116,7 +117,7 @@ private:
     double time_ = 0;
 };
 
-/// Hides from the optimiser what happens to `object`.
+/// Keeps the optimiser from knowing what happens to `object`.
 template <class T>
 void keep(T& object) noexcept {
     asm volatile("" : : "r"(&object) : "memory");

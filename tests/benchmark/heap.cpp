@@ -13,8 +13,8 @@ namespace benchmark {
 
 namespace {
 
-// What a thread's cache of freed blocks holds: seven of each size up to 1032 bytes. They lie anywhere, and what is
-// free between them cannot be joined.
+// A thread's cache of freed blocks holds seven of each size up to 1032 bytes. They may lie anywhere, and keep the free
+// memory around them from being joined.
 constexpr std::size_t sizes = 64;
 constexpr std::size_t blocks_per_size = 7;
 
@@ -44,9 +44,9 @@ void keep_memory() {
 void tidy_heap() {
     const Blocks from_cache = allocate_of_every_size();
     const Blocks side_by_side = allocate_of_every_size();
-    release(side_by_side);  // these fill the cache, so that those go back to the heap
+    release(side_by_side);  // these fill the cache, so that the others return to the heap
     release(from_cache);
-    std::free(std::malloc(std::size_t{1} << 16));  // a large block, before which the heap joins the small ones
+    std::free(std::malloc(std::size_t{1} << 16));  // for a large block, the heap first joins the small ones
 }
 
 }  // namespace benchmark

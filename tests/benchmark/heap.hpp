@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSL-1.0
-// Keeps what the heap went through before out of what is measured.
+// Keeps the history of the heap out of the measurements.
 #pragma once
 
 namespace benchmark {
 
-/// From here on, memory that was freed is kept for the next round. Else each would be measured with the kernel's
-/// clearing of pages in it, which is the greater part of writing a large result, the same for all, and would hide what
-/// they differ in.
+/// From here on, freed memory is kept for the next round. Otherwise every measurement would include the kernel's
+/// clearing of pages. That is most of the time of writing a large result, is the same for all variants, and would hide
+/// their differences.
 void keep_memory();
 
-/// Joins free memory into large blocks. Else 100,000 coroutines cost up to three times as much, or not, as whoever ran
-/// before has left the heap in pieces, or not.
+/// Joins free memory into large blocks. Otherwise 100,000 coroutines cost up to three times as much if the variant
+/// before has fragmented the heap.
 void tidy_heap();
 
 }  // namespace benchmark

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// The peers of StageSemaphore and Barrier, as a competent user of Asio writes them.
+// The peers of StageSemaphore and Barrier, as a competent user of Asio would write them.
 #pragma once
 
 #include <boost/asio/as_tuple.hpp>
@@ -16,8 +16,8 @@ namespace benchmark {
 
 namespace asio = boost::asio;
 
-/// A channel with room for as many messages as there are slots: sending takes one, receiving gives it back. First come,
-/// first served. The signature is the one that Asio documents.
+/// A channel with capacity for as many messages as there are slots: sending takes a slot, receiving returns it. First
+/// come, first served. The signature is the one that Asio documents.
 template <class Executor>
 class ChannelSemaphore {
 public:
@@ -25,7 +25,7 @@ public:
 
     bool try_acquire() { return slots_.try_send(boost::system::error_code()); }
 
-    /// The operation itself, for those who want no coroutine around it.
+    /// The operation itself, without a coroutine around it.
     auto async_acquire() { return slots_.async_send(boost::system::error_code(), asio::deferred); }
 
     asio::awaitable<void, Executor> acquire() {
@@ -42,7 +42,7 @@ private:
     asio::experimental::channel<Executor, void(boost::system::error_code)> slots_;
 };
 
-/// The same with messages that have no content at all, which a channel only counts.
+/// The same with messages without content, which a channel only counts.
 template <class Executor>
 class EmptyChannelSemaphore {
 public:
@@ -68,7 +68,7 @@ template <class Executor>
 using Timer =
     asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
 
-/// A timer that never expires, as a condition variable. Not fair: a newcomer may overtake who was woken.
+/// A timer that never expires, as a condition variable. Not fair: a newcomer may overtake a woken waiter.
 template <class Executor>
 class TimerSemaphore {
 public:
@@ -92,7 +92,7 @@ private:
     Timer<Executor> released_;
 };
 
-/// The same for a barrier. cancel() wakes exactly those who wait now, so phases keep apart.
+/// The same for a barrier. cancel() wakes exactly the current waiters, so phases stay apart.
 template <class Executor>
 class TimerBarrier {
 public:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// The loops that rows about the primitives measure. Each turn is one operation.
+// The loops that the rows about primitives measure. Each turn is one operation.
 #pragma once
 
 #include "limiters.hpp"
@@ -17,10 +17,10 @@
 
 namespace benchmark {
 
-/// What a coroutine does while it holds a slot.
+/// The activity of a coroutine while it holds a slot.
 enum class Holding { nothing, one_post };
 
-/// What all loops have: the executor, and a record of what was done, to be looked at when the loops have ended.
+/// The base of all loops: the executor, and a record of the work, to be checked afterwards.
 template <class AnExecutor, Holding holding = Holding::one_post>
 class Loop {
 public:
@@ -130,7 +130,7 @@ private:
     Semaphore<Executor> semaphore_;
 };
 
-/// A channel whose operations stand in the loop itself, without an acquire() of their own.
+/// A channel whose operations are in the loop itself, without an acquire() around them.
 template <class Executor, Holding holding = Holding::one_post>
 class InlineChannelLoop : public Loop<Executor, holding> {
 public:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// sluice beside the floor of Asio and its peers: one table, measured in one run.
+// sluice against the floor of Asio and its peers: one table, measured in one run.
 #include "heap.hpp"
 #include "options.hpp"
 #include "report.hpp"
@@ -44,8 +44,7 @@ int run(const Options& options) {
     }
 
     keep_memory();
-    std::cout << describe_build() << (options.settings.quick ? "; a smoke run, whose numbers mean nothing" : "")
-              << '\n';
+    std::cout << describe_build() << (options.settings.quick ? "; a smoke run, with meaningless numbers" : "") << '\n';
     Table table(std::cout, rows);
     std::vector<Measured> measured;
     for (const Row& row : rows) {

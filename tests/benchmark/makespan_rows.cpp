@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// How long 50 queries take by the clock on the wall, against a simulation that knows no overhead.
+// The wall-clock time of 50 queries, against a simulation without overhead.
 #include "../support/fifo_simulation.hpp"
 #include "crew.hpp"
 #include "pipelines.hpp"
@@ -59,7 +59,7 @@ double batch_nanoseconds(const test::Script& script) {
 }  // namespace
 
 std::vector<Row> makespan_rows(const Settings& settings) {
-    // The latencies of the statement, four times as fast.
+    // The latencies of the simulated models of support_pipeline, four times as fast.
     constexpr std::size_t queries = 50;
     test::Script script = test::random_script(7, queries, false, 0, true);
     for (auto& query : script.queries) {
@@ -69,7 +69,7 @@ std::vector<Row> makespan_rows(const Settings& settings) {
             }
         }
     }
-    // Without a window another order is another makespan, shorter or longer as luck has it: not a matter of overhead.
+    // Without a window the queries run in another order, and take more or less time by chance, not by overhead.
     test::Script all_at_once = script;
     all_at_once.window = queries;
     const auto simulated = [](const test::Script& what) {

@@ -25,7 +25,7 @@ namespace asio = boost::asio;
 
 using Result = sluice::PipelineResult<int, int, int>;
 
-/// What a model function does before it returns.
+/// How often a model function suspends before it returns.
 enum class Suspends { never, once };
 
 /// How often a model function fails.
@@ -41,8 +41,8 @@ struct StageNames {
     const sluice::SharedString& operator[](std::size_t stage) const { return names[stage]; }
 };
 
-/// `count` queries whose text is their number, in eight bytes: so that a model can tell which one it has without
-/// parsing, and a copy of the text allocates nothing.
+/// Returns `count` queries whose text is their number, in eight bytes, so that a model knows its query without parsing
+/// and a copy of the text allocates nothing.
 inline std::vector<sluice::Query> make_queries(std::size_t count) {
     std::vector<sluice::Query> queries;
     queries.reserve(count);
@@ -60,7 +60,7 @@ inline std::size_t number_of(const std::string& text) noexcept {
     return static_cast<std::size_t>(number);
 }
 
-/// Which attempts fail: in each stage the first one of every tenth query; its retry succeeds.
+/// Decides which attempts fail: in each stage the first one of every tenth query. Its retry succeeds.
 class FailurePlan {
 public:
     FailurePlan(Failures failures, std::size_t queries) : failed_(failures == Failures::none ? 0 : stages * queries) {}
@@ -78,7 +78,7 @@ public:
     }
 
 private:
-    std::vector<char> failed_;  // whether a stage has failed a query already; empty: none ever fails
+    std::vector<char> failed_;  // whether a stage has already failed a query; empty if none ever fails
 };
 
 /// The three model functions.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// What the command line says.
+// The options of the command line.
 #pragma once
 
 #include "harness.hpp"
@@ -10,12 +10,12 @@ namespace benchmark {
 
 inline constexpr const char* usage = R"(usage: sluice_benchmark [options]
 
-Measures sluice beside the floor of Asio and its peers, and prints a table.
+Measures sluice against the floor of Asio and its peers, and prints a table.
 
-  --rounds N      how often each row is measured (default 9); a cost is the minimum of all rounds
-  --filter TEXT   only the rows whose name contains the text
-  --quick         a smoke run: few rounds, small sizes, numbers that mean nothing
-  --json FILE     write the table as JSON too
+  --rounds N      the number of rounds (default 9); a cost is the minimum of all rounds
+  --filter TEXT   only the rows whose names contain TEXT
+  --quick         a smoke run: few rounds, small sizes, meaningless numbers
+  --json FILE     also write the table as JSON
   --check         exit with 1 if a target is missed, and say which
   -h, --help      print this text
 )";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// Peers that do not run on Asio: programs of their own, which say themselves what a query has cost them.
+// Peers that do not run on Asio: separate programs, which report their cost per query.
 #pragma once
 
 #include "harness.hpp"
@@ -10,10 +10,10 @@
 
 namespace benchmark {
 
-/// A flow graph of oneTBB, its functions being plain ones; nothing where there was no oneTBB to build it with.
+/// A flow graph of oneTBB with plain functions. Empty if oneTBB was not found.
 std::optional<Variant> tbb_flow_graph(std::size_t queries);
 
-/// The obvious solution in asyncio; nothing where there is no python3.
+/// The obvious solution in asyncio. Empty if python3 was not found.
 std::optional<Variant> asyncio(Suspends suspends, std::size_t queries, Bound bound);
 
 }  // namespace benchmark

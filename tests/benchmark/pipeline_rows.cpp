@@ -17,7 +17,7 @@ namespace {
 template <class Models>
 using TimedWays = Ways<Models, StopWatch>;
 
-/// Nanoseconds per query, of so many runs.
+/// Nanoseconds per query, over a number of runs.
 template <class Models>
 double time_per_query(typename TimedWays<Models>::Way way, const Job& job, std::size_t runs = 1) {
     StopWatch watch;
@@ -60,7 +60,7 @@ void add(Row& row, std::optional<Variant> peer) {
     }
 }
 
-/// A cost per query at three sizes, what it costs to write the results alone taken off.
+/// The cost per query at three sizes, less the cost of writing the results alone.
 template <Suspends suspends>
 Row scaling(const std::string& name, const Settings& settings) {
     using M = Models<TypedExecutor, suspends>;
@@ -73,7 +73,8 @@ Row scaling(const std::string& name, const Settings& settings) {
     Row row{"cost per query by size: " + name, "ns/query", {}, {}};
     for (std::size_t i = sizes.size(); i-- != 0;) {
         const Job job = make_job(counts[i]);
-        const std::size_t runs = std::max<std::size_t>(1, counts[1] / counts[i]);  // so that none is too short to time
+        const std::size_t runs =
+            std::max<std::size_t>(1, counts[1] / counts[i]);  // so that none is too short to be timed
         Variant batch{at(sizes[i]), [=] { return time_per_query<M>(W::template batch<>, job, runs); }};
         if (row.ours.name.empty()) {
             row.ours = std::move(batch);

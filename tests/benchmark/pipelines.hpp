@@ -32,12 +32,12 @@
 
 namespace benchmark {
 
-/// What a pipeline has to do.
+/// The work of a pipeline.
 struct Job {
     std::shared_ptr<const std::vector<sluice::Query>> queries;
     Failures failures = Failures::none;
 
-    /// Each stage's; and how many queries run at once, if that is not left to the pipeline.
+    /// The limits of the stages, and the window unless it is the default.
     std::array<std::ptrdiff_t, stages> limits = benchmark::limits;
     std::optional<std::ptrdiff_t> window{};
 
@@ -48,20 +48,20 @@ inline Job make_job(std::size_t queries, Failures failures = Failures::none) {
     return {std::make_shared<const std::vector<sluice::Query>>(make_queries(queries)), failures};
 }
 
-/// @throws std::runtime_error unless every query completed, in as many attempts as the failures make necessary.
+/// @throws std::runtime_error unless every query completed, with the number of attempts that the failures require.
 void verify(const std::vector<Result>& results, const Job& job);
 
 struct NoDeadLetters {
     void put(const sluice::Query&, const sluice::StageResult<>&) {}
 };
 
-/// The ways to run a job. Each is a coroutine that starts the gauge, fills the results, and stops the gauge.
+/// The ways to run a job. Each is a coroutine that starts the gauge, fills in the results, and stops the gauge.
 template <class Models, class Gauge>
 struct Ways {
     using Executor = typename Models::Executor;
     using Way = asio::awaitable<void, Executor> (*)(Models&, const Job&, Gauge&, std::vector<Result>&);
 
-    /// The results and nothing else: no models, no clock.
+    /// Only writes the results: no models, no clock.
     static asio::awaitable<void, Executor> only_write(Models&, const Job& job, Gauge& gauge,
                                                       std::vector<Result>& results) {
         const StageNames names;
@@ -135,7 +135,7 @@ struct Ways {
     }
 
 private:
-    /// A coroutine for each `share` of the queries.
+    /// A coroutine for every `share` queries.
     template <template <class> class Limits>
     static asio::awaitable<void, Executor> co_spawn_each(Models& models, const Job& job, Gauge& gauge,
                                                          std::vector<Result>& results, std::size_t share) {
@@ -177,7 +177,7 @@ private:
     }
 };
 
-/// Runs a job in one of the ways, and looks at its results.
+/// Runs a job in one of the ways, and verifies its results.
 template <class Models, class Gauge>
 std::vector<Result> run(typename Ways<Models, Gauge>::Way way, const Job& job, Gauge& gauge) {
     using Executor = typename Models::Executor;

@@ -21,7 +21,7 @@ namespace benchmark {
 
 namespace {
 
-/// Nanoseconds per turn of `members` coroutines, of which `limit` at most may be inside at once.
+/// Nanoseconds per turn of `members` coroutines, of which at most `limit` may be inside at once.
 template <class Loop>
 double time_per_turn(std::size_t members, std::size_t limit, std::size_t turns) {
     asio::io_context context(1);

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int number_width = 10;
 
-// Three digits that matter, and no exponents.
+// Three significant digits, and no exponent.
 std::string number(double value) {
     std::ostringstream text;
     const double size = value < 0 ? -value : value;
@@ -105,7 +105,7 @@ Table::Table(std::ostream& out, const std::vector<Row>& rows) : out_(out) {
 }
 
 void Table::print(const Measured& row) {
-    // Only the first line of a row says what the row is about.
+    // Only the first line of a row has its name, its unit and our cost.
     std::string name = row.name;
     std::string unit = row.unit;
     std::string ours = number(row.ours);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// What was measured, as a table and as JSON.
+// The results as a table and as JSON.
 #pragma once
 
 #include "harness.hpp"
@@ -10,10 +10,10 @@
 
 namespace benchmark {
 
-/// What it was measured with: the compiler, Boost, and the processor.
+/// The compiler, the version of Boost, and the processor.
 std::string describe_build();
 
-/// A table that is printed row by row, as they are measured.
+/// A table that is printed row by row, as the rows are measured.
 class Table {
 public:
     /// Makes the columns wide enough for these rows, and prints the heading.
@@ -31,7 +31,7 @@ private:
 
 void write_json(std::ostream& out, const Settings& settings, const std::vector<Measured>& rows);
 
-/// The bounds that do not hold, one per line, each with what was measured.
+/// The bounds that do not hold, one per line, each with the measured value.
 std::vector<std::string> missed_targets(const std::vector<Measured>& rows);
 
 }  // namespace benchmark

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// All rows of the table, by what they are about.
+// All rows of the table, by subject.
 #pragma once
 
 #include "harness.hpp"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
-// The pipeline of the benchmark as a flow graph of oneTBB: a node per stage with the stage's limit. It fills the
-// results that sluice fills, and prints what a query costs, in nanoseconds by the clock on the wall, as JSON.
+// The pipeline of the benchmark as a flow graph of oneTBB: a node per stage with the stage's limit. It fills in the
+// same results as sluice, and prints the wall-clock time per query, in nanoseconds, as JSON.
 //
-// A program of its own: once a process has had a second thread, its shared pointers count with atomics.
+// It is a separate program, since shared pointers count with atomics once a process has had a second thread.
 #include "models.hpp"
 
 #include <oneapi/tbb/flow_graph.h>
@@ -19,7 +19,7 @@ namespace {
 using namespace benchmark;
 using Clock = std::chrono::steady_clock;
 
-// What flows is the index of a query.
+// The index of a query flows through the graph.
 class FlowGraph {
 public:
     explicit FlowGraph(const std::vector<sluice::Query>& queries) : queries_(queries) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// Retrieval-augmented generation: the chunks of a document pass through two phases together, and the answer is third.
+// Retrieval-augmented generation: the chunks of a document pass through two phases together, and the third phase
+// answers.
 #include <sluice/sync/barrier.hpp>
 #include <sluice/sync/task_group.hpp>
 #include <sluice/sync/timeout.hpp>
@@ -211,7 +212,7 @@ TEST_CASE("rag: one barrier serves both boundaries, and any number of documents"
     }
 }
 
-TEST_CASE("rag: within a phase all chunks work at once", "[rag]") {
+TEST_CASE("rag: within a phase all chunks work concurrently", "[rag]") {
     const std::size_t chunks = GENERATE(std::size_t{1}, std::size_t{2}, std::size_t{6}, std::size_t{2000});
     Run run(chunks, 5);
     auto task = run.start();
@@ -223,7 +224,7 @@ TEST_CASE("rag: within a phase all chunks work at once", "[rag]") {
     CHECK(run.in_phases());
 }
 
-TEST_CASE("rag: a chunk that fails hangs no other, and its exception propagates", "[rag]") {
+TEST_CASE("rag: a failed chunk does not hang the others, and its exception propagates", "[rag]") {
     const int phase = GENERATE(1, 2);
     const bool as_party = GENERATE(false, true);
     for (std::size_t chunk = 0; chunk != 6; ++chunk) {

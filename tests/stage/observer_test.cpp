@@ -542,7 +542,7 @@ TEST_CASE("observer: it may close the semaphore, or change the limit, of the sta
     CHECK(test::now(bench.context) == 10ms);
 }
 
-TEST_CASE("observer: a context that is destroyed, at any step, delivers no events", "[observer][shutdown]") {
+TEST_CASE("observer: destroying the context delivers no events, at any step", "[observer][shutdown]") {
     test::for_every_step([](test::Steps& steps) {
         Counter counter;
         Model model("answer", 10ms);
@@ -715,7 +715,7 @@ TEST_CASE("observer: if the sink throws, on_dead_letter gets the exception", "[o
 }
 
 TEST_CASE("observer: a cancelled query is no dead letter", "[observer][cancellation]") {
-    const auto at = GENERATE(10ms, 60ms);  // in the first stage; in the first two
+    const auto at = GENERATE(10ms, 60ms);  // queries are in the first stage; in the first two
     Rig<> rig;
     auto pipeline = rig.observed({2, 1, 1});
     Task<test::Rig<>::Results> task(rig.context.get_executor(),
@@ -728,7 +728,8 @@ TEST_CASE("observer: a cancelled query is no dead letter", "[observer][cancellat
     CHECK(only(rig.recorder.lines, "finished").size() == (at == 10ms ? 3 : 5));
 }
 
-TEST_CASE("observer: a stage with its own observer reports to that one alone, and no dead letters", "[observer]") {
+TEST_CASE("observer: a stage with its own observer reports to that one alone, and reports no dead letters",
+          "[observer]") {
     test::Rig<> rig;
     Recorder pipeline_observer(&rig.context);
     Recorder stage_observer(&rig.context);

@@ -41,7 +41,7 @@ public:
         auto child = std::make_unique<Child>(running_);
         children_.push_back(*child);
         Child& started = *child;
-        boost::asio::co_spawn(executor, run<Executor>(Pooled(), *this, started, std::move(function)),
+        boost::asio::co_spawn(executor, Run<Executor, Function>::run(Pooled(), *this, started, std::move(function)),
                               OnEnd{boost::intrusive_ptr<TaskGroupState>(this), std::move(child)});
     }
 
@@ -82,15 +82,20 @@ private:
         }
     };
 
+    // A class: of a function template g++ 12 says that its frame has a type without linkage, if `Function` is a lambda
+    // in a coroutine.
     template <class Executor, class Function>
-    static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child, Function function) {
-        child.started = true;
-        Waiter start;
-        co_await group.yield(start);
-        if (!group.cancelled_) {
-            static_cast<void>(co_await function());
+    struct Run {
+        static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child,
+                                                          Function function) {
+            child.started = true;
+            Waiter start;
+            co_await group.yield(start);
+            if (!group.cancelled_) {
+                static_cast<void>(co_await function());
+            }
         }
-    }
+    };
 
     void on_end(const std::exception_ptr& error) {
         if (error && !failure_ && !(cancelled_ && is_cancellation(error))) {
