@@ -82,8 +82,7 @@ private:
         }
     };
 
-    // A class: of a function template g++ 12 says that its frame has a type without linkage, if `Function` is a lambda
-    // in a coroutine.
+    // A class template: in a function template g++ 12 warns of the linkage of `Function`, a lambda inside a coroutine.
     template <class Executor, class Function>
     struct Run {
         static boost::asio::awaitable<void, Executor> run(Pooled, TaskGroupState& group, Child& child,
