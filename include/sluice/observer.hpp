@@ -45,7 +45,7 @@ public:
         attempt_failed  ///< on_attempt_failed: it has no slot and does not wait for one.
     };
 
-    /// How a stage run ended.
+    /// The way in which a stage run ended.
     enum class Outcome {
         succeeded,
         failed,    ///< The last attempt failed, or the semaphore was closed.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// How often the clock is read.
+// The number of clock reads.
 #include "pipelines.hpp"
 #include "rows.hpp"
 

@@ -11,7 +11,7 @@
 
 namespace benchmark {
 
-/// How much to measure.
+/// The amount to measure.
 struct Settings {
     int rounds = 9;
     bool quick = false;  // a smoke run: sizes so small that the numbers are meaningless

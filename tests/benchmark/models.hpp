@@ -25,10 +25,10 @@ namespace asio = boost::asio;
 
 using Result = sluice::PipelineResult<int, int, int>;
 
-/// How often a model function suspends before it returns.
+/// The number of times that a model function suspends before it returns.
 enum class Suspends { never, once };
 
-/// How often a model function fails.
+/// The share of calls in which a model function fails.
 enum class Failures { none, a_tenth };
 
 inline constexpr std::size_t stages = 3;

@@ -12,7 +12,7 @@
 
 namespace sluice {
 
-/// How many queries may be in each stage of an InferencePipeline at once; each at least 1.
+/// The number of queries that may be in each stage of an InferencePipeline at once; each at least 1.
 struct StageLimits {
     std::ptrdiff_t classify;
     std::ptrdiff_t extract;
@@ -27,8 +27,8 @@ struct BasicInferencePipelineOptions {
     BasicStageOptions<TimerType> extract;
     BasicStageOptions<TimerType> generate;
 
-    /// How many queries each process_batch() and process_stream() runs at once; at least 1. Default: the sum of the
-    /// limits, which keeps every stage busy. A query in backoff keeps its place in the window.
+    /// The number of queries that each batch and each stream runs at once; at least 1. Default: the sum of the limits,
+    /// which keeps every stage busy. A query in backoff keeps its place in the window.
     std::optional<std::ptrdiff_t> window;
 
     /// Observes every dead letter, and every stage run in the stages that have no observer of their own. Default: none.
