@@ -19,9 +19,9 @@ namespace sluice {
 /// queued and running queries exact, decrement the one named by the `last` event of on_finished. A stage run that was
 /// cancelled before it began has no events. If its execution context is destroyed, it has no further ones.
 ///
-/// `stage_run` is the result so far, with the query's id and the stage's name; its `attempts` is the number of the
-/// current attempt. It is the same object in all events of one stage run, so that its address identifies the stage run
-/// where ids do not. It must not be used after the last event.
+/// `stage_run` is the result so far, with the query's id and the stage's name; its `attempts` counts the attempts that
+/// have begun, so in on_queued it excludes the one that waits. It is the same object in all events of one stage run, so
+/// that its address identifies the stage run where ids do not. It must not be used after the last event.
 ///
 /// No event carries a time; read a clock.
 ///
@@ -55,7 +55,8 @@ public:
     Observer() = default;
     virtual ~Observer() = default;
 
-    /// The query asks for a slot for its next attempt. If one is free, on_started follows immediately.
+    /// The query asks for a slot for attempt number `stage_run.attempts + 1`. If one is free, on_started follows
+    /// immediately.
     virtual void on_queued(const StageResult<>& /*stage_run*/) noexcept {}
 
     /// The query has a slot, and attempt number `stage_run.attempts` is about to begin.

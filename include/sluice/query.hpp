@@ -24,7 +24,7 @@ struct Query {
 };
 
 /// A range that process_batch() and process_stream() can take queries from: an input range, such as a container, a view
-/// or a generator, whose elements convert to Query. An lvalue is stored by reference; an rvalue is moved in.
+/// or a generator, whose elements convert to Query. An lvalue is stored by reference; an rvalue container is moved in.
 template <class Range>
 concept QueryRange = std::ranges::input_range<Range> && std::ranges::viewable_range<Range> &&
                      std::convertible_to<std::ranges::range_reference_t<Range>, Query>;

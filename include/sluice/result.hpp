@@ -26,7 +26,7 @@ struct StageResult<void> {
     int attempts = 0;                       ///< Attempts begun, including the first.
     bool success = false;
     bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, or blocked its thread.
-    StageError error;   ///< Why the last attempt failed; empty on success.
+    StageError error;   ///< Why the stage run failed; empty on success.
 
     StageResult() = default;
     StageResult(SharedString id, SharedString stage_name) : query_id(std::move(id)), stage(std::move(stage_name)) {}

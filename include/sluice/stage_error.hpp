@@ -19,7 +19,7 @@
 
 namespace sluice {
 
-/// The reason of a failure: an exception of any type, or none.
+/// The reason for a failure: an exception of any type, or none.
 ///
 /// Type and message are computed when they are needed, so that an error is as cheap to carry as a pointer.
 ///

@@ -54,6 +54,30 @@ TEST_CASE("stage: closing the semaphore fails runs that wait for a slot, and not
     CHECK(bench.idle());
 }
 
+TEST_CASE("stage: a cancellation in a backoff is reported even if the stage is gone", "[stage][shutdown]") {
+    struct : sluice::Observer {
+        int cancelled = 0;
+        void on_finished(const sluice::StageResult<>&, Outcome outcome, Event) noexcept override {
+            cancelled += outcome == Outcome::cancelled;
+        }
+    } observer;
+    asio::io_context context;
+    Model model{"model", 1ms};
+    model.failures["a"] = 9;
+    StageOptions options(retries(3, 10ms));
+    options.observer = &observer;
+    auto stage = std::make_unique<sluice::Stage<Endpoint, VirtualTimer>>(context.get_executor(), "s", 1,
+                                                                         Endpoint{&model}, std::move(options));
+    const std::string text = "a";
+    test::Task<sluice::StageResult<std::string>> query(context.get_executor(), [&] { return stage->run("q", text); });
+    run_until(context, 5ms);
+    stage.reset();
+    query.cancel();
+    sluice::testing::run(context);
+    CHECK(query.aborted());
+    CHECK(observer.cancelled == 1);
+}
+
 TEST_CASE("stage: closing the semaphore during a backoff ends the retries", "[stage][shutdown]") {
     Bench bench(1, StageOptions(retries(3, 10ms)));
     bench.model.failures["a"] = 9;

@@ -33,26 +33,24 @@ namespace sluice {
 /// The model functions are callables that return an `asio::awaitable`. The types of intent, entities and response, and
 /// the executor, are deduced from them:
 ///
-/// @code
-/// classify(text) -> awaitable<Intent>
-/// extract(text) -> awaitable<Entities>
-/// generate(intent, entities, text) -> awaitable<Response>
-/// @endcode
+///     classify(text) -> awaitable<Intent>
+///     extract(text) -> awaitable<Entities>
+///     generate(intent, entities, text) -> awaitable<Response>
 ///
 /// The text is passed as a `const std::string&`, and intent and entities as const lvalues, which live until the call
 /// ends: a retry sees them unchanged. The values that the functions return must be movable without throwing. Stage says
 /// what else a model function must do.
 ///
 /// Each query ends in exactly one way: it is completed; or a stage fails for good, and the query goes to the
-/// dead-letter sink; or it is cancelled because its call was cancelled.
+/// dead-letter sink; or it is cancelled together with the call or stream it belongs to.
 ///
-/// process_one(), process_batch() and process_stream() share the limits and may run at the same time. One stage alone
-/// runs by `pipeline.extract().run(query.id, query.text)`; see Stage::run().
+/// process_one(), process_batch() and process_stream() share the limits and may run at the same time. To run one stage
+/// alone, call `pipeline.extract().run(query.id, query.text)`; see Stage::run().
 ///
 /// @par Thread safety
 /// Distinct objects: safe. Shared objects: unsafe. The pipeline and everything that uses it belong to one thread or
-/// strand, that of the executor. Model functions work on other threads by run_on(), and coroutines that run elsewhere
-/// await the pipeline by it.
+/// strand, that of the executor. Model functions work on other threads through run_on(), as do coroutines elsewhere
+/// that await the pipeline.
 ///
 /// @par Lifetime
 /// The pipeline may be destroyed while its operations run: they keep its state alive. Its stages die with the last
@@ -116,30 +114,31 @@ public:
     InferencePipeline(InferencePipeline&&) noexcept = default;
     InferencePipeline& operator=(InferencePipeline&&) noexcept = default;
 
-    /// Awaiting it runs one query through all three stages in order, and returns its result. If a stage fails for good,
-    /// no later one runs, and the query goes to the dead-letter sink.
+    /// When awaited, runs one query through all three stages in order, and returns its result. If a stage fails for
+    /// good, no later one runs, and the query goes to the dead-letter sink.
     ///
     /// @par Cancellation
     /// The types that the model functions support. The slot is returned, `operation_aborted` is thrown, and the query
-    /// is no dead letter. If it is going to the dead-letter sink already, that is completed and the result is returned.
+    /// is no dead letter. If the last stage still succeeds, or the query is already going to the dead-letter sink, that
+    /// completes and the result is returned.
     [[nodiscard]] boost::asio::awaitable<Result, Executor> process_one(Query query) {
         return run_one(detail::Pooled(), state_, std::move(query));
     }
 
-    /// Awaiting it runs all queries of a range, at most `window` at once, and returns their results in the order of the
-    /// input. A query that fails does not affect the others.
+    /// When awaited, runs all queries of a range, at most `window` at once, and returns their results in the order of
+    /// the input. A query that fails does not affect the others.
     ///
-    /// A range that is passed as an lvalue is stored by reference and its queries are copied; one that is passed as an
-    /// rvalue is moved in, and its queries are moved on. A query is taken from the range when it starts. Apart from the
-    /// results, memory is bounded by the window.
+    /// A range that is passed as an lvalue is stored by reference and its queries are copied. An rvalue container is
+    /// moved in and its queries are moved on; the queries of a view are copied. A query is taken from the range when it
+    /// starts. Apart from the results, memory is bounded by the window.
     ///
-    /// @throws what the range throws, after cancelling the queries that run.
+    /// Rethrows what the range throws, after cancelling the queries that run.
     ///
     /// @par Cancellation
     /// Terminal, partial and total, as far as the awaiting coroutine lets them through; see StageSemaphore::acquire().
     /// No further query starts, those that run are cancelled, every slot is returned, and then `operation_aborted` is
-    /// thrown. Queries that had failed are dead letters, cancelled ones are not. The results so far are discarded: if
-    /// you need them, use process_stream().
+    /// thrown. Queries that had already failed are dead letters; cancelled ones are not. The results so far are
+    /// discarded: if you need them, use process_stream().
     ///
     /// @note While model functions complete without suspending, nothing else gets a turn, including code that would
     /// cancel the batch.

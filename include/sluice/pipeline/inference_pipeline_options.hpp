@@ -12,7 +12,7 @@
 
 namespace sluice {
 
-/// The number of queries that may be in each stage of an InferencePipeline at once; each at least 1.
+/// The number of attempts that may run at once in each stage of an InferencePipeline; each at least 1.
 struct StageLimits {
     std::ptrdiff_t classify;
     std::ptrdiff_t extract;
@@ -20,7 +20,7 @@ struct StageLimits {
 };
 
 /// The options of an InferencePipeline.
-/// @tparam TimerType The timer that the pipeline waits with and measures time by.
+/// @tparam TimerType The timer that the pipeline uses to wait and to measure time.
 template <Timer TimerType = boost::asio::steady_timer>
 struct BasicInferencePipelineOptions {
     BasicStageOptions<TimerType> classify;

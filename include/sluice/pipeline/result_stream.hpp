@@ -59,10 +59,10 @@ public:
         }
     }
 
-    /// Awaiting it waits for the next result and returns it. Returns nothing when the stream has ended: the input has
-    /// ended and every result was taken, or the stream was closed.
+    /// When awaited, waits for the next result and returns it. Returns an empty optional when the stream has ended: the
+    /// input has ended and every result was taken, or the stream was closed.
     ///
-    /// @throws what the input range threw, once, after the results of the queries taken before it; then the stream has
+    /// Rethrows what the input range threw, once, after the results of the queries taken before it; then the stream has
     /// ended.
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled.
     ///
@@ -72,9 +72,9 @@ public:
         return take_next(detail::Pooled(), state_);
     }
 
-    /// Awaiting it stops the stream and waits until none of its queries runs any more. Results that have not been taken
-    /// are dropped. A model function or dead-letter sink that the stream runs must not await it: it would wait for
-    /// itself.
+    /// When awaited, stops the stream and waits until none of its queries runs any more. Results that have not been
+    /// taken are dropped. A model function or dead-letter sink that the stream runs must not await it: it would wait
+    /// for itself.
     ///
     /// @par Cancellation
     /// Terminal, partial and total. Cancels only the wait: the stream still stops.

@@ -39,7 +39,7 @@ public:
     using std::runtime_error::runtime_error;
 };
 
-/// Decides whether and when a failed attempt is retried. Stateless: its functions are const and change nothing.
+/// Decides whether and when a failed attempt is retried. A value: its const functions change nothing.
 ///
 /// @par Thread safety
 /// Const functions may be called concurrently if the predicate may.

@@ -24,7 +24,6 @@
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-
 #include <boost/asio/this_coro.hpp>
 #include <boost/assert.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
@@ -50,8 +49,8 @@ class PipelineState;
 /// A model function behind a limit, a retry policy and a timeout.
 ///
 /// The function is a ModelFunction: any callable that returns an `asio::awaitable<T>`. It is called with the arguments
-/// of run(), as lvalues, since an attempt may have to be repeated. It may work on a thread pool by run_on(), which can
-/// be timed out and cancelled there and resumes on the coroutine's executor. It must not leave
+/// of run(), as lvalues, since an attempt may have to be repeated. It may work on a thread pool through run_on(), which
+/// can be timed out and cancelled there and resumes on the coroutine's executor. It must not leave
 /// `this_coro::reset_cancellation_state` or `this_coro::throw_if_cancelled` changed: they belong to the coroutine that
 /// runs the query.
 ///
@@ -106,10 +105,10 @@ public:
     Stage(const Stage&) = delete;  // running queries hold its address
     Stage& operator=(const Stage&) = delete;
 
-    /// Awaiting it runs one query through the stage and returns a `StageResult<T>`. That waits for a slot, then calls
-    /// `function(args...)` and awaits the result within the timeout. If the attempt fails, the slot is returned, and as
-    /// long as the retry policy allows, the backoff passes, the query queues again, and another attempt is made. A slot
-    /// is held only while an attempt runs.
+    /// When awaited, runs one query through the stage and returns a `StageResult<T>`. It waits for a slot, calls
+    /// `function(args...)`, and awaits the result within the timeout. If the attempt fails, the slot is returned; if
+    /// the retry policy allows, the query waits for the backoff and joins the line again. A slot is held only while an
+    /// attempt runs.
     ///
     /// Lvalue arguments are stored by reference and must live until the end. Rvalues are moved in, and the model
     /// function gets them as const lvalues, since a retry must see them unchanged. An argument is converted to the
@@ -122,8 +121,9 @@ public:
     ///
     /// @par Cancellation
     /// The types that the model function, the semaphore and the timer support. A cancelled run returns its slot and
-    /// throws `operation_aborted`, whatever its attempt threw. If a model function throws `operation_aborted` without
-    /// having been cancelled, that is a failure like any other.
+    /// throws `operation_aborted`, whatever its attempt threw; if the attempt returned a value, that is returned
+    /// instead. If a model function throws `operation_aborted` without having been cancelled, that is a failure like
+    /// any other.
     template <class... Args>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) {
         constexpr bool callable = std::invocable<Function&, Argument<Args>&...>;
@@ -161,11 +161,9 @@ private:
 
     std::string who() const { return "Stage '" + name_.str() + "'"; }
 
-    template <class... EventArgs>
-    void notify(void (Observer::*event)(EventArgs...) noexcept,
-                std::type_identity_t<EventArgs>... args) const noexcept {
-        if (options_.observer) {
-            (options_.observer->*event)(args...);
+    static void notify(Observer* observer, auto event, const auto&... args) noexcept {
+        if (observer) {
+            (observer->*event)(args...);
         }
     }
 
@@ -197,6 +195,7 @@ private:
         const ModelExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
         const boost::intrusive_ptr<detail::SemaphoreState> line = state_of(stage.semaphore_);
         line->check_context([&]() -> const auto& { return executor; });
+        Observer* const observer = stage.options_.observer;  // also told if the stage is gone by then
         const std::uint64_t stage_run_number = stage.stage_runs_++;
         // Ignores a cancellation that predates this run.
         const boost::asio::cancellation_state initial = co_await boost::asio::this_coro::cancellation_state;
@@ -208,7 +207,7 @@ private:
         };
         for (;;) {
             std::exception_ptr error;
-            stage.notify(&Observer::on_queued, result);
+            notify(observer, &Observer::on_queued, result);
             Slot slot = stage.semaphore_.try_acquire();
             auto started = detail::now<TimerType>(executor);
             if (!slot) {
@@ -225,7 +224,7 @@ private:
             const bool attempted = static_cast<bool>(slot);
             if (attempted) {
                 ++result.attempts;
-                stage.notify(&Observer::on_started, result);
+                notify(observer, &Observer::on_started, result);
                 try {
                     if (stage.options_.timeout) {
                         const auto call = [&] { return attempt<Args...>(detail::Pooled(), stage, data, args...); };
@@ -247,7 +246,8 @@ private:
             }
             if (!error) {
                 result.success = true;
-                stage.notify(&Observer::on_finished, result, Observer::Outcome::succeeded, Observer::Event::started);
+                notify(observer, &Observer::on_finished, result, Observer::Outcome::succeeded,
+                       Observer::Event::started);
                 co_return;
             }
             auto last_event = attempted ? Observer::Event::started : Observer::Event::queued;
@@ -255,14 +255,14 @@ private:
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
                 if (attempted) {
                     last_event = Observer::Event::attempt_failed;
-                    stage.notify(&Observer::on_attempt_failed, result, error);
+                    notify(observer, &Observer::on_attempt_failed, result, error);
                 }
                 if (!attempted && line->closed()) {
                     error = std::make_exception_ptr(detail::operation_aborted("the stage was closed"));
                 }
                 if (!attempted || !stage.wants_retry(result.attempts, error)) {
                     result.error = std::move(error);
-                    stage.notify(&Observer::on_finished, result, Observer::Outcome::failed, last_event);
+                    notify(observer, &Observer::on_finished, result, Observer::Outcome::failed, last_event);
                     co_return;
                 }
                 if (const auto delay = stage.options_.retry.delay(result.attempts, stage_run_number);
@@ -279,7 +279,7 @@ private:
                 throw_if_cancelled(co_await boost::asio::this_coro::cancellation_state);
             } catch (...) {
                 result.error = std::current_exception();
-                stage.notify(&Observer::on_finished, result, Observer::Outcome::cancelled, last_event);
+                notify(observer, &Observer::on_finished, result, Observer::Outcome::cancelled, last_event);
                 throw;
             }
         }

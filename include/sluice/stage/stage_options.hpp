@@ -14,12 +14,13 @@
 namespace sluice {
 
 /// The options of a Stage.
-/// @tparam TimerType The timer that the stage waits with and measures time by.
+/// @tparam TimerType The timer that the stage uses to wait and to measure time.
 template <Timer TimerType = boost::asio::steady_timer>
 struct BasicStageOptions {
-    RetryPolicy retry;                                ///< Default: no retries.
-    std::optional<std::chrono::nanoseconds> timeout;  ///< For each attempt, from its slot on; positive. Default: none.
-    Observer* observer = nullptr;                     ///< Observes every stage run. Default: none.
+    RetryPolicy retry;  ///< Default: no retries.
+    std::optional<std::chrono::nanoseconds>
+        timeout;                   ///< For each attempt, from when it gets its slot; positive. Default: none.
+    Observer* observer = nullptr;  ///< Observes every stage run. Default: none.
 
     BasicStageOptions() = default;
     BasicStageOptions(RetryPolicy retry_policy, std::optional<std::chrono::nanoseconds> attempt_timeout = {},

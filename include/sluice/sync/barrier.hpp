@@ -30,8 +30,8 @@ public:
 /// A reusable barrier: no party leaves a phase until every party has arrived at it.
 ///
 /// When the last party arrives, the completion function runs, the phase is complete, and the barrier is ready for the
-/// next phase: a fast party may arrive again before slow ones have resumed. The last arrival continues at once, or
-/// after many immediate completions in a row through the executor, so that a tight loop cannot starve other handlers.
+/// next phase: a fast party may arrive again before slow ones have resumed. The last arrival continues at once or,
+/// after many immediate completions in a row, through the executor, so that a tight loop cannot starve other handlers.
 /// The others resume through the executor in the order of their arrival.
 ///
 /// @par Thread safety
@@ -74,14 +74,14 @@ public:
     /// Indices count the arrivals that waited in this phase, from 0: each phase in which any party waits has exactly
     /// one index 0. A party that drops out takes no index.
     ///
-    /// Await it at once and once, in a coroutine with any type of executor; the party arrives then. It converts to
-    /// `asio::awaitable<std::size_t, E>` where one is needed. An operation that is destroyed without having been
-    /// awaited, moved from or converted counts as forgotten, and asserts.
+    /// Await it immediately and only once, in a coroutine with any type of executor; the party arrives then. It
+    /// converts to `asio::awaitable<std::size_t, E>` where one is needed. An operation that is destroyed without having
+    /// been awaited, moved from or converted counts as forgotten, and asserts.
     ///
     /// @throws BrokenBarrier if the barrier is broken, or breaks or is reset during the wait, or if every party has
     /// dropped out.
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled or the barrier destroyed.
-    /// @throws what the completion function threw, at the last arrival.
+    /// Rethrows, at the last arrival, what the completion function threw.
     ///
     /// @par Cancellation
     /// Terminal, partial and total; StageSemaphore::acquire() says which types reach the wait. A cancelled waiter is
@@ -97,9 +97,10 @@ public:
     Arrival arrive_and_wait() noexcept;
 
     /// Arrives at the current phase without waiting, and leaves: later phases need one party fewer. When no party is
-    /// left, later arrivals throw BrokenBarrier.
+    /// left, later arrivals throw BrokenBarrier. If this is the last arrival, rethrows what the completion function
+    /// threw; the party has dropped out then.
     /// @throws BrokenBarrier if the barrier is broken or has no parties; the party has not dropped out then.
-    /// @throws what the completion function threw, if this was the last arrival; the party has dropped out then.
+    /// @throws boost::system::system_error with `operation_aborted` if the execution context has been destroyed.
     void arrive_and_drop() {
         const auto state = state_;  // the completion function may destroy the barrier
         const bool last = arrive(*state);
@@ -122,7 +123,7 @@ public:
     /// The number of parties that wait in the current phase.
     std::size_t waiting() const noexcept { return state_->waiting(); }
 
-    /// The number of completed phases. Inside the completion function, that phase does not count yet.
+    /// The number of completed phases. Inside the completion function, the phase it completes does not count yet.
     std::uint64_t phase() const noexcept { return state_->phase(); }
 
     bool broken() const noexcept { return state_->broken(); }

@@ -14,7 +14,7 @@
 
 namespace sluice {
 
-/// Awaiting it runs `function()` on `executor`, such as that of a thread pool, and resumes on the executor of the
+/// When awaited, runs `function()` on `executor`, such as that of a thread pool, and resumes on the executor of the
 /// awaiting coroutine with the value that the function returned or the exception that it threw.
 ///
 /// `function` is a callable without arguments. It returns a value or nothing, and may block its thread; or it returns
@@ -31,7 +31,7 @@ namespace sluice {
 ///
 /// @tparam AwaitingExecutor The executor type of the awaiting coroutine.
 /// @throws boost::system::system_error with `operation_aborted` if it was cancelled before `function` was called.
-/// @throws what `function` or its coroutine threw.
+/// Otherwise rethrows what `function` or its coroutine threw.
 ///
 /// @par Completion
 /// Through the awaiting coroutine's executor, after `function` and the frame of its coroutine have been destroyed on
@@ -40,8 +40,8 @@ namespace sluice {
 /// @par Cancellation
 /// Terminal, partial and total: each type that reaches the awaiting coroutine reaches that of `function`, on its strand
 /// (StageSemaphore::acquire() says which types do). The work is waited for, and its value or exception comes out. If it
-/// has not begun, because the pool is busy, it is not called, and ends when its turn comes. A function that blocks is
-/// not interrupted.
+/// has not begun, because the pool is busy, `function` is not called, and the wait ends when its turn comes. A function
+/// that blocks is not interrupted.
 ///
 /// @par Thread safety
 /// Safe: any number of calls may run at once. `function` is called and destroyed on `executor` while the awaiting
@@ -54,8 +54,8 @@ namespace sluice {
 /// it waits until it is destroyed. While a pool is being destroyed no other thread may use it, and so cancel its work.
 ///
 /// With g++ 12 a lambda written in the operand of `co_await` must capture nothing that has a destructor; see
-/// with_task_group(). Virtual time does not wait for other threads: a timeout on virtual time may pass during the work.
-///
+/// with_task_group(). Virtual time does not wait for other threads: work on a pool takes real time, and a timeout on
+/// virtual time may pass meanwhile.
 ///
 /// @par Into a pipeline
 /// A coroutine on another executor, such as a server's session on a pool, awaits a pipeline in the same way:
@@ -64,9 +64,9 @@ namespace sluice {
 /// const auto result = co_await sluice::run_on(executor, [&] { return pipeline.process_one(query); });
 /// @endcode
 ///
-/// `executor` is the one that the pipeline was constructed with. It runs one handler at a time, so the call and its
-/// cancellation never run beside anything else of the pipeline. The models' awaitables must be those of
-/// `any_io_executor`: one with a typed executor cannot run on the strand of this call.
+/// `executor` is the one that the pipeline was constructed with. It must be a strand, or that of a context that one
+/// thread runs, so that the call and its cancellation never run beside anything else of the pipeline. The models'
+/// awaitables must be those of `any_io_executor`: one with a typed executor cannot run on the strand of this call.
 template <class AwaitingExecutor = boost::asio::any_io_executor, class Executor, class Function>
     requires boost::asio::execution::is_executor<Executor>::value
 [[nodiscard]] auto run_on(Executor executor, Function function) {

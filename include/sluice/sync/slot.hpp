@@ -12,9 +12,9 @@ namespace sluice {
 
 /// One of a StageSemaphore's slots, or empty. Move-only.
 ///
-/// The slot is returned when the object is released, assigned to or destroyed, on the semaphore's thread or strand. It
-/// may outlive the semaphore and the execution context. Returning a slot posts at most one handler; if memory for that
-/// is exhausted, the program terminates.
+/// The slot is returned when the object is released, assigned to or destroyed, which must happen on the semaphore's
+/// thread or strand. It may outlive the semaphore and the execution context. Returning a slot posts at most one
+/// handler; if memory for that is exhausted, the program terminates.
 ///
 /// @par g++ 12
 /// g++ 12 miscompiles these shapes: it makes a bitwise copy of a slot that is returned at the end of the full
@@ -30,7 +30,6 @@ namespace sluice {
 /// limit must not be exceeded silently. Name the slot first, then move it: `Slot slot = co_await semaphore.acquire();`
 class [[nodiscard]] Slot {
 public:
-    /// An empty slot.
     Slot() noexcept = default;
 
     Slot(Slot&& other) noexcept : semaphore_(std::move(other.own())) {}
@@ -52,7 +51,6 @@ public:
         }
     }
 
-    /// Whether this holds a slot.
     explicit operator bool() const noexcept {
         check();
         return semaphore_ != nullptr;

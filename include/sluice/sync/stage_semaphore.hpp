@@ -19,7 +19,7 @@
 
 namespace sluice {
 
-/// Limits how many coroutines are in a stage at once. Strictly first come, first served.
+/// Limits how many coroutines hold a slot at once. Strictly first come, first served.
 ///
 /// A returned slot is handed to the coroutine that has waited longest, which resumes through the executor, never inside
 /// release(). Nothing overtakes: neither a newcomer, nor a holder that releases its slot and at once acquires again.
@@ -56,10 +56,10 @@ public:
     /// sluice::Slot slot = co_await semaphore.acquire();
     /// @endcode
     ///
-    /// Await it at once and once, in a coroutine with any type of executor. It converts to `asio::awaitable<Slot, E>`
-    /// where one is needed. An operation that is destroyed without having been awaited, moved from or converted counts
-    /// as forgotten, and asserts; that includes one that is kept across another suspension and is destroyed there with
-    /// its coroutine.
+    /// Await it immediately and only once, in a coroutine with any type of executor. It converts to
+    /// `asio::awaitable<Slot, E>` where one is needed. An operation that is destroyed without having been awaited,
+    /// moved from or converted counts as forgotten, and asserts; that includes one that is kept across another
+    /// suspension and is destroyed there with its coroutine.
     ///
     /// The wait completes at once if a slot is free, and otherwise through the executor; after many immediate
     /// completions in a row one goes through the executor too, so that a tight loop cannot starve other handlers. Slots
@@ -78,9 +78,10 @@ public:
     /// through, unless it calls `this_coro::reset_cancellation_state`. One that was cancelled earlier and continues, by
     /// `this_coro::throw_if_cancelled(false)`, waits like any other: only a cancellation during the wait ends it.
     ///
-    /// @note With Boost 1.83, race coroutines that acquire from inside a coroutine, or use with_task_group(). A
-    /// `make_parallel_group` of `co_spawn`s that is created outside the event loop lets `operation_aborted` escape into
-    /// the loop when the first coroutine takes a free slot and those that have not begun are cancelled.
+    /// @note With Boost 1.83, race coroutines that acquire only from inside another coroutine, or use
+    /// with_task_group(). A `make_parallel_group` of `co_spawn`s that is created outside the event loop lets
+    /// `operation_aborted` escape into the loop when the first coroutine takes a free slot and those that have not
+    /// begun are cancelled.
     ///
     /// @par Complexity
     /// O(1). Allocates only Asio's cancellation-slot entry.

@@ -115,7 +115,7 @@ struct GroupRun {
 
 }  // namespace detail
 
-/// Awaiting it runs `body(group)`, and every child that is spawned into the group, until all of them have ended, and
+/// When awaited, runs `body(group)`, and every child that is spawned into the group, until all of them have ended, and
 /// returns the value of the body. Nothing outlives it.
 ///
 /// @code

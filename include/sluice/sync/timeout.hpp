@@ -95,7 +95,7 @@ struct TimedRun {
 
 }  // namespace detail
 
-/// Awaiting it calls and awaits `function()` for at most `timeout`, and returns its value.
+/// When awaited, calls and awaits `function()` for at most `timeout`, and returns its value.
 ///
 /// @code
 /// const std::string answer = co_await sluice::with_timeout(1s, [&] { return ask(question); });
@@ -109,13 +109,12 @@ struct TimedRun {
 /// With g++ 12 a lambda written in the operand of `co_await` must capture nothing that has a destructor; see
 /// with_task_group().
 ///
-/// @throws TimeoutError if the time was up before the coroutine threw. What the coroutine threw is nested in it
-/// (`std::nested_exception`), unless that was `operation_aborted`.
-/// @throws what the coroutine threw before that.
+/// @throws TimeoutError if the time was up before the coroutine threw. The coroutine's own exception is nested in it
+/// (`std::nested_exception`), unless that was `operation_aborted`. Otherwise rethrows what the coroutine threw.
 ///
 /// @par Cancellation
 /// As with with_task_group(): the coroutine is cancelled and waited for. Then `operation_aborted` is thrown, unless the
-/// coroutine still returned a value.
+/// coroutine returned a value or threw something else.
 template <class T = boost::asio::steady_timer, class Function>
 [[nodiscard]] auto with_timeout(std::chrono::nanoseconds timeout, Function function) {
     static_assert(Timer<T>, "sluice::Timer: the timer of with_timeout() must have the interface of asio::steady_timer");

@@ -14,8 +14,8 @@
 
 namespace sluice {
 
-/// A type that the library waits with and measures time by: `asio::steady_timer`, or one that has the same part of its
-/// interface, such as testing::VirtualTimer.
+/// A timer that the library can use to wait and to measure time: `asio::steady_timer`, or a type with the part of its
+/// interface below, such as testing::VirtualTimer.
 ///
 /// It is constructible from its `executor_type`, to which the executor of the coroutines must convert. If its time
 /// depends on the execution context, it has a static member `now(executor)`; otherwise the time is `clock_type::now()`.
@@ -29,7 +29,7 @@ concept Timer = requires(T& timer, const typename T::executor_type& executor, ty
     detail::now<T>(executor);
 };
 
-/// Awaiting it waits for `duration`. If that is zero or negative the wait ends immediately, but still gives other
+/// When awaited, waits for `duration`. If that is zero or negative the wait ends immediately, but still gives other
 /// coroutines a turn.
 ///
 /// @tparam T The timer to wait with.

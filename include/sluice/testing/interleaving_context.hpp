@@ -70,7 +70,7 @@ public:
 
     /// Runs one handler, after advancing virtual time if none is ready. Returns false if there is nothing to do.
     ///
-    /// @throws what the handler throws.
+    /// Rethrows what the handler throws.
     /// @throws std::out_of_range if the chosen index is not less than `n`; every handler is still ready then.
     bool run_one() {
         time_.complete_due();

@@ -14,7 +14,7 @@ namespace sluice::testing {
 /// elapsed virtual time when nothing is left that can run, although coroutines may still wait for something, or when
 /// the context is stopped. Does not block. May be called again.
 ///
-/// @throws what a handler throws.
+/// Rethrows what a handler throws.
 inline VirtualClock::duration run_until_stalled(boost::asio::io_context& context) {
     VirtualTime& time = VirtualTime::of(context);
     const auto begin = time.now();

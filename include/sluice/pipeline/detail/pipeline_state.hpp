@@ -27,8 +27,8 @@
 
 namespace sluice::detail {
 
-// The state that an InferencePipeline shares with its operations and streams, which may outlive it; and the way of one
-// query through the stages.
+// The state that an InferencePipeline shares with its operations and streams, which may outlive it. Runs one query
+// through the stages.
 template <class Classify, class Extract, class Generate, class Sink, class TimerType, class ResultType,
           class ExecutorType>
 class PipelineState {
@@ -88,7 +88,7 @@ private:
         }
         if (!result.completed) {
             const StageResult<>& reason = result.stage_results.back();
-            // A dead letter that has been begun is not cancelled.
+            // A dead letter that has begun is not cancelled.
             const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
             co_await boost::asio::this_coro::throw_if_cancelled(false);
             try {

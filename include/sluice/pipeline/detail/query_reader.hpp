@@ -13,7 +13,7 @@
 namespace sluice::detail {
 
 // Takes queries out of a range one at a time. Never reads ahead: advances the iterator only when the next query is
-// wanted, since that may be expensive for a lazy range.
+// wanted, since that may be expensive, or a wait, for a lazy range.
 //
 // Moves the queries out of a container that was passed as an rvalue, and copies others.
 template <QueryRange Range>

@@ -16,7 +16,7 @@ namespace sluice::detail {
 // A cache, one for each thread, of the memory of coroutine frames that have ended. Asio caches two blocks, which is too
 // few for the frames of many waiters that are released in one burst.
 //
-// A block may be cached by another thread than the one that allocated it. A thread caches at most 64 blocks of each of
+// A block may be cached by a thread other than the one that allocated it. A thread caches at most 64 blocks of each of
 // 16 sizes, half a megabyte in all. As with Asio, frames with an alignment above that of operator new are not
 // supported.
 class FramePool {

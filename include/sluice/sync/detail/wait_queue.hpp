@@ -29,7 +29,8 @@ public:
     // An asynchronous operation with the signature void(): suspends the coroutine until `waiter` is made ready.
     auto wait(Waiter& waiter) noexcept { return Wait{this, &waiter}; }
 
-    // Suspends the coroutine until the next drain. Cannot be cancelled.
+    // An asynchronous operation with the signature void(): suspends the coroutine until the next drain. Cannot be
+    // cancelled.
     auto yield(Waiter& waiter) noexcept {
         waiter.outcome = WaitOutcome::granted;
         return wait(waiter);
