@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
-// The code in README.md and examples/README.md, compiled and, where possible, run. Code marked BAD is only compiled.
+// The code in README.md, examples/README.md and the comments of the headers, compiled and, where possible, run. Code
+// marked BAD is only compiled.
 #include "support/task.hpp"
 
 #include <sluice/sluice.hpp>
@@ -92,7 +93,7 @@ TEST_CASE("readme: a stream is closed when there are enough results", "[readme]"
 
 TEST_CASE("readme: a pipeline is tested on virtual time", "[readme]") {
     using sluice::testing::VirtualTimer;
-    CollectingSink sink;
+    CollectingSink sink;  // keeps "<id> in <stage>: <error>"
 
     asio::io_context context;
     auto model = [](const std::string& text) -> asio::awaitable<int> {
@@ -308,6 +309,11 @@ std::size_t blocking_call(const std::string& text) { return text.size(); }
     // BAD: the threads of the pool run the pipeline's handlers side by side.
     sluice::InferencePipeline pipeline(pool.get_executor(), classify, extract, generate, sluice::StageLimits{4, 2, 1},
                                        sink);
+}
+
+[[maybe_unused]] void bad_order() {
+    asio::thread_pool pool(2);  // BAD: it is destroyed last, when the context that its work resumes on is gone
+    asio::io_context context;
 }
 
 [[maybe_unused]] asio::awaitable<void> bad_timeout(asio::thread_pool& pool) {
@@ -559,6 +565,57 @@ TEST_CASE("guide: a retry policy decides which errors to retry", "[readme]") {
     const auto policy = sluice::RetryPolicy(3, sluice::Backoff{}, sluice::retry_on<ConnectionError>());
     CHECK(policy.should_retry(1, std::make_exception_ptr(ConnectionError("reset"))));
     CHECK_FALSE(policy.should_retry(1, std::make_exception_ptr(std::runtime_error("refused"))));
+}
+
+// The headers.
+
+asio::awaitable<std::string> ask(const std::string& question) { co_return question; }
+
+TEST_CASE("headers: the examples of the primitives", "[readme]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 1);
+    sluice::Barrier barrier(context.get_executor(), 1);
+    const std::string query = "text";
+    const std::string question = "Why?";
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        sluice::Slot slot = co_await semaphore.acquire();
+        CHECK(slot);
+        const bool leader = co_await barrier.arrive_and_wait() == 0;  // true for exactly one party of each phase
+        CHECK(leader);
+        const auto body = [&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+            group.spawn([&] { return classify(query); });
+            group.spawn([&] { return extract(query); });
+            co_return;
+        };
+        co_await sluice::with_task_group(body);  // both have ended
+        const std::string answer = co_await sluice::with_timeout(1s, [&] { return ask(question); });
+        CHECK(answer == question);
+    });
+    context.run();
+    CHECK(task.succeeded());
+}
+
+TEST_CASE("headers: the examples of a stream and of run_on", "[readme]") {
+    asio::io_context context;
+    CollectingSink sink;
+    const auto executor = context.get_executor();
+    sluice::InferencePipeline pipeline(asio::any_io_executor(executor), classify, extract, generate,
+                                       sluice::StageLimits{1, 1, 1}, sink);
+    std::vector<sluice::Query> queries{{"1", "one"}, {"2", "two"}};
+    const sluice::Query query("3", "three");
+    std::size_t used = 0;
+    const auto use = [&](std::size_t, const auto&) { ++used; };
+    const test::Task<> task(executor, [&]() -> asio::awaitable<void> {
+        auto stream = pipeline.process_stream(queries);
+        while (auto item = co_await stream.next()) {
+            use(item->index, item->result);
+        }
+        const auto result = co_await sluice::run_on(executor, [&] { return pipeline.process_one(query); });
+        CHECK(result.completed);
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(used == 2);
 }
 
 }  // namespace

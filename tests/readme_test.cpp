@@ -104,7 +104,25 @@ private:
     }
 };
 
-TEST_CASE("documents: every block of code is part of a program that is compiled", "[readme]") {
+// The examples in the comments of a header, unindented.
+std::vector<std::string> examples_in(const fs::path& header) {
+    std::vector<std::string> code;
+    bool inside = false;
+    for (const std::string& line : lines_of(header)) {
+        if (line.find("@endcode") != std::string::npos) {
+            inside = false;
+        } else if (line.find("@code") != std::string::npos) {
+            inside = true;
+            code.emplace_back();
+        } else if (inside) {
+            code.back() += unindented(line.substr(line.find("///") + 3));
+        }
+    }
+    return code;
+}
+
+TEST_CASE("documents: every block of code, and every example in a header, is part of a program that is compiled",
+          "[readme]") {
     std::string compiled;
     const auto add = [&](const fs::path& file) {
         for (const std::string& line : lines_of(file)) {
@@ -118,14 +136,24 @@ TEST_CASE("documents: every block of code is part of a program that is compiled"
         }
     }
     std::size_t blocks = 0;
-    for (const std::string_view name : documents) {
-        for (const std::string& block : Document(root / name).code) {
-            INFO(name << ":\n" << block);
+    const auto check = [&](const std::vector<std::string>& code) {
+        for (const std::string& block : code) {
+            INFO(block);
             CHECK(compiled.find(block) != std::string::npos);
             ++blocks;
         }
+    };
+    for (const std::string_view name : documents) {
+        check(Document(root / name).code);
     }
     CHECK(blocks >= 30);
+    blocks = 0;
+    for (const auto& entry : fs::recursive_directory_iterator(root / "include")) {
+        if (entry.is_regular_file()) {
+            check(examples_in(entry.path()));
+        }
+    }
+    CHECK(blocks >= 7);
 }
 
 TEST_CASE("documents: every link leads to a file, and to a heading in it", "[readme]") {
