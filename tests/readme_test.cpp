@@ -93,7 +93,8 @@ private:
     // The anchor that is made of a heading.
     static std::string anchor(const std::string& heading) {
         std::string name;
-        for (const unsigned char c : heading) {
+        for (const char each : heading) {
+            const auto c = static_cast<unsigned char>(each);
             if (std::isalnum(c) || c == '-' || c == '_') {
                 name += static_cast<char>(std::tolower(c));
             } else if (c == ' ') {
