@@ -23,7 +23,6 @@ namespace sluice {
 /// That of `std::shared_ptr<const std::string>`: distinct objects are safe, even if they share their text.
 class SharedString {
 public:
-    /// The empty string.
     SharedString() noexcept = default;
 
     SharedString(std::string text) : text_(std::make_shared<const std::string>(std::move(text))) {}

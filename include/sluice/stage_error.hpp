@@ -27,12 +27,10 @@ namespace sluice {
 /// That of `std::exception_ptr`: copies share the exception.
 class StageError {
 public:
-    /// No error.
     StageError() noexcept = default;
 
     StageError(std::exception_ptr exception) noexcept : exception_(std::move(exception)) {}
 
-    /// Whether there is an error.
     explicit operator bool() const noexcept { return exception_ != nullptr; }
 
     /// The exception; null if there is no error.

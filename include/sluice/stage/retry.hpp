@@ -49,7 +49,6 @@ public:
     /// attempt is not retried, and the query's error is a RetryPredicateError.
     using Predicate = std::function<bool(const std::exception_ptr&)>;
 
-    /// No retries.
     RetryPolicy() noexcept = default;
 
     /// @param max_retries The number of attempts after the first; not negative.

@@ -84,19 +84,21 @@ template <class Executor, class Body>
 struct GroupRun {
     using Value = awaited_value_t<Body&, TaskGroup&>;
 
+    static boost::asio::awaitable<void, Executor> run_body(Body& body, TaskGroup& group, OptionalValue<Value>& result) {
+        if constexpr (std::is_void_v<Value>) {
+            co_await callee(body)(group);
+            result.emplace();
+        } else {
+            result.emplace(co_await callee(body)(group));
+        }
+    }
+
     static boost::asio::awaitable<Value, Executor> run(Body body) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         const auto state = make_queue<TaskGroupState>("TaskGroup", executor);
         TaskGroup group(state);
         OptionalValue<Value> result;
-        state->spawn(executor, [&]() -> boost::asio::awaitable<void, Executor> {
-            if constexpr (std::is_void_v<Value>) {
-                co_await callee(body)(group);
-                result.emplace();
-            } else {
-                result.emplace(co_await callee(body)(group));
-            }
-        });
+        state->spawn(executor, [&] { return run_body(body, group, result); });
 
         Waiter children_ended;
         co_await state->wait(children_ended);

@@ -47,12 +47,14 @@ struct TimedRun {
     OptionalValue<Value>& result;
     bool& expired;  // before the function ended
 
+    boost::asio::awaitable<void, Executor> cancel_on_expiry(TaskGroup& group) const {
+        co_await timer.async_wait(boost::asio::deferred);
+        expired = !group.cancelled();
+        group.cancel();
+    }
+
     boost::asio::awaitable<void, Executor> operator()(TaskGroup& group) const {
-        group.spawn([this, &group]() -> boost::asio::awaitable<void, Executor> {
-            co_await timer.async_wait(boost::asio::deferred);
-            expired = !group.cancelled();
-            group.cancel();
-        });
+        group.spawn([this, &group] { return cancel_on_expiry(group); });
         if constexpr (std::is_void_v<Value>) {
             co_await function();
             result.emplace();

@@ -98,7 +98,6 @@ public:
         return time_.now() - begin;
     }
 
-    /// The number of ready handlers.
     std::size_t ready() const noexcept { return ready_.size(); }
 
 private:
