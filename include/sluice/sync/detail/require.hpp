@@ -9,6 +9,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 namespace sluice::detail {
@@ -27,9 +28,9 @@ std::string format_number(Number number) {
 
 // Returns `value`, or throws std::invalid_argument with "<owner>: <rule>, got <value><unit>" if `holds` is false.
 template <class Number>
-Number require(bool holds, const std::string& owner, const char* rule, Number value, const char* unit = "") {
+Number require(bool holds, std::string_view owner, const char* rule, Number value, const char* unit = "") {
     if (!holds) {
-        throw std::invalid_argument(owner + ": " + rule + ", got " + format_number(value) + unit);
+        throw std::invalid_argument(std::string(owner) + ": " + rule + ", got " + format_number(value) + unit);
     }
     return value;
 }
@@ -56,10 +57,10 @@ bool is_empty(const std::reference_wrapper<T>& object) {
 
 // Returns `executor`, or throws std::invalid_argument if it is empty.
 template <class Executor>
-Executor require_executor(const std::string& owner, Executor executor) {
+Executor require_executor(std::string_view owner, Executor executor) {
     if constexpr (std::is_constructible_v<bool, const Executor&>) {
         if (!static_cast<bool>(executor)) {
-            throw std::invalid_argument(owner + ": the executor must not be empty");
+            throw std::invalid_argument(std::string(owner) + ": the executor must not be empty");
         }
     }
     return executor;
