@@ -20,13 +20,7 @@ public:
 
     int count() const { return count_; }
 
-    void take(asio::io_context& context) {
-        int taken = 0;
-        while (taken != count_ && step(context)) {
-            ++taken;
-        }
-        enough_ = enough_ && taken == count_;
-    }
+    void take(asio::io_context& context) { enough_ = steps(context, count_) && enough_; }
 
     /// Whether there was enough to do for all the steps.
     bool enough() const { return enough_; }

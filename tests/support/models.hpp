@@ -35,16 +35,6 @@ namespace test {
 using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
 using InferencePipelineOptions = sluice::BasicInferencePipelineOptions<VirtualTimer>;
 
-/// Takes `n` steps; returns false if there were fewer.
-inline bool steps(asio::io_context& context, int n) {
-    while (n-- > 0) {
-        if (!step(context)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /// Runs everything that is due until `at`, and moves the time there.
 inline void run_until(asio::io_context& context, std::chrono::nanoseconds at) {
     VirtualTimer timer(context.get_executor());

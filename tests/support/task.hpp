@@ -147,4 +147,14 @@ inline bool step(asio::io_context& context) {
     return context.poll_one() != 0 || VirtualTime::of(context).advance();
 }
 
+/// Takes `n` steps; returns false if there were fewer.
+inline bool steps(asio::io_context& context, int n) {
+    while (n-- > 0) {
+        if (!step(context)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace test
