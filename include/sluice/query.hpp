@@ -5,8 +5,11 @@
 
 #include <chrono>
 #include <concepts>
+#include <functional>
+#include <optional>
 #include <ranges>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace sluice {
@@ -23,10 +26,20 @@ struct Query {
         : id(std::move(query_id)), text(std::move(query_text)), timestamp(when) {}
 };
 
+namespace detail {
+
+// Turns an item into a query, or into nothing.
+template <class Projection, class Item>
+concept QueryProjection = std::invocable<Projection&, Item> &&
+                          std::convertible_to<std::invoke_result_t<Projection&, Item>, std::optional<Query>>;
+
+}  // namespace detail
+
 /// A range that process_batch() and process_stream() can take queries from: an input range, such as a container, a view
-/// or a generator, whose elements convert to Query. An lvalue is stored by reference; an rvalue container is moved in.
-template <class Range>
+/// or a generator, whose elements `projection` turns into queries. An lvalue is stored by reference; an rvalue
+/// container is moved in.
+template <class Range, class Projection = std::identity>
 concept QueryRange = std::ranges::input_range<Range> && std::ranges::viewable_range<Range> &&
-                     std::convertible_to<std::ranges::range_reference_t<Range>, Query>;
+                     detail::QueryProjection<Projection, std::ranges::range_reference_t<Range>>;
 
 }  // namespace sluice

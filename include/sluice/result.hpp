@@ -2,11 +2,13 @@
 #pragma once
 
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/shared_string.hpp>
 #include <sluice/stage_error.hpp>
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -26,6 +28,7 @@ struct StageResult<void> {
     int attempts = 0;                       ///< Attempts begun, including the first.
     bool success = false;
     bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, or blocked its thread.
+    Reason reason = Reason::none;  ///< Why the stage run failed, for programs; `none` on success.
     StageError error;   ///< Why the stage run failed; empty on success.
 
     StageResult() = default;
@@ -47,12 +50,18 @@ struct PipelineResult {
     std::optional<Intent> intent;
     std::optional<Entities> entities;
     std::optional<Response> response;
-    std::vector<StageResult<>> stage_results;  ///< Only the last one can be a failure.
-    bool completed = false;                    ///< Whether all three stages succeeded; if not, this is a dead letter.
-    StageError dead_letter_error;              ///< What the dead-letter sink threw for this query; normally empty.
+    std::vector<StageResult<>> stage_results;
+    bool completed = false;        ///< Whether all three stages succeeded; if not, this is a dead letter.
+    std::int32_t failed = -1;      ///< The index in `stage_results` of the one that failed; -1 if none did.
+    StageError dead_letter_error;  ///< What the dead-letter sink threw for this query; normally empty.
 
     PipelineResult() = default;
     explicit PipelineResult(Query pipeline_query) : query(std::move(pipeline_query)) {}
+
+    /// The result of the stage that failed, or null if none did.
+    const StageResult<>* failure() const noexcept {
+        return failed < 0 ? nullptr : &stage_results[static_cast<std::size_t>(failed)];
+    }
 };
 
 /// One result of a ResultStream, and the position of its query in the input, from 0.

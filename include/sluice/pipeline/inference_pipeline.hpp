@@ -2,25 +2,30 @@
 #pragma once
 
 #include <sluice/pipeline/dead_letter.hpp>
-#include <sluice/pipeline/detail/batch.hpp>
+#include <sluice/pipeline/detail/batch_results.hpp>
 #include <sluice/pipeline/detail/pipeline_state.hpp>
 #include <sluice/pipeline/detail/query_reader.hpp>
+#include <sluice/pipeline/detail/query_window.hpp>
+#include <sluice/pipeline/detail/source_reader.hpp>
 #include <sluice/pipeline/detail/stream_state.hpp>
 #include <sluice/pipeline/inference_pipeline_options.hpp>
+#include <sluice/pipeline/query_source.hpp>
 #include <sluice/pipeline/result_stream.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
-#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timed_by.hpp>
 #include <sluice/sync/timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
 
 #include <concepts>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -54,10 +59,10 @@ namespace sluice {
 ///
 /// @par Lifetime
 /// The pipeline may be destroyed while its operations run: they keep its state alive. Its stages die with the last
-/// operation, and must outlive any Stage::run() that was called directly. The sink, the observer and ranges that were
+/// operation. The sink, the observer and ranges that were
 /// passed by reference must outlive the operations. The execution context may be destroyed before or after the
 /// pipeline. A pipeline that was moved from can only be destroyed or assigned to.
-template <class Classify, class Extract, class Generate, class Sink, Timer TimerType = boost::asio::steady_timer>
+template <class Classify, class Extract, class Generate, class Sink, Timer T = boost::asio::steady_timer>
 class InferencePipeline {
 public:
     using Executor = detail::awaitable_executor_t<Classify&, const std::string&>;
@@ -98,18 +103,25 @@ public:
                          detail::awaitable_executor_t<Generate&, const Intent&, const Entities&, const std::string&>>,
         "sluice::InferencePipeline: the awaitables of classify, extract and generate must have the same "
         "executor type");
-    static_assert(std::constructible_from<TimerType, const Executor&>,
+    static_assert(std::constructible_from<T, const Executor&>,
                   "sluice::Timer: the timer must be constructible from the executor of the models' coroutines");
     static_assert(DeadLetterSink<Sink>,
                   "sluice::DeadLetterSink: the sink must have put(const sluice::Query&, const sluice::StageResult<>&)");
 
+    /// @param executor That of the coroutines; with another timer than `asio::steady_timer` if it is timed_by() one.
+    /// @param dead_letters Gets the queries that failed for good; must outlive the pipeline's operations.
     /// @throws std::invalid_argument naming the stage or option and its value if a limit, the window or a timeout is
     /// out of range, or if a function or the executor is empty.
     InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
-                      StageLimits limits, Sink& dead_letters,
-                      const BasicInferencePipelineOptions<TimerType>& options = {})
+                      StageLimits limits, Sink& dead_letters, const InferencePipelineOptions& options = {})
         : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
                                          std::move(generate_fn), limits, dead_letters, options)) {}
+    template <std::convertible_to<Executor> AnyExecutor>
+    InferencePipeline(const TimedExecutor<T, AnyExecutor>& executor, Classify classify_fn, Extract extract_fn,
+                      Generate generate_fn, StageLimits limits, Sink& dead_letters,
+                      const InferencePipelineOptions& options = {})
+        : InferencePipeline(Executor(executor.executor()), std::move(classify_fn), std::move(extract_fn),
+                            std::move(generate_fn), limits, dead_letters, options) {}
 
     InferencePipeline(InferencePipeline&&) noexcept = default;
     InferencePipeline& operator=(InferencePipeline&&) noexcept = default;
@@ -125,14 +137,17 @@ public:
         return run_one(detail::Pooled(), state_, std::move(query));
     }
 
-    /// When awaited, runs all queries of a range, at most `window` at once, and returns their results in the order of
-    /// the input. A query that fails does not affect the others.
+    /// When awaited, runs all queries of a range or an asynchronous source, at most `window` at once, and returns their
+    /// results in the order of the input. A query that fails does not affect the others.
     ///
-    /// A range that is passed as an lvalue is stored by reference and its queries are copied. An rvalue container is
-    /// moved in and its queries are moved on; the queries of a view are copied. A query is taken from the range when it
-    /// starts. Apart from the results, memory is bounded by the window.
+    /// A range or source that is passed as an lvalue is stored by reference; the queries of such a range are copied. An
+    /// rvalue container is moved in and its queries are moved on; the queries of a view are copied. A query is taken
+    /// when it starts. Apart from the results, memory is bounded by the window and the queries in backoff.
     ///
-    /// Rethrows what the range throws, after cancelling the queries that run.
+    /// Rethrows what the range or source throws, after cancelling the queries that run.
+    ///
+    /// @param queries A QueryRange or a QuerySource.
+    /// @param projection Turns an item into a Query, or into an empty `std::optional<Query>` to leave it out.
     ///
     /// @par Cancellation
     /// Terminal, partial and total, as far as the awaiting coroutine lets them through; see StageSemaphore::acquire().
@@ -146,45 +161,70 @@ public:
     /// @note With Boost 1.83, if a batch is cancelled before it has begun, `co_spawn` lets its `operation_aborted`
     /// escape from the event loop and never calls the completion handler. So emit the signal through the executor, by
     /// `post(executor, ...)`: a batch that was spawned before has begun by then.
-    template <class Range>
-    [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Range&& queries) {
-        static_assert(QueryRange<Range>, "sluice::QueryRange: process_batch() needs a range of sluice::Query");
-        return run_batch(state_, detail::QueryReader<Range>(std::forward<Range>(queries)));
+    template <class Queries, class Projection = std::identity>
+    [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Queries&& queries,
+                                                                                      Projection projection = {}) {
+        static_assert(is_input<Queries, Projection>,
+                      "sluice::QueryRange: process_batch() needs a range or an asynchronous source of sluice::Query, or "
+                      "of items that the projection turns into one");
+        using Input = InputOf<Queries, Projection>;
+        return run_batch(state_, Input(std::forward<Queries>(queries), std::move(projection)));
     }
 
-    /// Returns a stream of the results of a range of queries, which may be lazy or endless. See ResultStream. The range
-    /// is stored as in process_batch().
-    template <class Range>
-    Stream process_stream(Range&& queries) {
-        static_assert(QueryRange<Range>, "sluice::QueryRange: process_stream() needs a range of sluice::Query");
-        return Stream(std::make_shared<detail::PipelineStream<State, Range>>(
-            state_, detail::QueryReader<Range>(std::forward<Range>(queries))));
+    /// Returns a stream of the results of a range of queries, which may be lazy or endless, or of an asynchronous
+    /// source, such as the stream of another pipeline. See ResultStream. Takes its arguments as process_batch() does.
+    ///
+    /// @code
+    /// auto summaries = summarise.process_stream(answer.process_stream(questions), to_query);
+    /// @endcode
+    template <class Queries, class Projection = std::identity>
+    Stream process_stream(Queries&& queries, Projection projection = {}) {
+        static_assert(is_input<Queries, Projection>,
+                      "sluice::QueryRange: process_stream() needs a range or an asynchronous source of sluice::Query, "
+                      "or of items that the projection turns into one");
+        using Input = InputOf<Queries, Projection>;
+        return Stream(std::make_shared<detail::PipelineStream<State, Input>>(
+            state_, Input(std::forward<Queries>(queries), std::move(projection))));
     }
 
-    /// The stages: to inspect or change their limits, or to run one alone.
-    auto& classify() noexcept { return state_->classify; }
-    auto& extract() noexcept { return state_->extract; }
-    auto& generate() noexcept { return state_->generate; }
+    /// The stages: to inspect their endpoints or change the limits, or to run one alone.
+    Stage<Classify, T> classify() const noexcept { return state_->classify; }
+    Stage<Extract, T> extract() const noexcept { return state_->extract; }
+    Stage<Generate, T> generate() const noexcept { return state_->generate; }
 
     /// The maximum number of queries that a batch or a stream runs at once.
-    std::ptrdiff_t window() const noexcept { return state_->window; }
+    std::ptrdiff_t window() const noexcept { return state_->window(); }
 
 private:
-    using State = detail::PipelineState<Classify, Extract, Generate, Sink, TimerType, Result, Executor>;
+    using State = detail::PipelineState<Classify, Extract, Generate, Sink, T, Result, Executor>;
+
+    template <class Queries, class Projection>
+    static constexpr bool is_input = QueryRange<Queries, Projection> || QuerySource<Queries, Projection>;
+
+    template <class Queries, class Projection>
+    using InputOf = std::conditional_t<QuerySource<Queries, Projection>, detail::SourceReader<Queries, Projection>,
+                                       detail::QueryReader<Queries, Projection>>;
 
     static boost::asio::awaitable<Result, Executor> run_one(detail::Pooled, std::shared_ptr<State> state, Query query) {
+        if constexpr (detail::checks_context) {
+            const Executor executor = co_await boost::asio::this_coro::executor;
+            state->check_context(executor);
+        }
+        typename State::Run run;
         Result result(std::move(query));
-        co_await state->process(result);
+        co_await state->process(result, run);
         co_return result;
     }
 
-    template <class Range>
-    static boost::asio::awaitable<std::vector<Result>, Executor> run_batch(std::shared_ptr<State> state,
-                                                                           detail::QueryReader<Range> queries) {
-        detail::Batch<State, Range> batch(*state, std::move(queries));
-        const auto body = [&batch](TaskGroup& group) { return batch.begin(group); };
-        co_await with_task_group<Executor>(body);
-        co_return batch.take_results();
+    template <class Input>
+    static boost::asio::awaitable<std::vector<Result>, Executor> run_batch(std::shared_ptr<State> state, Input input) {
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        state->check_context(executor);
+        detail::BatchResults<Result> results(input.size_hint());
+        detail::QueryWindow<State, Input, detail::BatchResults<Result>> window(executor, *state, std::move(input),
+                                                                               results);
+        co_await window.run();
+        co_return results.take();
     }
 
     std::shared_ptr<State> state_;
@@ -193,9 +233,14 @@ private:
 template <class Executor, class Classify, class Extract, class Generate, class Sink>
 InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&)
     -> InferencePipeline<Classify, Extract, Generate, Sink>;
-
-template <class Executor, class Classify, class Extract, class Generate, class Sink, class TimerType>
-InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&, BasicInferencePipelineOptions<TimerType>)
-    -> InferencePipeline<Classify, Extract, Generate, Sink, TimerType>;
+template <class Executor, class Classify, class Extract, class Generate, class Sink>
+InferencePipeline(Executor, Classify, Extract, Generate, StageLimits, Sink&, InferencePipelineOptions)
+    -> InferencePipeline<Classify, Extract, Generate, Sink>;
+template <class T, class Executor, class Classify, class Extract, class Generate, class Sink>
+InferencePipeline(TimedExecutor<T, Executor>, Classify, Extract, Generate, StageLimits, Sink&)
+    -> InferencePipeline<Classify, Extract, Generate, Sink, T>;
+template <class T, class Executor, class Classify, class Extract, class Generate, class Sink>
+InferencePipeline(TimedExecutor<T, Executor>, Classify, Extract, Generate, StageLimits, Sink&, InferencePipelineOptions)
+    -> InferencePipeline<Classify, Extract, Generate, Sink, T>;
 
 }  // namespace sluice

@@ -3,12 +3,10 @@
 
 #include <sluice/observer.hpp>
 #include <sluice/stage/stage_options.hpp>
-#include <sluice/sync/timer.hpp>
-
-#include <boost/asio/steady_timer.hpp>
 
 #include <cstddef>
 #include <optional>
+#include <type_traits>
 
 namespace sluice {
 
@@ -19,29 +17,26 @@ struct StageLimits {
     std::ptrdiff_t generate;
 };
 
-/// The options of an InferencePipeline.
-/// @tparam TimerType The timer that the pipeline uses to wait and to measure time.
-template <Timer TimerType = boost::asio::steady_timer>
-struct BasicInferencePipelineOptions {
-    BasicStageOptions<TimerType> classify;
-    BasicStageOptions<TimerType> extract;
-    BasicStageOptions<TimerType> generate;
+/// The options of an InferencePipeline. Fields are only ever appended.
+struct InferencePipelineOptions {
+    StageOptions classify = {};
+    StageOptions extract = {};
+    StageOptions generate = {};
 
     /// The number of queries that each batch and each stream runs at once; at least 1. Default: the sum of the limits,
-    /// which keeps every stage busy. A query in backoff keeps its place in the window.
-    std::optional<std::ptrdiff_t> window;
+    /// which keeps every stage busy, and follows them when they change.
+    ///
+    /// A query in backoff leaves its place to another, and returns ahead of those that have not begun.
+    std::optional<std::ptrdiff_t> window = std::nullopt;
+
+    /// The number of queries of each batch and each stream that may be in backoff and hold no place in the window; not
+    /// negative. A query beyond it keeps its place during its backoff, so that memory stays bounded.
+    std::ptrdiff_t max_in_backoff = 1000;
 
     /// Observes every dead letter, and every stage run in the stages that have no observer of their own. Default: none.
     Observer* observer = nullptr;
-
-    BasicInferencePipelineOptions() = default;
-
-    /// Uses the same options for all three stages.
-    explicit BasicInferencePipelineOptions(const BasicStageOptions<TimerType>& every_stage,
-                                           Observer* pipeline_observer = nullptr)
-        : classify(every_stage), extract(every_stage), generate(every_stage), observer(pipeline_observer) {}
 };
-
-using InferencePipelineOptions = BasicInferencePipelineOptions<>;
+static_assert(std::is_aggregate_v<InferencePipelineOptions> &&
+              std::is_trivially_destructible_v<InferencePipelineOptions>);
 
 }  // namespace sluice

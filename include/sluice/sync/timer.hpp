@@ -6,6 +6,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 
@@ -18,15 +19,16 @@ namespace sluice {
 /// interface below, such as testing::VirtualTimer.
 ///
 /// It is constructible from its `executor_type`, to which the executor of the coroutines must convert. If its time
-/// depends on the execution context, it has a static member `now(executor)`; otherwise the time is `clock_type::now()`.
+/// depends on the execution context, it has a static member `now(execution_context&)`; otherwise the time is
+/// `clock_type::now()`.
 template <class T>
-concept Timer = requires(T& timer, const typename T::executor_type& executor, typename T::duration duration,
-                         typename T::time_point time) {
+concept Timer = requires(T& timer, const typename T::executor_type& executor, boost::asio::execution_context& context,
+                         typename T::duration duration, typename T::time_point time) {
     T(executor);
     timer.expires_after(duration);
     timer.async_wait(boost::asio::deferred);
     { time - time } -> std::convertible_to<std::chrono::nanoseconds>;
-    detail::now<T>(executor);
+    detail::now<T>(context);
 };
 
 /// When awaited, waits for `duration`. If that is zero or negative the wait ends immediately, but still gives other

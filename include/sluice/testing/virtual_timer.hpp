@@ -6,6 +6,8 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution/executor.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/query.hpp>
 #include <boost/system/error_code.hpp>
 
@@ -43,8 +45,10 @@ public:
     VirtualTimer(const VirtualTimer&) = delete;
     VirtualTimer& operator=(const VirtualTimer&) = delete;
 
-    /// Returns the virtual time of the executor's context.
+    /// Returns the virtual time of a context, or of the executor's context.
+    static time_point now(boost::asio::execution_context& context) { return VirtualTime::of(context).now(); }
     template <class Executor>
+        requires boost::asio::execution::is_executor<Executor>::value
     static time_point now(const Executor& executor) {
         return time_of(executor).now();
     }

@@ -4,6 +4,7 @@
 #include <sluice/query.hpp>
 
 #include <cstddef>
+#include <functional>
 #include <iterator>
 #include <optional>
 #include <ranges>
@@ -15,11 +16,14 @@ namespace sluice::detail {
 // Takes queries out of a range one at a time. Never reads ahead: advances the iterator only when the next query is
 // wanted, since that may be expensive, or a wait, for a lazy range.
 //
-// Moves the queries out of a container that was passed as an rvalue, and copies others.
-template <QueryRange Range>
+// Moves the elements out of a container that was passed as an rvalue, and copies others.
+template <class Range, class Projection>
 class QueryReader {
 public:
-    explicit QueryReader(Range&& range) : view_(std::views::all(std::forward<Range>(range))) {}
+    static constexpr bool is_asynchronous = false;
+
+    QueryReader(Range&& range, Projection projection)
+        : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}
 
     // Returns the next query, or nothing once the range has ended or thrown. Throws what the range throws.
     std::optional<Query> pull() {
@@ -27,19 +31,21 @@ public:
             return std::nullopt;
         }
         ended_ = true;  // unless everything below succeeds
-        if (at_) {
-            ++*at_;
-        } else {
-            at_.emplace(std::ranges::begin(view_));
-        }
-        if (*at_ == std::ranges::end(view_)) {
-            return std::nullopt;
-        }
         std::optional<Query> query;
-        if constexpr (owned) {
-            query.emplace(std::ranges::iter_move(*at_));
-        } else {
-            query.emplace(**at_);
+        while (!query) {
+            if (at_) {
+                ++*at_;
+            } else {
+                at_.emplace(std::ranges::begin(view_));
+            }
+            if (*at_ == std::ranges::end(view_)) {
+                return std::nullopt;
+            }
+            if constexpr (owned) {
+                query = std::invoke(projection_, std::ranges::iter_move(*at_));
+            } else {
+                query = std::invoke(projection_, **at_);
+            }
         }
         ended_ = false;
         return query;
@@ -59,6 +65,7 @@ private:
     static constexpr bool owned = !std::is_lvalue_reference_v<Range> && !std::ranges::view<std::remove_cvref_t<Range>>;
 
     View view_;
+    Projection projection_;
     std::optional<std::ranges::iterator_t<View>> at_;  // the query that was taken last
     bool ended_ = false;
 };

@@ -26,20 +26,20 @@ bool has_simulated_time(const Executor& executor) {
 }
 
 template <class T>
-concept HasNow = requires(const typename T::executor_type& executor) {
-    { T::now(executor) } -> std::convertible_to<typename T::time_point>;
+concept HasNow = requires(boost::asio::execution_context& context) {
+    { T::now(context) } -> std::convertible_to<typename T::time_point>;
 };
 
-// Returns the time by which a T on `executor` expires.
-template <HasNow T, class Executor>
-typename T::time_point now(const Executor& executor) {
-    return T::now(executor);
+// Returns the time by which a T in `context` expires.
+template <HasNow T>
+typename T::time_point now(boost::asio::execution_context& context) {
+    return T::now(context);
 }
-template <class T, class Executor>
+template <class T>
     requires(!HasNow<T>) && requires {
         { T::clock_type::now() } -> std::convertible_to<typename T::time_point>;
     }
-typename T::time_point now(const Executor&) {
+typename T::time_point now(boost::asio::execution_context&) {
     return T::clock_type::now();
 }
 

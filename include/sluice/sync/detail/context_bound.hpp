@@ -14,6 +14,13 @@
 
 namespace sluice::detail {
 
+// Whether ContextBound::check_context() does anything.
+#if defined(BOOST_ASSERT_IS_VOID)
+inline constexpr bool checks_context = false;
+#else
+inline constexpr bool checks_context = true;
+#endif
+
 // State that its primitive and its execution context share, so that neither has to outlive the other: the context shuts
 // it down, and the last reference deletes it.
 //
@@ -58,6 +65,9 @@ public:
 
     // Whether the execution context is being destroyed or has been, and its coroutines with it.
     bool context_gone() const noexcept { return service_ == nullptr; }
+
+    // Only while the context lives.
+    boost::asio::execution_context& context() const noexcept { return service_->context(); }
 
     // Asserts that the executor that `get_executor_of()` returns belongs to this object's context. Calls it only in
     // debug builds, since an any_io_executor is expensive to copy.

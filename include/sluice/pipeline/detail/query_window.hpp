@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/query.hpp>
+#include <sluice/stage/detail/window.hpp>
+#include <sluice/sync/detail/bound_queue.hpp>
+#include <sluice/sync/detail/condition_variable.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+#include <sluice/sync/task_group.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
+#include <cstddef>
+#include <exception>
+#include <optional>
+#include <utility>
+
+namespace sluice::detail {
+
+// Runs the queries of an input, at most as many at once as the window has places: the one engine of batches and
+// streams, of ranges and asynchronous sources.
+//
+// Workers take one query after another. Each query has a place while it runs; a worker that finds none free idles until
+// one may be, or ends if enough others idle. For a range, a worker takes a place and then a query. An asynchronous
+// source is asked by one worker at a time, while a place is free; a query that arrives when none is free any more waits
+// in line for one. So a source that is slow keeps no place from a query that returns from its backoff.
+//
+// `State` runs a query (`process(result, run)`), `Input` has pull() or the coroutine next(), and `Output` takes the
+// results: `begin()` when a query is taken, `end(index, result, place)` when it has run, which may keep the place, and
+// `fail(error)` if the input throws, which ends it.
+template <class State, class Input, class Output>
+class QueryWindow final : public Window {
+public:
+    using Result = typename State::Result;
+    using Executor = typename State::Executor;
+
+    QueryWindow(const Executor& executor, State& state, Input input, Output& output)
+        : Window(executor, state.window(), state.max_in_backoff),
+          state_(state),
+          input_(std::move(input)),
+          output_(output),
+          idle_(make_queue<ConditionVariable>("QueryWindow", executor)) {
+        state.add_window(*this);
+    }
+
+    // Runs until the input has ended and every query that was taken from it.
+    boost::asio::awaitable<void, Executor> run() {
+        const struct Reset {
+            TaskGroup*& group;
+            ~Reset() { group = nullptr; }
+        } reset{group_};
+        const auto body = [this](TaskGroup& group) { return begin(group); };
+        co_await with_task_group<Executor>(body);
+    }
+
+    // Takes no further query, and cancels those that run.
+    void cancel() noexcept {
+        cancelled_ = true;
+        if (group_) {
+            group_->cancel();
+        }
+    }
+
+private:
+    // The body of the group.
+    boost::asio::awaitable<void, Executor> begin(TaskGroup& group) {
+        group_ = &group;
+        if (cancelled_) {
+            group.cancel();
+        }
+        add_worker();
+        co_return;
+    }
+
+    void add_worker() {
+        group_->spawn([this] { return work(*group_); });
+    }
+
+    void on_place_free() override {
+        if (!group_ || group_->cancelled() || input_ended_ || asking_) {
+            return;
+        }
+        if (idle_->waiting() != 0) {
+            idle_->notify_one();
+        } else {
+            add_worker();
+        }
+    }
+
+    boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
+        while (!group.cancelled() && !input_ended_) {
+            typename State::Run run(this);
+            std::optional<Query> query;
+            if constexpr (Input::is_asynchronous) {
+                if (asking_ || !has_free_place()) {
+                    if (!co_await idle(Pooled(), *this)) {
+                        co_return;
+                    }
+                    continue;
+                }
+                query = co_await ask(Pooled(), *this);
+                run.place = places().try_acquire();
+                if (query && !run.place) {
+                    run.place = co_await places().acquire();
+                }
+            } else {
+                run.place = places().try_acquire();
+                if (!run.place) {
+                    if (!co_await idle(Pooled(), *this)) {
+                        co_return;
+                    }
+                    continue;
+                }
+                query = pull();
+            }
+            if (!query) {
+                end_input();
+                co_return;
+            }
+            if (group.cancelled()) {
+                co_return;
+            }
+            const std::size_t index = taken_++;
+            output_.begin();
+            if (has_free_place()) {
+                on_place_free();
+            }
+            Result result(std::move(*query));
+            co_await state_.process(result, run);
+            output_.end(index, std::move(result), run.place);
+        }
+    }
+
+    std::optional<Query> pull() {
+        try {
+            return input_.pull();
+        } catch (...) {
+            output_.fail(std::current_exception());
+            return std::nullopt;
+        }
+    }
+
+    static boost::asio::awaitable<std::optional<Query>, Executor> ask(Pooled, QueryWindow& window) {
+        window.asking_ = true;
+        std::exception_ptr error;
+        try {
+            std::optional<Query> query = co_await window.input_.template next<Executor>();
+            window.asking_ = false;
+            co_return query;
+        } catch (...) {
+            error = std::current_exception();
+        }
+        window.asking_ = false;
+        if (window.group_->cancelled()) {
+            std::rethrow_exception(error);
+        }
+        window.output_.fail(error);
+        co_return std::nullopt;
+    }
+
+    void end_input() noexcept {
+        input_ended_ = true;
+        idle_->notify_all();
+    }
+
+    // Waits until a place may be free. Returns false, without waiting, if enough other workers do.
+    static boost::asio::awaitable<bool, Executor> idle(Pooled, QueryWindow& window) {
+        if (static_cast<std::ptrdiff_t>(window.idle_->waiting()) >= window.places().limit()) {
+            co_return false;
+        }
+        Waiter waiter;
+        co_await window.idle_->wait(waiter);
+        co_return true;
+    }
+
+    State& state_;
+    Input input_;
+    Output& output_;
+    boost::intrusive_ptr<ConditionVariable> idle_;  // workers without a query
+    TaskGroup* group_ = nullptr;                    // runs the workers
+    std::size_t taken_ = 0;                         // queries
+    bool asking_ = false;                           // a worker awaits the source
+    bool input_ended_ = false;
+    bool cancelled_ = false;
+};
+
+}  // namespace sluice::detail

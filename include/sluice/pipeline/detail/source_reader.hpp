@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/pipeline/query_source.hpp>
+#include <sluice/query.hpp>
+
+#include <boost/asio/awaitable.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <utility>
+
+namespace sluice::detail {
+
+// Takes queries out of an asynchronous source, one at a time.
+template <class Source, class Projection>
+class SourceReader {
+public:
+    static constexpr bool is_asynchronous = true;
+
+    SourceReader(Source&& source, Projection projection)
+        : source_(std::forward<Source>(source)), projection_(std::move(projection)) {}
+
+    // Returns the next query, or nothing once the source has ended. Throws what it throws.
+    template <class Executor>
+    boost::asio::awaitable<std::optional<Query>, Executor> next() {
+        for (;;) {
+            auto item = co_await source_.next();
+            if (!item) {
+                co_return std::nullopt;
+            }
+            std::optional<Query> query = std::invoke(projection_, std::move(*item));
+            if (query) {
+                co_return query;
+            }
+        }
+    }
+
+    static constexpr std::size_t size_hint() noexcept { return 0; }
+
+private:
+    Source source_;  // a reference for an lvalue
+    Projection projection_;
+};
+
+}  // namespace sluice::detail

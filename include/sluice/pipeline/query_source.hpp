@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/query.hpp>
+#include <sluice/sync/awaitable_function.hpp>
+
+#include <concepts>
+#include <functional>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+namespace sluice {
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_optional = false;
+template <class T>
+inline constexpr bool is_optional<std::optional<T>> = true;
+
+template <class Source>
+using next_value_t = typename decltype(std::declval<std::remove_reference_t<Source>&>().next())::value_type;
+
+}  // namespace detail
+
+/// An asynchronous source that process_batch() and process_stream() can take queries from: an object whose `next()`
+/// returns an `asio::awaitable` of a `std::optional`, with an item that `projection` turns into a Query, or empty at
+/// the end. A ResultStream is one, so that one pipeline can feed another, and so is a ChannelSource.
+///
+/// next() is awaited on the pipeline's executor, only while there is room for another query, and never again before it
+/// has completed. It is not called after the end. If it throws, it has taken nothing, and the input ends as if a range
+/// had thrown. It is cancelled together with the batch or stream.
+///
+/// An lvalue is stored by reference, and must outlive the operation; an rvalue is moved in.
+template <class Source, class Projection = std::identity>
+concept QuerySource = requires(std::remove_reference_t<Source>& source) {
+    requires Awaitable<decltype(source.next())>;
+    requires detail::is_optional<detail::next_value_t<Source>>;
+} && detail::QueryProjection<Projection, typename detail::next_value_t<Source>::value_type>;
+
+}  // namespace sluice

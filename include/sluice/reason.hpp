@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+#include <string_view>
+
+namespace sluice {
+
+/// Why a stage run failed, for programs; StageResult::error has the details for people. Set where the failure happens,
+/// never guessed from the type of an exception.
+///
+/// The values do not change between versions. Later versions add others.
+enum class Reason : std::uint8_t {
+    none = 0,     ///< It did not fail.
+    model = 1,    ///< The model function threw.
+    timeout = 2,  ///< The model function did not return within the timeout of an attempt.
+    closed = 3,   ///< The endpoint was closed.
+};
+
+/// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
+constexpr std::string_view to_string(Reason reason) noexcept {
+    switch (reason) {
+        case Reason::none: return "none";
+        case Reason::model: return "model";
+        case Reason::timeout: return "timeout";
+        case Reason::closed: return "closed";
+    }
+    return "unknown";
+}
+
+inline std::ostream& operator<<(std::ostream& out, Reason reason) { return out << to_string(reason); }
+
+}  // namespace sluice

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/observer.hpp>
+#include <sluice/reason.hpp>
+#include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
+#include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/retry_decision.hpp>
+#include <sluice/stage/model_function.hpp>
+#include <sluice/stage/stage_options.hpp>
+#include <sluice/stage/verdict.hpp>
+#include <sluice/sync/detail/awaitable_traits.hpp>
+#include <sluice/sync/detail/callee.hpp>
+#include <sluice/sync/detail/clock.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/require.hpp>
+#include <sluice/sync/slot.hpp>
+#include <sluice/sync/timeout.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/multiple_exceptions.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sluice::detail {
+
+// What the handles to one Stage share. Runs queries through the stage; whoever awaits a run keeps this alive.
+//
+// run() is the path that every query takes. Retries, backoff and timeouts have coroutines of their own, which exist
+// only while they are needed.
+template <class Function, class T>
+class StageState {
+public:
+    template <class... Args>
+    using Value = model_value_t<Function&, Args&...>;
+    template <class... Args>
+    using RunExecutor = awaitable_executor_t<Function&, Args&...>;
+
+    StageState(SharedString stage_name, std::shared_ptr<EndpointState> stage_endpoint, Function function,
+               const StageOptions& options)
+        : name(std::move(stage_name)),
+          endpoint(std::move(stage_endpoint)),
+          function_(std::move(function)),
+          options_(options) {
+        if (name.empty()) {
+            throw std::invalid_argument("Stage: the name must not be empty");
+        }
+        const std::string who = "Stage '" + name.str() + "'";
+        if (is_empty(function_)) {
+            throw std::invalid_argument(who + ": the model function must not be empty");
+        }
+        if (options.timeout) {
+            require(options.timeout->count() > 0, who, "timeout must be positive", options.timeout->count(), " ns");
+        }
+        require_valid(who, options.retry);
+        if (!options.retry.backoff.seed) {  // on virtual time everything is reproducible, including the jitter
+            options_.retry.backoff.seed = HasNow<T> ? std::hash<std::string>()(name.str()) : random_seed();
+        }
+    }
+
+    StageState(const StageState&) = delete;
+    StageState& operator=(const StageState&) = delete;
+
+    // Runs one query through the stage and fills in its `result` and `data`. Throws if it is cancelled.
+    template <class... Args>
+    static boost::asio::awaitable<void, RunExecutor<Args...>> run(Pooled, StageState& stage, QueryRun<T>& query,
+                                                               StageResult<>& result,
+                                                               std::optional<Value<Args...>>& data, Args&... args) {
+        StageSemaphore& line = stage.endpoint->line;
+        boost::asio::execution_context& context = state_of(line)->context();
+        const std::uint64_t number = stage.runs_++;
+        const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+        for (;;) {
+            Failure failure;
+            stage.notify(query, &Observer::on_queued, result);
+            auto started = query.now(context);
+            Slot slot = line.try_acquire();
+            if (!slot) {
+                try {
+                    slot = co_await line.acquire();
+                } catch (...) {
+                    failure = {std::current_exception(), Reason::closed};
+                }
+                const auto queued = std::exchange(started, query.read_clock(context));
+                result.queue_time += started - queued;
+            }
+            if (slot) {
+                ++result.attempts;
+                stage.notify(query, &Observer::on_started, result);
+                failure.attempted = true;
+                try {
+                    if (stage.options_.timeout) {
+                        co_await timed_attempt<Args...>(Pooled(), stage, result, failure, data, args...);
+                    } else {
+                        data.emplace(co_await callee(stage.function_)(args...));
+                    }
+                } catch (const ModelError&) {
+                    failure.set(std::current_exception());
+                } catch (const std::nested_exception&) {
+                    failure.set(std::current_exception());
+                } catch (const boost::asio::multiple_exceptions&) {
+                    failure.set(std::current_exception());
+                } catch (...) {
+                    failure.set(std::current_exception());
+                    failure.is_plain = true;
+                }
+                const std::chrono::nanoseconds took = query.read_clock(context) - started;
+                result.latency += took;
+                if (!failure.error && stage.options_.timeout && took > *stage.options_.timeout) {
+                    result.late = true;  // it blocked the thread and, with it, the timer
+                }
+                slot.release();
+            }
+            if (!failure.error) [[likely]] {
+                result.success = true;
+                stage.notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded,
+                             Observer::Event::started);
+                co_return;
+            }
+            // A cancellation that predates this run is ignored.
+            if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
+                stage.finish_cancelled(query, result, std::make_exception_ptr(operation_aborted("Stage::run")),
+                                       failure.attempted ? Observer::Event::started : Observer::Event::queued);
+                std::rethrow_exception(result.error.exception());
+            }
+            if (!co_await try_again<RunExecutor<Args...>>(Pooled(), stage, query, result, failure, number, was_cancelled)) {
+                co_return;
+            }
+        }
+    }
+
+    const SharedString name;
+    const std::shared_ptr<EndpointState> endpoint;
+
+private:
+    // How an attempt failed, or the wait for a slot.
+    struct Failure {
+        std::exception_ptr error;  // null as long as nothing failed
+        Reason reason = Reason::model;
+        bool attempted = false;
+        bool is_plain = false;  // the error cannot contain a ModelError: so it is not thrown again to find out
+
+        void set(std::exception_ptr thrown) noexcept { error = std::move(thrown); }
+    };
+
+    static bool is_cancelled(const boost::asio::cancellation_state& state) noexcept {
+        return state.cancelled() != boost::asio::cancellation_type::none;
+    }
+
+    void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
+        if (options_.observer) {
+            (options_.observer->*event)(args...);
+            query.expire_reading();
+        }
+    }
+
+    void finish_cancelled(QueryRun<T>& query, StageResult<>& result, std::exception_ptr error,
+                          Observer::Event last) const noexcept {
+        result.error = std::move(error);
+        notify(query, &Observer::on_finished, result, Observer::Outcome::cancelled, last);
+    }
+
+    // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
+    template <class... Args>
+    static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(Pooled, StageState& stage,
+                                                                         StageResult<>& result, Failure& failure,
+                                                                         std::optional<Value<Args...>>& data,
+                                                                         Args&... args) {
+        const auto call = [&] { return attempt<Args...>(Pooled(), stage, data, args...); };
+        try {
+            co_await TimedRun<T, decltype(call)>::run(*stage.options_.timeout, call, &result.late);
+        } catch (const TimeoutError&) {
+            failure.reason = Reason::timeout;
+            throw;
+        }
+    }
+
+    template <class... Args>
+    static boost::asio::awaitable<void, RunExecutor<Args...>> attempt(Pooled, StageState& stage,
+                                                                   std::optional<Value<Args...>>& data, Args&... args) {
+        data.emplace(co_await callee(stage.function_)(args...));
+    }
+
+    // After a failure: ends the stage run, or waits until it is time for another attempt. Returns whether it is.
+    template <class Executor>
+    static boost::asio::awaitable<bool, Executor> try_again(Pooled, StageState& stage, QueryRun<T>& query,
+                                                            StageResult<>& result, Failure& failure,
+                                                            std::uint64_t number, bool was_cancelled) {
+        auto last_event = Observer::Event::queued;
+        RetryDecision decision;
+        if (failure.attempted) {
+            last_event = Observer::Event::attempt_failed;
+            stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
+            decision = stage.decide(result.attempts, number, failure);
+        } else {
+            failure.error = std::make_exception_ptr(operation_aborted("the stage was closed"));
+        }
+        if (!decision.retry) {
+            result.error = std::move(failure.error);
+            result.reason = failure.reason;
+            stage.notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last_event);
+            co_return false;
+        }
+        try {
+            if (decision.delay.count() > 0) {
+                co_await back_off<Executor>(Pooled(), query, decision.delay);
+            } else if (result.attempts % 64 == 0) {  // an attempt may fail without suspending
+                co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
+            }
+            // In case the cancellation came after the backoff.
+            if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
+                throw operation_aborted("Stage::run");
+            }
+        } catch (...) {
+            stage.finish_cancelled(query, result, std::current_exception(), last_event);
+            throw;
+        }
+        query.expire_reading();
+        co_return true;
+    }
+
+    RetryDecision decide(int attempts, std::uint64_t number, Failure& failure) const {
+        return decide_retry(options_.retry, attempts, number, failure.error, [&](const std::exception_ptr& error) {
+            return failure.is_plain && endpoint->verdict == &verdict_of ? Verdict() : endpoint->verdict(error);
+        });
+    }
+
+    // Waits, and leaves the place in the window to another query meanwhile.
+    template <class Executor>
+    static boost::asio::awaitable<void, Executor> back_off(Pooled, QueryRun<T>& query, std::chrono::nanoseconds delay) {
+        const Slot away = query.window ? query.window->leave(query.place) : Slot();
+        co_await sleep_for<T, Executor>(delay);
+        if (away) {
+            query.place = co_await query.window->places().acquire();
+        }
+    }
+
+    Function function_;
+    StageOptions options_;
+    std::uint64_t runs_ = 0;  // gives each stage run its own jitter
+};
+
+}  // namespace sluice::detail

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/intrusive_list.hpp>
+#include <sluice/sync/slot.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+
+#include <cstddef>
+
+namespace sluice::detail {
+
+// The window of one batch or stream: the places of the queries that run at once.
+//
+// A query in backoff leaves its place to another. When the backoff ends it waits in line for a place, ahead of every
+// new query, since those only take one that is free while nothing waits. How many queries are away in this way is
+// bounded too; a query beyond that bound keeps its place during its backoff.
+class Window : public ListHook {
+public:
+    template <class Executor>
+    Window(const Executor& executor, std::ptrdiff_t size, std::ptrdiff_t max_in_backoff)
+        : places_(executor, size), backoffs_(executor, max_in_backoff) {}
+
+    StageSemaphore& places() noexcept { return places_; }
+
+    bool has_free_place() const noexcept { return places_.waiting() == 0 && places_.active() < places_.limit(); }
+
+    // Gives up `place` for a backoff. Returns a token to hold until the query has a place again; empty if it kept it.
+    Slot leave(Slot& place) {
+        Slot away = backoffs_.try_acquire();
+        if (away) {
+            give_back(place);
+        }
+        return away;
+    }
+
+    void give_back(Slot& place) {
+        place.release();
+        if (has_free_place()) {
+            on_place_free();
+        }
+    }
+
+    void resize(std::ptrdiff_t size) {
+        places_.set_limit(size);
+        if (has_free_place()) {
+            on_place_free();
+        }
+    }
+
+protected:
+    ~Window() = default;
+
+private:
+    // Lets in another query, if there is one.
+    virtual void on_place_free() = 0;
+
+    StageSemaphore places_;
+    StageSemaphore backoffs_;
+};
+
+}  // namespace sluice::detail

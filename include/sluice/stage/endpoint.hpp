@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/shared_string.hpp>
+#include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/verdict.hpp>
+#include <sluice/sync/timed_by.hpp>
+#include <sluice/sync/timer.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/execution/executor.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace sluice {
+
+/// The options of an Endpoint. Fields are only ever appended.
+struct EndpointOptions {
+    std::ptrdiff_t limit = 0;               ///< How many attempts may run at once; at least 1.
+    VerdictFunction verdict = &verdict_of;  ///< What an error of the model means; not null.
+};
+static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
+
+/// One model behind one account: a name, a limit, and the line of those that wait for a slot, strictly first come,
+/// first served. Stages that call the same model share its endpoint, and so its limit.
+///
+/// The time that a query spends in the line is queue time; the timeout of an attempt begins with its slot. Whoever
+/// holds a slot and asks the same endpoint for another waits for itself.
+///
+/// A handle: copies refer to the same endpoint, which lives as long as any of them, any Stage made of one, or any query
+/// that runs in one.
+///
+/// @tparam T The timer of the stages that are made of it, deduced from the executor argument; see timed_by().
+///
+/// @par Thread safety
+/// Distinct endpoints: safe. Copies of one endpoint: unsafe. They belong to one thread or strand, that of the executor.
+///
+/// @par Lifetime
+/// The execution context may be destroyed before or after the endpoint; the queries that wait are destroyed with it.
+template <Timer T = boost::asio::steady_timer>
+class Endpoint {
+public:
+    using timer_type = T;
+    using executor_type = boost::asio::any_io_executor;
+
+    /// @param executor Resumes the queries that wait for a slot.
+    /// @param name Appears in messages.
+    /// @throws std::invalid_argument naming the endpoint and the option, with its value, that is out of range.
+    template <class Executor>
+        requires boost::asio::execution::is_executor<Executor>::value
+    Endpoint(Executor executor, SharedString name, EndpointOptions options)
+        : state_(detail::EndpointState::make("Endpoint", std::move(executor), std::move(name), options.limit,
+                                             options.verdict)) {}
+    template <class Executor>
+    Endpoint(TimedExecutor<T, Executor> executor, SharedString name, EndpointOptions options)
+        : Endpoint(executor.executor(), std::move(name), options) {}
+
+    const SharedString& name() const noexcept { return state_->name; }
+
+    /// Changes the limit. Raising it resumes one waiting query for each new slot. Lowering it takes no slot away: while
+    /// `active() > limit()`, returned slots are not handed on. 0 pauses the endpoint.
+    /// @throws std::invalid_argument if `limit` is negative; nothing changes then.
+    void set_limit(std::ptrdiff_t limit) { state_->set_limit(limit); }
+    std::ptrdiff_t limit() const noexcept { return state_->line.limit(); }
+
+    /// The number of attempts that have a slot, including those granted to a query that has not resumed yet.
+    std::ptrdiff_t active() const noexcept { return state_->line.active(); }
+
+    /// The number of queries in the line.
+    std::size_t waiting() const noexcept { return state_->line.waiting(); }
+
+    /// Fails every query in the line, and every one that comes, with Reason::closed. Attempts that run continue.
+    /// Closing again has no effect.
+    void close() noexcept { state_->line.close(); }
+
+    /// Empty once the execution context has been destroyed.
+    executor_type get_executor() const { return state_->line.get_executor(); }
+
+    /// Whether both are handles to the same endpoint.
+    friend bool operator==(const Endpoint&, const Endpoint&) noexcept = default;
+
+private:
+    template <class, Timer>
+    friend class Stage;
+
+    explicit Endpoint(std::shared_ptr<detail::EndpointState> state) noexcept : state_(std::move(state)) {}
+
+    std::shared_ptr<detail::EndpointState> state_;
+};
+
+template <class Executor>
+Endpoint(Executor, SharedString, EndpointOptions) -> Endpoint<>;
+template <class T, class Executor>
+Endpoint(TimedExecutor<T, Executor>, SharedString, EndpointOptions) -> Endpoint<T>;
+
+}  // namespace sluice
