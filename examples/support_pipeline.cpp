@@ -123,9 +123,7 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
             return models.generate_response(intent, entities, text);
         },
         limits, dead_letters,
-        sluice::BasicInferencePipelineOptions<Timer>(
-            sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}),
-            observer));
+        test::every_stage(sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}), observer));
 
     const auto queries = support::generate_test_queries(options.queries, options.seed);
     std::ptrdiff_t completed = 0;

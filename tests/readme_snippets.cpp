@@ -103,7 +103,7 @@ TEST_CASE("readme: a pipeline is tested on virtual time", "[readme]") {
     };
     auto answer = [](int, int, const std::string& text) -> asio::awaitable<std::string> { co_return text; };
     sluice::InferencePipeline pipeline(context.get_executor(), model, model, answer, sluice::StageLimits{1, 1, 1}, sink,
-                                       sluice::BasicInferencePipelineOptions<VirtualTimer>());
+                                       sluice::InferencePipelineOptions{});
 
     std::vector<sluice::Query> queries{{"1", "one"}, {"2", "fail"}, {"3", "three"}};
     asio::co_spawn(context, pipeline.process_batch(queries), [](std::exception_ptr, auto results) {
@@ -146,7 +146,7 @@ TEST_CASE("guide: a pipeline is tested in many interleavings", "[readme]") {
         Cache cache(context.get_executor());
         sluice::InferencePipeline pipeline(context.get_executor(), std::ref(cache), std::ref(cache), generate,
                                            sluice::StageLimits{4, 4, 4}, sink,
-                                           sluice::BasicInferencePipelineOptions<VirtualTimer>());
+                                           sluice::InferencePipelineOptions{});
         asio::co_spawn(context.get_executor(), pipeline.process_batch(queries), asio::detached);
         context.run();
         CHECK(cache.asked == 2);
@@ -544,7 +544,7 @@ TEST_CASE("guide: an observer that counts the queries that wait", "[readme]") {
         co_await sluice::sleep_for<sluice::testing::VirtualTimer>(1ms);
         co_return 1;
     };
-    sluice::BasicInferencePipelineOptions<sluice::testing::VirtualTimer> options;
+    sluice::InferencePipelineOptions options;
     options.observer = &gauge;
     sluice::InferencePipeline pipeline(context.get_executor(), model, model, generate, sluice::StageLimits{1, 1, 1},
                                        sink, options);
@@ -562,7 +562,7 @@ struct ConnectionError : std::runtime_error {
 };
 
 TEST_CASE("guide: a retry policy decides which errors to retry", "[readme]") {
-    const auto policy = sluice::RetryPolicy(3, sluice::Backoff{}, sluice::retry_on<ConnectionError>());
+    const auto policy = sluice::RetryPolicy(3, sluice::Backoff{}, sluice::retry_on<ConnectionError>);
     CHECK(policy.should_retry(1, std::make_exception_ptr(ConnectionError("reset"))));
     CHECK_FALSE(policy.should_retry(1, std::make_exception_ptr(std::runtime_error("refused"))));
 }

@@ -57,8 +57,8 @@ using test::VirtualTimer;
 using Void = asio::awaitable<void>;
 
 using Time = std::chrono::system_clock::time_point;
-using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
-using InferencePipelineOptions = sluice::BasicInferencePipelineOptions<VirtualTimer>;
+using StageOptions = sluice::StageOptions;
+using InferencePipelineOptions = sluice::InferencePipelineOptions;
 
 static_assert(std::convertible_to<const char*, SharedString> && std::convertible_to<std::string, SharedString> &&
               std::convertible_to<std::string_view, SharedString>);

@@ -166,8 +166,7 @@ private:
 
     template <sluice::Timer TimerType>
     static auto make_pipeline(Executor executor, Models& models, const Job& job, NoDeadLetters& dead_letters) {
-        sluice::BasicInferencePipelineOptions<TimerType> options(sluice::BasicStageOptions<TimerType>(
-            sluice::RetryPolicy(job.retries(), sluice::Backoff{.initial = std::chrono::nanoseconds(0)})));
+        sluice::InferencePipelineOptions options = test::every_stage(sluice::StageOptions{.retry = sluice::RetryPolicy(job.retries(), sluice::Backoff{.initial = std::chrono::nanoseconds(0)})});
         options.window = job.window;
         return sluice::InferencePipeline(
             executor, [&](const std::string& text) { return models.classify(text); },

@@ -20,5 +20,5 @@ void timer_without_clock() {
         void expires_after(duration) {}
         void async_wait(boost::asio::deferred_t) {}
     };
-    sluice::BasicInferencePipelineOptions<TestTimer> options;
+    sluice::InferencePipelineOptions options;
 }

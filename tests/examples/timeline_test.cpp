@@ -49,7 +49,7 @@ struct Recorded {
         rig.classify.failures = {{"t3", 1}, {"t11", 2}};
         rig.extract.failures = {{"t5", 1}, {"t17", 2}, {"t20", 1}};
         rig.generate.failures = {{"t8", 2}};
-        auto pipeline = rig.pipeline({4, 3, 2}, InferencePipelineOptions(StageOptions(retries(1, 20ms)), &timeline));
+        auto pipeline = rig.pipeline({4, 3, 2}, test::every_stage(StageOptions{.retry = retries(1, 20ms)}, &timeline));
         Task<> task(rig.context.get_executor(), [&]() -> test::asio::awaitable<void> {
             if (stream) {
                 auto results = pipeline.process_stream(test::make_queries(queries));

@@ -41,7 +41,7 @@ std::size_t answered() {
     DeadLetters dead_letters;
     sluice::InferencePipeline pipeline(context.get_executor(), classify, extract, generate,
                                        sluice::StageLimits{2, 2, 2}, dead_letters,
-                                       sluice::BasicInferencePipelineOptions<sluice::testing::VirtualTimer>());
+                                       sluice::InferencePipelineOptions{});
     const std::vector<sluice::Query> queries{{"1", "Who?"}, {"2", "It rains."}, {"3", "Are you quite sure?!?!"}};
     std::size_t completed = 0;
     asio::co_spawn(context, pipeline.process_batch(queries), [&](std::exception_ptr, auto results) {

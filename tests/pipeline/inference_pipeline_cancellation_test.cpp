@@ -51,8 +51,8 @@ TEST_CASE("pipeline: operation_aborted from a model that was not cancelled is a 
         }
         co_return text;
     };
-    InferencePipeline pipeline(rig.context.get_executor(), Endpoint{&rig.classify}, extract, Endpoint{&rig.generate},
-                               {3, 3, 3}, rig.dead_letters, InferencePipelineOptions());
+    InferencePipeline pipeline(test::timed(rig.context.get_executor()), Endpoint{&rig.classify}, extract, Endpoint{&rig.generate},
+                               {3, 3, 3}, rig.dead_letters, InferencePipelineOptions{});
     const auto queries = make_queries(3);
     auto task = start_batch(rig.context, pipeline, queries);
     rig.run();
@@ -68,12 +68,12 @@ TEST_CASE("pipeline: a query that is cancelled in a stage is no dead letter", "[
     const auto type = test::any_cancellation();
     const bool queued = GENERATE(false, true);
     Rig rig;
-    auto pipeline = rig.pipeline({1, 1, 1}, InferencePipelineOptions(StageOptions(retries(5))));
+    auto pipeline = rig.pipeline({1, 1, 1}, test::every_stage(StageOptions{.retry = retries(5)}));
     std::optional<sluice::Slot> taken;
     if (queued) {
-        taken = (stage == 0   ? pipeline.classify().semaphore()
-                 : stage == 1 ? pipeline.extract().semaphore()
-                              : pipeline.generate().semaphore())
+        taken = (stage == 0   ? pipeline.classify().endpoint()
+                 : stage == 1 ? pipeline.extract().endpoint()
+                              : pipeline.generate().endpoint())
                     .try_acquire();
     }
     auto task = start_one(rig.context, pipeline, make_query(0));
@@ -125,7 +125,7 @@ TEST_CASE("pipeline: a cancelled batch waits until its queries have cleaned up",
     task.cancel();
     run_until(rig.context, 329ms);
     CHECK_FALSE(task.done());
-    CHECK(pipeline.generate().semaphore().active() == 5);
+    CHECK(pipeline.generate().endpoint().active() == 5);
     CHECK(rig.run() == 1ms);
     CHECK(task.aborted());
     CHECK(rig.generate.calls() == 5);
@@ -233,7 +233,7 @@ void cancel_one_at_every_step(int failing) {
         if (failing >= 0) {
             rig.model(failing).failures["t0"] = 2;
         }
-        auto pipeline = rig.pipeline({1, 1, 1}, InferencePipelineOptions(StageOptions(retries(1, 10ms), 1s)));
+        auto pipeline = rig.pipeline({1, 1, 1}, test::every_stage(StageOptions{.timeout = 1s, .retry = retries(1, 10ms)}));
         auto task = start_one(rig.context, pipeline, make_query(0));
         test::step(rig.context);
         steps.take(rig.context);

@@ -41,7 +41,7 @@ TEST_CASE("pipeline: queries that wait for a stage when it is closed, or reach i
     const auto queries = make_queries(4);
     auto task = start_batch(rig.context, pipeline, queries);
     run_until(rig.context, 60ms);  // q0 is in extract, q1 waits for it
-    pipeline.extract().semaphore().close();
+    pipeline.extract().endpoint().close();
     rig.run();
     REQUIRE(task.succeeded());
     CHECK(is_complete(task.value()[0]));

@@ -156,7 +156,7 @@ TEST_CASE("pipeline: the limits are reached and never exceeded", "[pipeline]") {
         REQUIRE(rig.classify.running <= 20);
         REQUIRE(rig.extract.running <= 10);
         REQUIRE(rig.generate.running <= 5);
-        REQUIRE(pipeline.generate().semaphore().active() <= 5);
+        REQUIRE(pipeline.generate().endpoint().active() <= 5);
     }
     CHECK(rig.classify.peak == 20);
     CHECK(rig.extract.peak == 10);
@@ -202,10 +202,10 @@ TEST_CASE("pipeline: no slot is held between stages", "[pipeline]") {
     const auto queries = make_queries(4);
     auto task = start_batch(rig.context, pipeline, queries);
     run_until(rig.context, 680ms);  // q0 is in generate until 700; the others wait for it
-    CHECK(pipeline.classify().semaphore().active() == 0);
-    CHECK(pipeline.extract().semaphore().active() == 0);
-    CHECK(pipeline.generate().semaphore().active() == 1);
-    CHECK(pipeline.generate().semaphore().waiting() == 3);
+    CHECK(pipeline.classify().endpoint().active() == 0);
+    CHECK(pipeline.extract().endpoint().active() == 0);
+    CHECK(pipeline.generate().endpoint().active() == 1);
+    CHECK(pipeline.generate().endpoint().waiting() == 3);
     CHECK(rig.classify.calls() == 4);
     CHECK(rig.extract.calls() == 4);
     rig.run();
@@ -308,7 +308,7 @@ TEST_CASE("pipeline: one set of stage options can serve all three stages", "[pip
     for (int stage = 0; stage != 3; ++stage) {
         rig.model(stage).failures["t0"] = 1;
     }
-    auto pipeline = rig.pipeline({1, 1, 1}, InferencePipelineOptions(StageOptions(retries(1))));
+    auto pipeline = rig.pipeline({1, 1, 1}, test::every_stage(StageOptions{.retry = retries(1)}));
     auto task = start_one(rig.context, pipeline, make_query(0));
     rig.run();
     CHECK(is_complete(task.value()));
@@ -336,16 +336,16 @@ TEST_CASE("pipeline: the stages are accessible, and their limits can be changed"
     CHECK(pipeline.classify().name() == "classify");
     CHECK(pipeline.extract().name() == "extract");
     CHECK(pipeline.generate().name() == "generate");
-    CHECK(pipeline.classify().semaphore().limit() == 1);
-    CHECK(pipeline.extract().semaphore().limit() == 2);
-    CHECK(pipeline.generate().semaphore().limit() == 3);
+    CHECK(pipeline.classify().endpoint().limit() == 1);
+    CHECK(pipeline.extract().endpoint().limit() == 2);
+    CHECK(pipeline.generate().endpoint().limit() == 3);
 
-    pipeline.extract().semaphore().set_limit(0);  // paused
+    pipeline.extract().endpoint().set_limit(0);  // paused
     auto task = start_one(rig.context, pipeline, make_query(0));
     rig.run_until_stalled();
     CHECK_FALSE(task.done());
     CHECK(rig.extract.calls() == 0);
-    pipeline.extract().semaphore().set_limit(1);
+    pipeline.extract().endpoint().set_limit(1);
     rig.run();
     CHECK(is_complete(task.value()));
 }
@@ -515,12 +515,12 @@ TEST_CASE("pipeline: the default window is the sum of the limits", "[pipeline]")
     CHECK(rig.pipeline({1, 1, most - 2}).window() == most);
 
     auto pipeline = rig.pipeline({3, 2, 1});
-    pipeline.generate().semaphore().set_limit(0);
+    pipeline.generate().endpoint().set_limit(0);
     Source source(100);
     auto task = start_batch(rig.context, pipeline, source);
     rig.run_until_stalled();
     CHECK(source.made == 6);
-    pipeline.generate().semaphore().set_limit(1);
+    pipeline.generate().endpoint().set_limit(1);
     rig.run();
     CHECK(task.value().size() == 100);
 }
@@ -707,7 +707,7 @@ TEST_CASE("pipeline: 100,000 lazy queries run in a bounded window", "[pipeline][
         --running;
         co_return 1;
     };
-    InferencePipeline pipeline(context.get_executor(), classify, extract, generate, {20, 10, 5}, dead_letters,
+    InferencePipeline pipeline(test::timed(context.get_executor()), classify, extract, generate, {20, 10, 5}, dead_letters,
                                with_window(8));
     Source source(100'000);
     int pulled_ahead = 0;
@@ -755,7 +755,7 @@ TEST_CASE("pipeline: the constructor rejects invalid arguments, naming the stage
     const OfAll all = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
     const auto functions = [&](OfText classify, OfText extract, OfAll generate) {
         return refusal_of([&] {
-            InferencePipeline pipeline(rig.context.get_executor(), classify, extract, generate, {1, 1, 1},
+            InferencePipeline pipeline(test::timed(rig.context.get_executor()), classify, extract, generate, {1, 1, 1},
                                        rig.dead_letters);
         });
     };
@@ -796,7 +796,7 @@ TEST_CASE("pipeline: with random latencies, failures and retries, limits and ord
         }
         const sluice::StageLimits limits{static_cast<int>(random() % 6) + 1, static_cast<int>(random() % 6) + 1,
                                          static_cast<int>(random() % 6) + 1};
-        auto pipeline = rig.pipeline(limits, InferencePipelineOptions(StageOptions(retries(1, 3ms), 8ms)));
+        auto pipeline = rig.pipeline(limits, test::every_stage(StageOptions{.timeout = 8ms, .retry = retries(1, 3ms)}));
         const auto queries = make_queries(n);
         auto task = start_batch(rig.context, pipeline, queries);
         while (test::step(rig.context)) {

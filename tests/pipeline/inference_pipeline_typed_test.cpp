@@ -100,8 +100,8 @@ TEST_CASE("pipeline: a sink is anything with a suitable put", "[pipeline][typed]
     rig.extract.failures["t0"] = 1;
     Strings out;
     const Overloaded sink{&out};
-    InferencePipeline pipeline(rig.context.get_executor(), Endpoint{&rig.classify}, Endpoint{&rig.extract},
-                               Endpoint{&rig.generate}, {1, 1, 1}, sink, InferencePipelineOptions());
+    InferencePipeline pipeline(test::timed(rig.context.get_executor()), Endpoint{&rig.classify}, Endpoint{&rig.extract},
+                               Endpoint{&rig.generate}, {1, 1, 1}, sink, InferencePipelineOptions{});
     auto task = start_one(rig.context, pipeline, make_query(0));
     rig.run();
     CHECK(is_partial(task.value(), 1));
@@ -135,8 +135,8 @@ TEST_CASE("pipeline: its types are deduced from the model functions, and may be 
     const auto generate = [](Intent intent, const Entities& entities, std::string_view) -> asio::awaitable<Answer> {
         co_return Answer(intent, *entities.account);
     };
-    InferencePipeline pipeline(context.get_executor(), classify, extract, generate, {1, 1, 1}, dead_letters,
-                               InferencePipelineOptions());
+    InferencePipeline pipeline(test::timed(context.get_executor()), classify, extract, generate, {1, 1, 1}, dead_letters,
+                               InferencePipelineOptions{});
     using Pipeline = decltype(pipeline);
     static_assert(std::same_as<Pipeline::Intent, Intent>);
     static_assert(std::same_as<Pipeline::Entities, Entities>);
@@ -180,8 +180,8 @@ TEST_CASE("pipeline: it uses the executor of the model functions' coroutines", "
     };
     const auto generate = [](const auto&, const auto&,
                              const std::string& text) -> asio::awaitable<std::string, Executor> { co_return text; };
-    InferencePipeline pipeline(context.get_executor(), model, model, generate, {2, 2, 2}, sink,
-                               InferencePipelineOptions(StageOptions(retries(1), 1s)));
+    InferencePipeline pipeline(test::timed(context.get_executor()), model, model, generate, {2, 2, 2}, sink,
+                               test::every_stage(StageOptions{.timeout = 1s, .retry = retries(1)}));
     using Pipeline = decltype(pipeline);
     static_assert(std::same_as<Pipeline::Executor, Executor>);
     static_assert(std::same_as<decltype(pipeline.process_one(Query())), asio::awaitable<Pipeline::Result, Executor>>);
@@ -214,8 +214,8 @@ TEST_CASE("pipeline: it runs on a strand", "[pipeline][typed]") {
     const auto strand = asio::make_strand(context.get_executor());
     Rig rig;
     test::DeadLetters dead_letters;
-    InferencePipeline pipeline(strand, Endpoint{&rig.classify}, Endpoint{&rig.extract}, Endpoint{&rig.generate},
-                               {2, 2, 2}, dead_letters, InferencePipelineOptions());
+    InferencePipeline pipeline(test::timed(strand), Endpoint{&rig.classify}, Endpoint{&rig.extract}, Endpoint{&rig.generate},
+                               {2, 2, 2}, dead_letters, InferencePipelineOptions{});
     Task<Results> task(strand, [&] { return pipeline.process_batch(make_queries(6)); });
     CHECK(sluice::testing::run(context) == 1700ms);
     CHECK(std::ranges::all_of(task.value(), is_complete));

@@ -48,14 +48,13 @@ Time run(const Script& script) {
         co_return 0;
     };
     Forget sink;
-    sluice::BasicInferencePipelineOptions<test::VirtualTimer> options(sluice::BasicStageOptions<test::VirtualTimer>(
-        sluice::RetryPolicy(script.retries, sluice::Backoff{.initial = std::chrono::nanoseconds(script.backoff),
+    sluice::InferencePipelineOptions options = test::every_stage(sluice::StageOptions{.retry = sluice::RetryPolicy(script.retries, sluice::Backoff{.initial = std::chrono::nanoseconds(script.backoff),
                                                             .multiplier = 1,
                                                             .cap = std::chrono::nanoseconds(script.backoff),
-                                                            .jitter = 0})));
+                                                            .jitter = 0})});
     options.window = static_cast<std::ptrdiff_t>(script.window);
     sluice::InferencePipeline pipeline(
-        context.get_executor(), [&](const std::string& text) { return model(0, text); },
+        test::timed(context.get_executor()), [&](const std::string& text) { return model(0, text); },
         [&](const std::string& text) { return model(1, text); },
         [&](int, int, const std::string& text) { return model(2, text); },
         sluice::StageLimits{script.limits[0], script.limits[1], script.limits[2]}, sink, std::move(options));

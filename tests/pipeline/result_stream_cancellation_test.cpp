@@ -82,7 +82,7 @@ TEST_CASE("stream: queries that are cancelled with their stream are no dead lett
     CHECK(rig.generate.running == 2);
     stream.reset();
     run_until(rig.context, 301ms);
-    CHECK(pipeline.generate().semaphore().active() == 2);  // until they have cleaned up
+    CHECK(pipeline.generate().endpoint().active() == 2);  // until they have cleaned up
     CHECK_FALSE(task.done());
     CHECK(rig.run() == 29ms);
     REQUIRE(task.succeeded());

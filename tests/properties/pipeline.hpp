@@ -250,9 +250,9 @@ private:
     }
 
     sluice::StageSemaphore& semaphore(std::size_t stage) {
-        return stage == 0   ? pipeline_->classify().semaphore()
-               : stage == 1 ? pipeline_->extract().semaphore()
-                            : pipeline_->generate().semaphore();
+        return stage == 0   ? pipeline_->classify().endpoint()
+               : stage == 1 ? pipeline_->extract().endpoint()
+                            : pipeline_->generate().endpoint();
     }
 
     // Runs until nothing is left to do.

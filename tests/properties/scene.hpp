@@ -100,12 +100,12 @@ public:
             expect(++asked_ <= failed_attempts_, "the retry policy was asked without a failed attempt");
             return !choices.one_in(5);
         };
-        sluice::BasicStageOptions<VirtualTimer> stage(sluice::RetryPolicy(
-            static_cast<int>(choices.below(3)), sluice::Backoff{.initial = 5ns, .cap = 20ns}, retry_if));
+        sluice::StageOptions stage{.retry = sluice::RetryPolicy(
+            static_cast<int>(choices.below(3)), sluice::Backoff{.initial = 5ns, .cap = 20ns}, retry_if)};
         if (choices.one_in(3)) {
             stage.timeout = 15ns;
         }
-        sluice::BasicInferencePipelineOptions<VirtualTimer> result(stage, this);
+        sluice::InferencePipelineOptions result = test::every_stage(stage, this);
         if (!choices.one_in(4)) {
             result.window = static_cast<std::ptrdiff_t>(1 + choices.below(5));
         }

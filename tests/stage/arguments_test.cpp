@@ -76,7 +76,7 @@ struct SpecialClient : Client {
 };
 
 StageOptions options() {
-    StageOptions result(test::retries(1));
+    StageOptions result{.retry = test::retries(1)};
     if (GENERATE(false, true)) {
         result.timeout = 1s;
     }
@@ -86,7 +86,7 @@ StageOptions options() {
 template <class Function, class... Args>
 void check(const StageOptions& options, Function function, Args&... args) {
     asio::io_context context;
-    Stage stage(context.get_executor(), "s", 1, std::move(function), options);
+    Stage stage(test::timed(context.get_executor()), "s", 1, std::move(function), options);
     Task<StageResult<std::string>> task(context.get_executor(), [&] { return stage.run("q", args...); });
     sluice::testing::run(context);
     REQUIRE(task.succeeded());
@@ -152,7 +152,7 @@ TEST_CASE("arguments: they are converted for a member function", "[arguments][st
 
 TEST_CASE("arguments: rvalues are moved in, converted, and const", "[arguments][stage]") {
     asio::io_context context;
-    Stage stage(context.get_executor(), "s", 1, Echo{1}, options());
+    Stage stage(test::timed(context.get_executor()), "s", 1, Echo{1}, options());
     Task<StageResult<std::string>> task(context.get_executor(), [&] {
         const char* pointer = literal;
         return stage.run("q", std::move(pointer));
@@ -167,7 +167,7 @@ TEST_CASE("arguments: a retry sees an rvalue argument unchanged", "[arguments][s
     asio::io_context context;
     std::vector<std::string> seen;
     Stage stage(
-        context.get_executor(), "s", 1,
+        test::timed(context.get_executor()), "s", 1,
         [&](auto& text) -> asio::awaitable<int> {
             seen.push_back(text);
             const std::string taken = std::move(text);  // NOLINT(performance-move-const-arg): const, so it is copied
@@ -176,7 +176,7 @@ TEST_CASE("arguments: a retry sees an rvalue argument unchanged", "[arguments][s
             }
             co_return 1;
         },
-        StageOptions(test::retries(1)));
+        StageOptions{.retry = test::retries(1)});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", std::string(literal)); });
     sluice::testing::run(context);
     CHECK(task.value().success);
@@ -198,8 +198,8 @@ TEST_CASE("arguments: intent and entities are converted for generate, and const 
         }
         co_return intent == literal&& taken == literal&& text == "text" ? "right" : "wrong";
     };
-    sluice::InferencePipeline pipeline(context.get_executor(), pointer, string, generate, sluice::StageLimits{1, 1, 1},
-                                       dead_letters, test::InferencePipelineOptions(options()));
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), pointer, string, generate, sluice::StageLimits{1, 1, 1},
+                                       dead_letters, test::every_stage(options()));
     using Result = decltype(pipeline)::Result;
     Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);
@@ -242,8 +242,8 @@ TEST_CASE("arguments: they are converted for a dead-letter sink", "[arguments][p
         co_return 1;
     };
     const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
-    sluice::InferencePipeline pipeline(context.get_executor(), fails, fails, generate, sluice::StageLimits{1, 1, 1},
-                                       sink, test::InferencePipelineOptions());
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate, sluice::StageLimits{1, 1, 1},
+                                       sink, test::InferencePipelineOptions{});
     using Result = decltype(pipeline)::Result;
     Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);

@@ -208,7 +208,7 @@ struct Rig : test::Rig<Sink> {
     Recorder recorder{&this->context};
 
     auto observed(sluice::StageLimits limits = {20, 10, 5}, StageOptions stage = {}) {
-        return this->pipeline(limits, InferencePipelineOptions(stage, &recorder));
+        return this->pipeline(limits, test::every_stage(stage, &recorder));
     }
 };
 
@@ -252,7 +252,7 @@ TEST_CASE("observer: a query that waits starts when it gets a slot", "[observer]
 }
 
 TEST_CASE("observer: every failed attempt is reported, and each attempt queues for a slot", "[observer]") {
-    Bench bench(1, StageOptions(retries(5, 5ms)));
+    Bench bench(1, StageOptions{.retry = retries(5, 5ms)});
     bench.model.failures["a"] = 2;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -262,7 +262,7 @@ TEST_CASE("observer: every failed attempt is reported, and each attempt queues f
 }
 
 TEST_CASE("observer: without a backoff the next attempt is queued at once", "[observer]") {
-    Bench bench(1, StageOptions(retries(1)));
+    Bench bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -271,7 +271,7 @@ TEST_CASE("observer: without a backoff the next attempt is queued at once", "[ob
 }
 
 TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed by on_finished at once", "[observer]") {
-    Bench bench(1, StageOptions(retries(1, 5ms)));
+    Bench bench(1, StageOptions{.retry = retries(1, 5ms)});
     bench.model.failures["a"] = 2;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -281,7 +281,7 @@ TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed 
 }
 
 TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
-    Bench bench(1, StageOptions(retries(0), 4ms));
+    Bench bench(1, StageOptions{.timeout = 4ms, .retry = retries(0)});
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1",
                                "4 attempt failed a in s 1: timed out after 4 ms",
@@ -292,7 +292,7 @@ TEST_CASE(
     "observer: if the retry predicate throws, the attempt has the model's error and the stage run the predicate's",
     "[observer]") {
     Bench bench(1,
-                StageOptions(retries(1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })));
+                StageOptions{.retry = retries(1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -307,7 +307,7 @@ TEST_CASE("observer: operation_aborted from a model that was not cancelled is a 
         throw boost::system::system_error(asio::error::operation_aborted);
         co_return 1;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(0), {}, &recorder));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(0), .observer = &recorder});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
     sluice::testing::run(context);
     CHECK(recorder.lines == Lines{"0 queued a in s 0", "0 started a in s 1", "0 attempt failed a in s 1: aborted",
@@ -319,7 +319,7 @@ TEST_CASE("observer: all events of a stage run get the same object, with its tim
     Caller observer;
     Model model("answer", 10ms);
     model.failures["b"] = 1;
-    Stage stage(context.get_executor(), "s", 1, Endpoint{&model}, StageOptions(retries(1), {}, &observer));
+    Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model}, StageOptions{.retry = retries(1), .observer = &observer});
     std::map<std::string, std::set<const StageResult<>*>> objects;
     std::vector<std::pair<std::chrono::nanoseconds, std::chrono::nanoseconds>> times;
     observer.call = [&](const std::string&, const StageResult<>& run) {
@@ -342,11 +342,11 @@ TEST_CASE("observer: all events of a stage run get the same object, with its tim
 TEST_CASE("observer: when an attempt has failed or a stage run has finished, its slot has been returned",
           "[observer]") {
     Caller observer;
-    Bench bench(1, StageOptions(retries(1)), &observer);
+    Bench bench(1, StageOptions{.retry = retries(1)}, &observer);
     bench.model.failures["a"] = 1;
     std::vector<std::pair<std::string, std::ptrdiff_t>> active;
     observer.call = [&](const std::string& event, const StageResult<>&) {
-        active.emplace_back(event, bench.stage.semaphore().active());
+        active.emplace_back(event, bench.stage.endpoint().active());
     };
     Run a = bench.start("a");
     bench.run();
@@ -357,7 +357,7 @@ TEST_CASE("observer: when an attempt has failed or a stage run has finished, its
 
 TEST_CASE("observer: a function that is not overridden does nothing", "[observer]") {
     Observer observer;
-    Bench bench(1, StageOptions(retries(1)), &observer);
+    Bench bench(1, StageOptions{.retry = retries(1)}, &observer);
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     bench.run();
@@ -394,7 +394,7 @@ TEST_CASE("observer: a stage run that is cancelled between being granted a slot 
     Bench bench(1);
     Run a = bench.start("a");
     Run b = bench.start("b");
-    while (bench.stage.semaphore().waiting() == 1 || !a.done()) {
+    while (bench.stage.endpoint().waiting() == 1 || !a.done()) {
         REQUIRE(test::step(bench.context));
     }
     b.cancel();
@@ -405,7 +405,7 @@ TEST_CASE("observer: a stage run that is cancelled between being granted a slot 
 
 TEST_CASE("observer: a stage run that is cancelled during an attempt finishes after started, when the attempt ends",
           "[observer][cancellation]") {
-    Bench bench(1, StageOptions(retries(3)));
+    Bench bench(1, StageOptions{.retry = retries(3)});
     bench.model.clean_up = 4ms;
     Run a = bench.start("a");
     run_until(bench.context, 3ms);
@@ -423,7 +423,7 @@ TEST_CASE("observer: an attempt that was cancelled has not failed, whatever it t
         }
         co_return 1;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(3), {}, &recorder));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(3), .observer = &recorder});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
     run_until(context, 3ms);
     task.cancel();
@@ -439,7 +439,7 @@ TEST_CASE("observer: an attempt that succeeds despite its cancellation has succe
         co_await test::cancelled_within(10ms);
         co_return 1;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(3), {}, &recorder));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(3), .observer = &recorder});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
     run_until(context, 3ms);
     task.cancel();
@@ -450,7 +450,7 @@ TEST_CASE("observer: an attempt that succeeds despite its cancellation has succe
 
 TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after the failed attempt",
           "[observer][cancellation]") {
-    Bench bench(1, StageOptions(retries(3, 1h)));
+    Bench bench(1, StageOptions{.retry = retries(3, 1h)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     run_until(bench.context, 20ms);
@@ -460,12 +460,12 @@ TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after
 }
 
 TEST_CASE("observer: when the semaphore is closed, stage runs that wait fail after queued", "[observer]") {
-    Bench bench(1, StageOptions(retries(1)));
+    Bench bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     Run b = bench.start("b");
     run_until(bench.context, 3ms);
-    bench.stage.semaphore().close();
+    bench.stage.endpoint().close();
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "0 queued b in s 0",
                                "3 finished b in s failed after queued: aborted",
                                "10 attempt failed a in s 1: cannot answer a", "10 queued a in s 1",
@@ -505,7 +505,7 @@ TEST_CASE("observer: it may cancel the stage run whose event it handles", "[obse
     };
     Model model("answer", 1ms);
     model.failures["a"] = 1;
-    Stage stage(context.get_executor(), "s", 1, Endpoint{&model}, StageOptions(retries(1, backoff), {}, &caller));
+    Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model}, StageOptions{.retry = retries(1, backoff), .observer = &caller});
     Run run(context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
         co_await test::yield();
         co_return co_await stage.run("a", std::string("a"));
@@ -519,7 +519,7 @@ TEST_CASE("observer: it may cancel the stage run whose event it handles", "[obse
                                               : begun));
     CHECK(run.aborted() == (at != "finished"));
     CHECK(run.succeeded() == (at == "finished"));
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("observer: it may close the semaphore, or change the limit, of the stage whose event it handles",
@@ -529,7 +529,7 @@ TEST_CASE("observer: it may close the semaphore, or change the limit, of the sta
     Bench bench(1, {}, &observer);
     observer.call = [&](const std::string& event, const StageResult<>&) {
         if (event == "started") {
-            close ? bench.stage.semaphore().close() : bench.stage.semaphore().set_limit(3);
+            close ? bench.stage.endpoint().close() : bench.stage.endpoint().set_limit(3);
         }
     };
     Run a = bench.start("a");
@@ -548,7 +548,7 @@ TEST_CASE("observer: destroying the context delivers no events, at any step", "[
         Model model("answer", 10ms);
         model.failures = {{"a", 1}, {"b", 5}};
         auto context = std::make_unique<asio::io_context>(1);
-        Stage stage(context->get_executor(), "s", 1, Endpoint{&model}, StageOptions(retries(2, 5ms), {}, &counter));
+        Stage stage(test::timed(context->get_executor()), "s", 1, Endpoint{&model}, StageOptions{.retry = retries(2, 5ms), .observer = &counter});
         std::deque<Run> runs;
         for (const std::string text : {"a", "b", "c", "d"}) {
             runs.emplace_back(context->get_executor(), [&stage, text] { return stage.run(text, std::string(text)); });
@@ -600,14 +600,14 @@ TEST_CASE("observer: a batch queues its queries in order and each stage starts t
 
 TEST_CASE("observer: a stream has the same events as a batch", "[observer]") {
     Rig<> batch;
-    auto batch_pipeline = batch.observed({2, 1, 1}, StageOptions(retries(1, 5ms)));
+    auto batch_pipeline = batch.observed({2, 1, 1}, StageOptions{.retry = retries(1, 5ms)});
     batch.extract.failures = {{"t1", 1}, {"t2", 2}};
     Task<test::Rig<>::Results> task(batch.context.get_executor(),
                                     [&] { return batch_pipeline.process_batch(test::make_queries(5)); });
     batch.run();
 
     Rig<> stream;
-    auto stream_pipeline = stream.observed({2, 1, 1}, StageOptions(retries(1, 5ms)));
+    auto stream_pipeline = stream.observed({2, 1, 1}, StageOptions{.retry = retries(1, 5ms)});
     stream.extract.failures = {{"t1", 1}, {"t2", 2}};
     Task<> consumer(stream.context.get_executor(), [&]() -> asio::awaitable<void> {
         auto results = stream_pipeline.process_stream(test::make_queries(5));
@@ -624,7 +624,7 @@ TEST_CASE("observer: a stream has the same events as a batch", "[observer]") {
 TEST_CASE("observer: leaving a stream finishes every stage run that has begun", "[observer][cancellation]") {
     Counter counter;
     test::Rig<> rig;
-    auto pipeline = rig.pipeline({2, 2, 1}, InferencePipelineOptions(StageOptions(), &counter));
+    auto pipeline = rig.pipeline({2, 2, 1}, test::every_stage(StageOptions{}, &counter));
     Task<> consumer(rig.context.get_executor(), [&]() -> asio::awaitable<void> {
         auto results = pipeline.process_stream(test::make_queries(50));
         (void)co_await results.next();
@@ -662,7 +662,7 @@ TEST_CASE("observer: on_dead_letter is called after the sink's put has returned"
             letters.push_back(rig.dead_letters.letters.size());
         }
     };
-    auto pipeline = rig.pipeline({20, 10, 5}, InferencePipelineOptions(StageOptions(), &caller));
+    auto pipeline = rig.pipeline({20, 10, 5}, test::every_stage(StageOptions{}, &caller));
     Task<test::Rig<>::Result> task(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
     rig.run();
     CHECK(letters == std::vector<std::size_t>{0, 1});
@@ -733,7 +733,7 @@ TEST_CASE("observer: a stage with its own observer reports to that one alone, an
     test::Rig<> rig;
     Recorder pipeline_observer(&rig.context);
     Recorder stage_observer(&rig.context);
-    InferencePipelineOptions options(StageOptions(), &pipeline_observer);
+    InferencePipelineOptions options = test::every_stage(StageOptions{}, &pipeline_observer);
     options.extract.observer = &stage_observer;
     auto pipeline = rig.pipeline({20, 10, 5}, options);
     rig.extract.failures["t1"] = 1;
@@ -767,7 +767,7 @@ TEST_CASE("observer: in random runs with cancellations, every gauge returns to z
             }
         }
     }
-    InferencePipelineOptions options(StageOptions(retries(2, 3ms), 15ms), &whole);
+    InferencePipelineOptions options = test::every_stage(StageOptions{.timeout = 15ms, .retry = retries(2, 3ms)}, &whole);
     options.classify.observer = &counters[0];
     options.extract.observer = &counters[1];
     options.generate.observer = &counters[2];
@@ -784,11 +784,11 @@ TEST_CASE("observer: in random runs with cancellations, every gauge returns to z
         }
         rig.context.restart();
         rig.context.poll();  // no coroutine is between being granted a slot, or cancelled, and resuming
-        const sluice::StageSemaphore* const semaphores[] = {
-            &pipeline.classify().semaphore(), &pipeline.extract().semaphore(), &pipeline.generate().semaphore()};
+        const sluice::Endpoint<VirtualTimer> endpoints[] = {
+            pipeline.classify().endpoint(), pipeline.extract().endpoint(), pipeline.generate().endpoint()};
         for (int stage = 0; stage != 3; ++stage) {
-            REQUIRE(counters[stage].running == semaphores[stage]->active());
-            REQUIRE(counters[stage].waiting == static_cast<std::ptrdiff_t>(semaphores[stage]->waiting()));
+            REQUIRE(counters[stage].running == endpoints[stage].active());
+            REQUIRE(counters[stage].waiting == static_cast<std::ptrdiff_t>(endpoints[stage].waiting()));
         }
     }
     std::size_t cancelled = 0;
@@ -841,7 +841,7 @@ void fail_and_cancel(Sink& sink) {
         co_return 0;
     };
     const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 0; };
-    sluice::InferencePipeline pipeline(context.get_executor(), fails, fails, generate, sluice::StageLimits{1, 1, 1},
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate, sluice::StageLimits{1, 1, 1},
                                        sink, options);
     bool ended = false;
     asio::co_spawn(

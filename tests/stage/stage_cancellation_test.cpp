@@ -50,7 +50,7 @@ TEST_CASE("stage: an attempt that returns a value despite its cancellation has s
     if (timed) {
         options.timeout = 10ms;
     }
-    Stage stage(context.get_executor(), "stubborn", 1, stubborn, options);
+    Stage stage(test::timed(context.get_executor()), "stubborn", 1, stubborn, options);
     const std::string text = "answer";
     Run task(context.get_executor(), [&] { return stage.run("q", text); });
     run_until(context, 1ms);
@@ -58,12 +58,12 @@ TEST_CASE("stage: an attempt that returns a value despite its cancellation has s
     test::steps(context, 1000);
     REQUIRE(task.succeeded());
     CHECK(task.value().data == "answer");
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("stage: a run cancelled while it waits for a slot leaves the line", "[stage][cancellation]") {
     const auto type = test::any_cancellation();
-    Bench bench(1, StageOptions(retries(3, 5ms)));
+    Bench bench(1, StageOptions{.retry = retries(3, 5ms)});
     Run a = bench.start("a");
     Run b = bench.start("b");
     Run c = bench.start("c");
@@ -71,7 +71,7 @@ TEST_CASE("stage: a run cancelled while it waits for a slot leaves the line", "[
     b.cancel(type);
     run_until(bench.context, 3ms);
     CHECK(b.aborted());
-    CHECK(bench.stage.semaphore().waiting() == 1);
+    CHECK(bench.stage.endpoint().waiting() == 1);
     CHECK(bench.run() == 17ms);
     CHECK(a.value().success);
     CHECK(c.value().queue_time == 10ms);
@@ -85,7 +85,7 @@ TEST_CASE("stage: a run cancelled between being granted a slot and resuming hand
     Run a = bench.start("a");
     Run b = bench.start("b");
     Run c = bench.start("c");
-    while (bench.stage.semaphore().waiting() != 1 || !a.done()) {
+    while (bench.stage.endpoint().waiting() != 1 || !a.done()) {
         REQUIRE(test::step(bench.context));
     }
     CHECK(bench.model.calls() == 1);
@@ -100,7 +100,7 @@ TEST_CASE("stage: a run cancelled between being granted a slot and resuming hand
 TEST_CASE("stage: a run cancelled during an attempt ends when the attempt has cleaned up, without a retry",
           "[stage][cancellation]") {
     const auto type = test::any_cancellation();
-    StageOptions options(retries(3, 5ms));
+    StageOptions options{.retry = retries(3, 5ms)};
     if (GENERATE(false, true)) {
         options.timeout = 1s;
     }
@@ -112,7 +112,7 @@ TEST_CASE("stage: a run cancelled during an attempt ends when the attempt has cl
     a.cancel(type);
     run_until(bench.context, 6ms);
     CHECK_FALSE(a.done());  // it cleans up
-    CHECK(bench.stage.semaphore().active() == 1);
+    CHECK(bench.stage.endpoint().active() == 1);
     bench.run();
     CHECK(a.aborted());
     CHECK(b.value().success);
@@ -123,7 +123,7 @@ TEST_CASE("stage: a run cancelled during an attempt ends when the attempt has cl
 
 TEST_CASE("stage: a run cancelled during its backoff ends at once", "[stage][cancellation]") {
     const auto type = test::any_cancellation();
-    Bench bench(1, StageOptions(retries(3, 1h)));
+    Bench bench(1, StageOptions{.retry = retries(3, 1h)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     run_until(bench.context, 20ms);
@@ -145,7 +145,7 @@ TEST_CASE("stage: a run cancelled as its backoff ends begins no further attempt"
             co_return 1;
         }();
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(3, 5ms)));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(3, 5ms)});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q"); });
     context.poll();
     REQUIRE(calls == 1);
@@ -157,7 +157,7 @@ TEST_CASE("stage: a run cancelled as its backoff ends begins no further attempt"
 }
 
 TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][cancellation]") {
-    Bench bench(1, StageOptions(retries(1)));
+    Bench bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 2;
     Run task(bench.context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
         co_await asio::this_coro::throw_if_cancelled(false);
@@ -174,7 +174,7 @@ TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][can
 }
 
 TEST_CASE("stage: a run cancelled while a timed-out attempt cleans up is not retried", "[stage][cancellation]") {
-    Bench bench(1, StageOptions(retries(3), 5ms));
+    Bench bench(1, StageOptions{.timeout = 5ms, .retry = retries(3)});
     bench.model.clean_up = 10ms;
     Run a = bench.start("a");
     run_until(bench.context, 9ms);
@@ -193,24 +193,24 @@ TEST_CASE("stage: a cancelled run throws operation_aborted, whatever its attempt
         co_await cancelled_within(1h);
         throw std::runtime_error("connection lost");
     };
-    StageOptions options(retries(3));
+    StageOptions options{.retry = retries(3)};
     if (GENERATE(false, true)) {
         options.timeout = 1h + 1s;
     }
-    Stage stage(context.get_executor(), "s", 1, model, options);
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, options);
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", 1); });
     run_until(context, 1s);
     task.cancel();
     sluice::testing::run(context);
     CHECK(task.aborted());
     CHECK(calls == 1);
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("stage: a run cancelled at any step ends and returns its slot", "[stage][cancellation][stress]") {
     const auto cancel_at = [](test::Steps& steps) {
         for (std::size_t victim = 0; victim != 3; ++victim) {
-            Bench bench(1, StageOptions(retries(2, 3ms), 8ms));
+            Bench bench(1, StageOptions{.timeout = 8ms, .retry = retries(2, 3ms)});
             bench.model.latency_of = [](const std::string& text) { return text == "0" ? 9ms : 5ms; };
             bench.model.failures["1"] = 1;
             std::deque<Run> runs;
@@ -250,7 +250,7 @@ TEST_CASE("stage: operation_aborted from a model that was not cancelled is a fai
     if (GENERATE(false, true)) {
         options.timeout = 1s;
     }
-    Stage stage(context.get_executor(), "s", 1, &test::throw_operation_aborted, options);
+    Stage stage(test::timed(context.get_executor()), "s", 1, &test::throw_operation_aborted, options);
     int argument = 1;
     const auto result = run_one(context, stage, argument);
     CHECK_FALSE(result.success);

@@ -29,11 +29,11 @@ using Run = test::StageRun;
 
 TEST_CASE("stage: closing the semaphore fails runs that wait for a slot, and not those that hold one",
           "[stage][shutdown]") {
-    Bench bench(1, StageOptions(retries(3, 1ms)));
+    Bench bench(1, StageOptions{.retry = retries(3, 1ms)});
     Run a = bench.start("a");
     Run b = bench.start("b");
     run_until(bench.context, 3ms);
-    bench.stage.semaphore().close();
+    bench.stage.endpoint().close();
     bench.run();
     CHECK(a.value().success);
     REQUIRE(b.succeeded());
@@ -54,7 +54,7 @@ TEST_CASE("stage: closing the semaphore fails runs that wait for a slot, and not
     CHECK(bench.idle());
 }
 
-TEST_CASE("stage: a cancellation in a backoff is reported even if the stage is gone", "[stage][shutdown]") {
+TEST_CASE("stage: a cancellation in a backoff is reported even if the handle to the stage is gone", "[stage][shutdown]") {
     struct : sluice::Observer {
         int cancelled = 0;
         void on_finished(const sluice::StageResult<>&, Outcome outcome, Event) noexcept override {
@@ -64,10 +64,10 @@ TEST_CASE("stage: a cancellation in a backoff is reported even if the stage is g
     asio::io_context context;
     Model model{"model", 1ms};
     model.failures["a"] = 9;
-    StageOptions options(retries(3, 10ms));
+    StageOptions options{.retry = retries(3, 10ms)};
     options.observer = &observer;
-    auto stage = std::make_unique<sluice::Stage<Endpoint, VirtualTimer>>(context.get_executor(), "s", 1,
-                                                                         Endpoint{&model}, std::move(options));
+    auto stage = std::make_unique<sluice::Stage<Endpoint, VirtualTimer>>(test::timed(context.get_executor()), "s", 1,
+                                                                         Endpoint{&model}, options);
     const std::string text = "a";
     test::Task<sluice::StageResult<std::string>> query(context.get_executor(), [&] { return stage->run("q", text); });
     run_until(context, 5ms);
@@ -78,12 +78,12 @@ TEST_CASE("stage: a cancellation in a backoff is reported even if the stage is g
     CHECK(observer.cancelled == 1);
 }
 
-TEST_CASE("stage: closing the semaphore during a backoff ends the retries", "[stage][shutdown]") {
-    Bench bench(1, StageOptions(retries(3, 10ms)));
+TEST_CASE("stage: closing the endpoint during a backoff ends the retries", "[stage][shutdown]") {
+    Bench bench(1, StageOptions{.retry = retries(3, 10ms)});
     bench.model.failures["a"] = 9;
     Run a = bench.start("a");
     run_until(bench.context, 15ms);
-    bench.stage.semaphore().close();
+    bench.stage.endpoint().close();
     CHECK(bench.run() == 5ms);
     REQUIRE(a.succeeded());
     CHECK_FALSE(a.value().success);
@@ -98,8 +98,8 @@ TEST_CASE("stage: the context may be destroyed at any step, before or after the 
         Model model("answer", 5ms);
         model.failures["1"] = 1;
         auto context = std::make_unique<asio::io_context>(1);
-        auto stage = std::make_unique<Stage>(context->get_executor(), "answer", 2, Endpoint{&model},
-                                             StageOptions(retries(2, 3ms), 4ms + 2ms * (steps.count() % 2)));
+        auto stage = std::make_unique<Stage>(test::timed(context->get_executor()), "answer", 2, Endpoint{&model},
+                                             StageOptions{.timeout = 4ms + 2ms * (steps.count() % 2), .retry = retries(2, 3ms)});
         std::deque<Run> runs;
         for (int i = 0; i != 4; ++i) {
             runs.emplace_back(context->get_executor(), [&s = *stage, i] { return s.run("q", std::to_string(i)); });
@@ -107,8 +107,8 @@ TEST_CASE("stage: the context may be destroyed at any step, before or after the 
         steps.take(*context);
         if (context_first) {
             context.reset();
-            CHECK(stage->semaphore().active() == 0);
-            CHECK(stage->semaphore().waiting() == 0);
+            CHECK(stage->endpoint().active() == 0);
+            CHECK(stage->endpoint().waiting() == 0);
         } else {
             stage.reset();
             context.reset();

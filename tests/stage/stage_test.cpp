@@ -94,8 +94,8 @@ TEST_CASE("stage: a result names the query and the stage, and has the times, the
 TEST_CASE("stage: name and semaphore are accessible", "[stage]") {
     Bench bench(3);
     CHECK(bench.stage.name() == "answer");
-    CHECK(bench.stage.semaphore().limit() == 3);
-    CHECK(std::as_const(bench.stage).semaphore().active() == 0);
+    CHECK(bench.stage.endpoint().limit() == 3);
+    CHECK(std::as_const(bench.stage).endpoint().active() == 0);
 }
 
 TEST_CASE("stage: nothing runs until run() is awaited", "[stage]") {
@@ -132,7 +132,7 @@ TEST_CASE("stage: a changed limit applies to a stage that is running", "[stage]"
     }
     run_until(bench.context, 5ms);
     CHECK(bench.model.running == 1);
-    bench.stage.semaphore().set_limit(4);
+    bench.stage.endpoint().set_limit(4);
     run_until(bench.context, 6ms);
     CHECK(bench.model.running == 4);
     CHECK(bench.run() == 14ms);  // 4 more at 5, the last at 10
@@ -140,7 +140,7 @@ TEST_CASE("stage: a changed limit applies to a stage that is running", "[stage]"
 }
 
 TEST_CASE("stage: no slot is held during backoff", "[stage]") {
-    Bench bench(1, StageOptions(retries(1, 100ms)));
+    Bench bench(1, StageOptions{.retry = retries(1, 100ms)});
     bench.model.latency_of = [](const std::string& text) { return text == "a" ? 10ms : 30ms; };
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
@@ -164,7 +164,7 @@ TEST_CASE("stage: no slot is held during backoff", "[stage]") {
 
 TEST_CASE("stage: after a failed attempt the query rejoins the line at the end", "[stage]") {
     const auto backoff = GENERATE(0ms, 10ms);
-    Bench bench(1, StageOptions(retries(1, backoff)));
+    Bench bench(1, StageOptions{.retry = retries(1, backoff)});
     bench.model.latency_of = [](const std::string& text) { return text == "a" ? 10ms : 30ms; };
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
@@ -180,7 +180,7 @@ TEST_CASE("stage: after a failed attempt the query rejoins the line at the end",
 }
 
 TEST_CASE("stage: latency and queue time are summed over all attempts", "[stage]") {
-    Bench bench(1, StageOptions(retries(2, 5ms)));
+    Bench bench(1, StageOptions{.retry = retries(2, 5ms)});
     bench.model.latency_of = [](const std::string& text) { return text == "a" ? 7ms : 11ms; };
     bench.model.failures["a"] = 2;
     Run b = bench.start("b");
@@ -201,13 +201,13 @@ TEST_CASE("stage: N retries make N+1 attempts, and the last error is reported", 
     asio::io_context context;
     int calls = 0;
     Stage stage(
-        context.get_executor(), "s", 1,
+        test::timed(context.get_executor()), "s", 1,
         [&calls](int) -> asio::awaitable<int> {
             ++calls;
             co_await test::sleep(1ms);
             throw std::runtime_error("failure " + std::to_string(calls));
         },
-        StageOptions(retries(n, 10ms)));
+        StageOptions{.retry = retries(n, 10ms)});
     int argument = 0;
     const auto result = run_one(context, stage, argument);
     CHECK(calls == n + 1);
@@ -217,11 +217,11 @@ TEST_CASE("stage: N retries make N+1 attempts, and the last error is reported", 
     CHECK(result.error.message() == "failure " + std::to_string(n + 1));
     CHECK(result.latency == (n + 1) * 1ms);
     CHECK(test::now(context) == (n + 1) * 1ms + n * 10ms);
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("stage: a success after retries carries no error", "[stage]") {
-    Bench bench(1, StageOptions(retries(5)));
+    Bench bench(1, StageOptions{.retry = retries(5)});
     bench.model.failures["a"] = 3;
     Run a = bench.start("a");
     bench.run();
@@ -233,8 +233,8 @@ TEST_CASE("stage: a success after retries carries no error", "[stage]") {
 
 TEST_CASE("stage: by default there is no retry and no timeout", "[stage]") {
     Bench bench(1);
-    CHECK_FALSE(StageOptions().timeout);
-    CHECK(StageOptions().retry.max_retries() == 0);
+    CHECK_FALSE(StageOptions{}.timeout);
+    CHECK(StageOptions{}.retry.max_retries == 0);
     bench.model.latency = std::chrono::hours(24 * 365);
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
@@ -249,7 +249,7 @@ TEST_CASE("stage: the backoff grows with the attempts, as the policy says", "[st
     backoff.multiplier = 3;
     backoff.cap = 50ms;
     backoff.jitter = 0;
-    Bench bench(1, StageOptions(sluice::RetryPolicy(4, backoff)));
+    Bench bench(1, StageOptions{.retry = sluice::RetryPolicy(4, backoff)});
     bench.model.failures["a"] = 4;
     Run a = bench.start("a");
     CHECK(bench.run() == 5 * 10ms + 10ms + 30ms + 50ms + 50ms);
@@ -266,7 +266,7 @@ TEST_CASE("stage: queries that fail together retry at different times, and the s
         std::vector<std::chrono::nanoseconds> times;
         asio::io_context context;
         Stage stage(
-            context.get_executor(), "s", 8,
+            test::timed(context.get_executor()), "s", 8,
             [&](int attempt) -> asio::awaitable<int> {
                 times.push_back(test::now(context));
                 if (test::now(context) == 0ns) {
@@ -274,7 +274,7 @@ TEST_CASE("stage: queries that fail together retry at different times, and the s
                 }
                 co_return attempt;
             },
-            StageOptions(sluice::RetryPolicy(1, backoff)));
+            StageOptions{.retry = sluice::RetryPolicy(1, backoff)});
         std::deque<Task<StageResult<int>>> tasks;
         for (int i = 0; i != 8; ++i) {
             tasks.emplace_back(context.get_executor(), [&stage, i] { return stage.run("q", int(i)); });
@@ -295,7 +295,7 @@ TEST_CASE("stage: an exception of any type is captured in the result", "[stage]"
     asio::io_context context;
     int argument = 42;
     SECTION("int") {
-        Stage stage(context.get_executor(), "s", 1, &fail_with_int, StageOptions());
+        Stage stage(test::timed(context.get_executor()), "s", 1, &fail_with_int, StageOptions{});
         const auto result = run_one(context, stage, argument);
         CHECK_FALSE(result.success);
         CHECK(result.error.type() == "int");
@@ -311,7 +311,7 @@ TEST_CASE("stage: an exception of any type is captured in the result", "[stage]"
             co_await test::yield();
             throw std::string("out of tokens");
         };
-        Stage stage(context.get_executor(), "s", 1, model, StageOptions());
+        Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{});
         const auto result = run_one(context, stage, argument);
         CHECK(result.error.type().find("basic_string") != std::string::npos);
         CHECK(result.error.message() == "out of tokens");
@@ -321,7 +321,7 @@ TEST_CASE("stage: an exception of any type is captured in the result", "[stage]"
             throw "text";
             co_return 0;
         };
-        Stage stage(context.get_executor(), "s", 1, model, StageOptions());
+        Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{});
         CHECK(run_one(context, stage, argument).error.message() == "text");
     }
     SECTION("a user-defined type") {
@@ -332,7 +332,7 @@ TEST_CASE("stage: an exception of any type is captured in the result", "[stage]"
             throw Mine("mine");
             co_return 0;
         };
-        Stage stage(context.get_executor(), "s", 1, model, StageOptions());
+        Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{});
         const auto result = run_one(context, stage, argument);
         CHECK(result.error.type().find("Mine") != std::string::npos);
         CHECK_THROWS_AS(std::rethrow_exception(result.error.exception()), Mine);
@@ -343,9 +343,9 @@ TEST_CASE("stage: any exception can be retried", "[stage]") {
     asio::io_context context;
     int argument = 1;
     const auto model = GENERATE(&fail_with_int, &throw_before_awaitable, &test::throw_operation_aborted);
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(2)));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(2)});
     CHECK(run_one(context, stage, argument).attempts == 3);
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("stage: a function that throws before returning an awaitable is a failed attempt", "[stage]") {
@@ -354,24 +354,24 @@ TEST_CASE("stage: a function that throws before returning an awaitable is a fail
     if (GENERATE(false, true)) {
         options.timeout = 1s;
     }
-    Stage stage(context.get_executor(), "s", 1, &throw_before_awaitable, options);
+    Stage stage(test::timed(context.get_executor()), "s", 1, &throw_before_awaitable, options);
     int argument = 1;
     const auto result = run_one(context, stage, argument);
     CHECK(result.attempts == 1);
     CHECK(result.error.type() == "std::logic_error");
     CHECK(result.error.message() == "not even begun");
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("stage: the retry predicate gets the exception and decides", "[stage]") {
-    Bench bench(1, StageOptions(retries(5, {}, sluice::retry_on<std::logic_error>())));
+    Bench bench(1, StageOptions{.retry = retries(5, {}, sluice::retry_on<std::logic_error>)});
     bench.model.failures["a"] = 1;  // a std::runtime_error
     Run a = bench.start("a");
     bench.run();
     CHECK(a.value().attempts == 1);
     CHECK(a.value().error.type() == "std::runtime_error");
 
-    Bench other(1, StageOptions(retries(5, {}, sluice::retry_on<std::exception>())));
+    Bench other(1, StageOptions{.retry = retries(5, {}, sluice::retry_on<std::exception>)});
     other.model.failures["a"] = 1;
     Run b = other.start("a");
     other.run();
@@ -380,8 +380,9 @@ TEST_CASE("stage: the retry predicate gets the exception and decides", "[stage]"
 }
 
 TEST_CASE("stage: the retry predicate is not called after a success or after the last attempt", "[stage]") {
-    int asked = 0;
-    Bench bench(1, StageOptions(retries(2, {}, [&](const std::exception_ptr&) { return ++asked, true; })));
+    static int asked;
+    asked = 0;
+    Bench bench(1, StageOptions{.retry = retries(2, {}, [](const std::exception_ptr&) { return ++asked, true; })});
     bench.model.failures["b"] = 9;
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -393,7 +394,7 @@ TEST_CASE("stage: the retry predicate is not called after a success or after the
 TEST_CASE("stage: if the retry predicate throws, there is no retry, and the reported error has the model's in it",
           "[stage]") {
     Bench bench(
-        1, StageOptions(retries(5, {}, [](const std::exception_ptr&) -> bool { throw std::bad_function_call(); })));
+        1, StageOptions{.retry = retries(5, {}, [](const std::exception_ptr&) -> bool { throw std::bad_function_call(); })});
     bench.model.failures["a"] = 9;
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -418,15 +419,15 @@ TEST_CASE("stage: a model that turns its timeout into an error of its own has ti
         }
         co_return 1;
     };
-    Stage stage(context.get_executor(), "s", 1, model,
-                StageOptions(retries(2, {}, sluice::retry_on<sluice::TimeoutError>()), 5ms));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model,
+                StageOptions{.timeout = 5ms, .retry = retries(2, {}, sluice::retry_on<sluice::TimeoutError>)});
     int argument = 1;
     const auto result = run_one(context, stage, argument);
     CHECK(calls == 3);
     CHECK_FALSE(result.success);
     CHECK(result.error.type() == "sluice::TimeoutError");
     CHECK(result.error.message() == "timed out after 5 ms: connection lost");
-    CHECK(sluice::retry_on<std::range_error>()(result.error.exception()));
+    CHECK(sluice::retry_on<std::range_error>(result.error.exception()));
 }
 
 TEST_CASE("stage: a model that still returns a value after its timeout is late", "[stage]") {
@@ -435,7 +436,7 @@ TEST_CASE("stage: a model that still returns a value after its timeout is late",
         co_await cancelled_within(time);
         co_return 1;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions({}, 5ms));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.timeout = 5ms});
     auto time = GENERATE(4ms, 6ms);
     const auto result = run_one(context, stage, time);
     CHECK(result.success);
@@ -451,7 +452,7 @@ TEST_CASE("stage: a model that blocks its thread past its timeout is late", "[st
         VirtualTime::of(context).advance_by(6ms);  // no other handler runs meanwhile
         co_return 1;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions({}, 5ms));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.timeout = 5ms});
     int argument = 1;
     const auto result = run_one(context, stage, argument);
     CHECK(result.success);
@@ -481,12 +482,12 @@ TEST_CASE("stage: retries without delay let other handlers run", "[stage]") {
     asio::io_context context;
     int calls = 0;
     Stage stage(
-        context.get_executor(), "s", 1,
+        test::timed(context.get_executor()), "s", 1,
         [&](int) -> asio::awaitable<int> {
             ++calls;
             throw std::runtime_error("at once");
         },
-        StageOptions(retries(100'000)));
+        StageOptions{.retry = retries(100'000)});
     int argument = 1;
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", argument); });
     context.poll_one();
@@ -505,7 +506,7 @@ TEST_CASE("stage: on virtual time the jitter is the same in every run and differ
         asio::io_context context;
         Model model("answer", 1ms);
         model.failures["t"] = 3;
-        Stage stage(context.get_executor(), name, 1, Endpoint{&model}, StageOptions(sluice::RetryPolicy(3)));
+        Stage stage(test::timed(context.get_executor()), name, 1, Endpoint{&model}, StageOptions{.retry = sluice::RetryPolicy(3)});
         const std::string text = "t";
         CHECK(run_one(context, stage, text).success);
         return test::now(context);
@@ -515,7 +516,7 @@ TEST_CASE("stage: on virtual time the jitter is the same in every run and differ
 }
 
 TEST_CASE("stage: an attempt that takes longer than the timeout fails with TimeoutError", "[stage]") {
-    Bench bench(1, StageOptions({}, 4ms));
+    Bench bench(1, StageOptions{.timeout = 4ms});
     Run a = bench.start("a");
     CHECK(bench.run() == 4ms);
     CHECK(a.value().attempts == 1);
@@ -528,7 +529,7 @@ TEST_CASE("stage: an attempt that takes longer than the timeout fails with Timeo
 }
 
 TEST_CASE("stage: an attempt within the timeout is not affected by it", "[stage]") {
-    Bench bench(1, StageOptions({}, 11ms));
+    Bench bench(1, StageOptions{.timeout = 11ms});
     bench.model.failures["b"] = 1;
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -539,7 +540,7 @@ TEST_CASE("stage: an attempt within the timeout is not affected by it", "[stage]
 }
 
 TEST_CASE("stage: the timeout applies to each attempt, and not to queueing or backoff", "[stage]") {
-    Bench bench(1, StageOptions(retries(2, 100ms), 15ms));
+    Bench bench(1, StageOptions{.timeout = 15ms, .retry = retries(2, 100ms)});
     int calls = 0;
     bench.model.latency_of = [&](const std::string& text) { return text == "b" || ++calls < 3 ? 20ms : 14ms; };
     Run b = bench.start("b");
@@ -558,14 +559,14 @@ TEST_CASE("stage: the timeout applies to each attempt, and not to queueing or ba
 }
 
 TEST_CASE("stage: an attempt that timed out keeps its slot until it has cleaned up", "[stage]") {
-    Bench bench(1, StageOptions({}, 4ms));
+    Bench bench(1, StageOptions{.timeout = 4ms});
     bench.model.clean_up = 30ms;
     Run a = bench.start("a");
     Run b = bench.start("b");
     run_until(bench.context, 33ms);
     CHECK(bench.model.running == 1);
-    CHECK(bench.stage.semaphore().active() == 1);
-    CHECK(bench.stage.semaphore().waiting() == 1);
+    CHECK(bench.stage.endpoint().active() == 1);
+    CHECK(bench.stage.endpoint().waiting() == 1);
     CHECK_FALSE(a.done());
     run_until(bench.context, 34ms);
     CHECK(a.value().error.type() == "sluice::TimeoutError");
@@ -581,7 +582,7 @@ TEST_CASE("stage: the value that a model returns after its timeout is used", "[s
         const bool cancelled = co_await cancelled_within(1h);
         co_return cancelled ? -value : value;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions({}, 1s));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.timeout = 1s});
     int argument = 5;
     const auto result = run_one(context, stage, argument);
     CHECK(result.success);
@@ -601,7 +602,7 @@ TEST_CASE("stage: lvalue arguments are stored by reference, and each attempt see
         }
         co_return static_cast<int>(text.size());
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(5)));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(5)});
     std::string text = "a text long enough to be on the heap, surely";
     const auto size = static_cast<int>(text.size());
     const auto result = run_one(context, stage, text);
@@ -621,7 +622,7 @@ TEST_CASE("stage: rvalue arguments are moved in, and each attempt gets them as c
         }
         co_return *number;
     };
-    Stage stage(context.get_executor(), "s", 1, model, StageOptions(retries(5, 1ms)));
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(5, 1ms)});
     Task<StageResult<int>> task(context.get_executor(), [&] {
         std::string text = "a text long enough to be on the heap, surely";
         auto number = std::make_unique<int>(7);
@@ -636,41 +637,41 @@ TEST_CASE("stage: the constructor rejects invalid arguments, naming the stage an
     asio::io_context context;
     const auto ex = context.get_executor();
     const auto with_limit = [&](std::ptrdiff_t limit) {
-        return refusal_of([&] { Stage stage(ex, "judge", limit, &increment, StageOptions()); });
+        return refusal_of([&] { Stage stage(test::timed(ex), "judge", limit, &increment, StageOptions{}); });
     };
     CHECK(with_limit(0) == "Stage 'judge': limit must be at least 1, got 0");
     CHECK(with_limit(-1) == "Stage 'judge': limit must be at least 1, got -1");
     CHECK(with_limit(1) == "no error");
 
-    CHECK(refusal_of([&] { Stage stage(ex, "", 1, &increment, StageOptions()); }) ==
+    CHECK(refusal_of([&] { Stage stage(test::timed(ex), "", 1, &increment, StageOptions{}); }) ==
           "Stage: the name must not be empty");
 
-    CHECK(refusal_of([&] { Stage stage(asio::any_io_executor(), "judge", 1, &increment, StageOptions()); }) ==
+    CHECK(refusal_of([&] { Stage stage(test::timed(asio::any_io_executor()), "judge", 1, &increment, StageOptions{}); }) ==
           "Stage 'judge': the executor must not be empty");
     const std::function<asio::awaitable<int>(int)> empty;
-    CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, std::ref(empty), StageOptions()); }) ==
+    CHECK(refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, std::ref(empty), StageOptions{}); }) ==
           "Stage 'judge': the model function must not be empty");
-    CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, std::ref(increment), StageOptions()); }) == "no error");
+    CHECK(refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, std::ref(increment), StageOptions{}); }) == "no error");
     const char* no_name = nullptr;
-    CHECK(refusal_of([&] { Stage stage(ex, no_name, 1, &increment, StageOptions()); }) ==
+    CHECK(refusal_of([&] { Stage stage(test::timed(ex), no_name, 1, &increment, StageOptions{}); }) ==
           "SharedString: must not be made of a null pointer");
 
     using Pointer = asio::awaitable<int> (*)(int);
-    CHECK(refusal_of([&] { Stage stage(ex, "judge", 1, Pointer{}, StageOptions()); }) ==
+    CHECK(refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, Pointer{}, StageOptions{}); }) ==
           "Stage 'judge': the model function must not be empty");
     CHECK(refusal_of([&] {
-              Stage stage(ex, "judge", 1, std::function<asio::awaitable<int>(int)>(), StageOptions());
+              Stage stage(test::timed(ex), "judge", 1, std::function<asio::awaitable<int>(int)>(), StageOptions{});
           }) == "Stage 'judge': the model function must not be empty");
     struct Client {
         asio::awaitable<int> ask(int n) { co_return n; }
     };
     CHECK(refusal_of([&] {
               asio::awaitable<int> (Client::*none)(int) = nullptr;
-              Stage stage(ex, "judge", 1, none, StageOptions());
+              Stage stage(test::timed(ex), "judge", 1, none, StageOptions{});
           }) == "Stage 'judge': the model function must not be empty");
 
     const auto with_timeout = [&](std::chrono::nanoseconds timeout) {
-        return refusal_of([&] { Stage stage(ex, "judge", 1, &increment, StageOptions({}, timeout)); });
+        return refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, &increment, StageOptions{.timeout = timeout}); });
     };
     CHECK(with_timeout(0ns) == "Stage 'judge': timeout must be positive, got 0 ns");
     CHECK(with_timeout(-1ns) == "Stage 'judge': timeout must be positive, got -1 ns");
@@ -695,10 +696,10 @@ TEST_CASE("stage: stages compose as plain coroutines, and a model function may w
         }
         co_return *result;
     };
-    Stage draft(context.get_executor(), "draft", 1, fallback, StageOptions());
+    Stage draft(test::timed(context.get_executor()), "draft", 1, fallback, StageOptions{});
     Stage judge(
-        context.get_executor(), "judge", 1,
-        [](const std::string& text) -> asio::awaitable<bool> { co_return text.starts_with("large"); }, StageOptions());
+        test::timed(context.get_executor()), "judge", 1,
+        [](const std::string& text) -> asio::awaitable<bool> { co_return text.starts_with("large"); }, StageOptions{});
     const auto pipeline = [&](std::string text) -> asio::awaitable<bool> {
         auto drafted = co_await draft.run("q", text);
         auto judged = co_await judge.run("q", *drafted.data);
@@ -716,7 +717,7 @@ TEST_CASE("stage: a hundred runs with random latencies, failures and cancellatio
     for (unsigned seed = 0; seed != 20; ++seed) {
         std::mt19937 random(seed);
         const int limit = static_cast<int>(random() % 5) + 1;
-        Bench bench(limit, StageOptions(retries(2, 7ms), 40ms));
+        Bench bench(limit, StageOptions{.timeout = 40ms, .retry = retries(2, 7ms)});
         bench.model.latency_of = [&](const std::string&) { return std::chrono::milliseconds(random() % 50 + 1); };
         for (int i = 0; i != 100; ++i) {
             bench.model.failures[std::to_string(i)] = static_cast<int>(random() % 4);
@@ -727,7 +728,7 @@ TEST_CASE("stage: a hundred runs with random latencies, failures and cancellatio
         }
         while (test::step(bench.context)) {
             REQUIRE(bench.model.running <= limit);
-            REQUIRE(bench.model.running <= bench.stage.semaphore().active());
+            REQUIRE(bench.model.running <= bench.stage.endpoint().active());
             if (const auto any = random() % 2000; any < 100) {
                 if (!runs[any].done() && test::now(bench.context) > 0ns) {
                     runs[any].cancel();
@@ -753,14 +754,14 @@ TEST_CASE("stage: retries without backoff do not grow the stack", "[stage][stres
     asio::io_context context;
     int left = 30'000;
     Stage stage(
-        context.get_executor(), "s", 1,
+        test::timed(context.get_executor()), "s", 1,
         [&left](int n) -> asio::awaitable<int> {
             if (--left != 0) {
                 throw n;
             }
             co_return n;
         },
-        StageOptions(retries(1'000'000)));
+        StageOptions{.retry = retries(1'000'000)});
     int argument = 1;
     CHECK(run_one(context, stage, argument).attempts == 30'000);
 }

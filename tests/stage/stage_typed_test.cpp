@@ -41,8 +41,8 @@ using test::VirtualTimer;
 TEST_CASE("stage: const arguments stay const", "[stage][typed]") {
     asio::io_context context;
     Stage stage(
-        context.get_executor(), "s", 1,
-        [](const std::string& text) -> asio::awaitable<std::size_t> { co_return text.size(); }, StageOptions());
+        test::timed(context.get_executor()), "s", 1,
+        [](const std::string& text) -> asio::awaitable<std::size_t> { co_return text.size(); }, StageOptions{});
     const std::string text = "four";
     CHECK(run_one(context, stage, text).data == 4);
 }
@@ -58,7 +58,7 @@ TEST_CASE("stage: a result may be move-only and have no default constructor", "[
         options.timeout = 1s;
     }
     Stage stage(
-        context.get_executor(), "s", 1,
+        test::timed(context.get_executor()), "s", 1,
         [](int n) -> asio::awaitable<Only> {
             co_await test::yield();
             co_return Only(n);
@@ -76,11 +76,11 @@ TEST_CASE("stage: the model function may be any callable", "[stage][typed]") {
     const auto ex = context.get_executor();
     int one = 1;
     SECTION("a function pointer") {
-        Stage stage(ex, "s", 1, &increment, StageOptions());
+        Stage stage(test::timed(ex), "s", 1, &increment, StageOptions{});
         CHECK(run_one(context, stage, one).data == 2);
     }
     SECTION("a std::function") {
-        Stage stage(ex, "s", 1, std::function<asio::awaitable<int>(int)>(&increment), StageOptions());
+        Stage stage(test::timed(ex), "s", 1, std::function<asio::awaitable<int>(int)>(&increment), StageOptions{});
         CHECK(run_one(context, stage, one).data == 2);
     }
     SECTION("a functor with state") {
@@ -88,15 +88,15 @@ TEST_CASE("stage: the model function may be any callable", "[stage][typed]") {
             std::unique_ptr<int> move_only = std::make_unique<int>(0);
             asio::awaitable<int> operator()(int n) { return increment(n + 10 * ++*move_only); }
         };
-        Stage stage(ex, "s", 1, Counter(), StageOptions());
+        Stage stage(test::timed(ex), "s", 1, Counter(), StageOptions{});
         CHECK(run_one(context, stage, one).data == 12);
         CHECK(run_one(context, stage, one).data == 22);
     }
     SECTION("a generic lambda") {
         Stage stage(
-            ex, "s", 1,
+            test::timed(ex), "s", 1,
             [](const auto& value) -> asio::awaitable<std::decay_t<decltype(value)>> { co_return value + value; },
-            StageOptions());
+            StageOptions{});
         std::string text = "ab";
         CHECK(run_one(context, stage, one).data == 2);
         CHECK(run_one(context, stage, text).data == "abab");
@@ -108,23 +108,23 @@ TEST_CASE("stage: the model function may be any callable", "[stage][typed]") {
         };
         Client client{40};
         Client* pointer = &client;
-        Stage stage(ex, "s", 1, &Client::ask, StageOptions());
+        Stage stage(test::timed(ex), "s", 1, &Client::ask, StageOptions{});
         CHECK(run_one(context, stage, client, one).data == 41);
         CHECK(run_one(context, stage, pointer, one).data == 41);
     }
     SECTION("a callable that owns the data of its coroutine") {
         const auto text = std::make_shared<std::string>("kept");
         Stage stage(
-            ex, "s", 1,
+            test::timed(ex), "s", 1,
             [text](int) -> asio::awaitable<std::string> {
                 co_await test::sleep(1ms);
                 co_return *text;
             },
-            StageOptions());
+            StageOptions{});
         CHECK(run_one(context, stage, one).data == "kept");
     }
     SECTION("no arguments") {
-        Stage stage(ex, "s", 1, []() -> asio::awaitable<int> { co_return 5; }, StageOptions());
+        Stage stage(test::timed(ex), "s", 1, []() -> asio::awaitable<int> { co_return 5; }, StageOptions{});
         CHECK(run_one(context, stage).data == 5);
     }
 }
@@ -141,7 +141,7 @@ TEST_CASE("stage: a run uses the executor of the model's coroutine", "[stage][ty
             }
             co_return n;
         };
-        Stage stage(executor, "s", 1, model, StageOptions(retries(1, 5ms), 1s));
+        Stage stage(test::timed(executor), "s", 1, model, StageOptions{.timeout = 1s, .retry = retries(1, 5ms)});
         static_assert(std::same_as<decltype(stage.run("q", 1)), asio::awaitable<StageResult<int>, Executor>>);
         std::vector<StageResult<int>> results;
         for (int i = 0; i != 2; ++i) {
@@ -165,9 +165,9 @@ TEST_CASE("stage: a run uses the executor of the model's coroutine", "[stage][ty
 
 TEST_CASE("stage: the timer is asio::steady_timer by default", "[stage][typed]") {
     asio::io_context context;
-    Stage stage(context.get_executor(), "s", 1, &increment);
+    Stage stage(test::timed(context.get_executor()), "s", 1, &increment);
     static_assert(std::same_as<decltype(stage), Stage<asio::awaitable<int> (*)(int), asio::steady_timer>>);
-    static_assert(std::same_as<sluice::StageOptions, sluice::BasicStageOptions<asio::steady_timer>>);
+    static_assert(std::same_as<sluice::StageOptions, sluice::StageOptions>);
     int one = 1;
     CHECK(run_one(context, stage, one).data == 2);
     static_assert(!std::copy_constructible<decltype(stage)> && !std::is_copy_assignable_v<decltype(stage)>);

@@ -32,8 +32,19 @@
 
 namespace test {
 
-using StageOptions = sluice::BasicStageOptions<VirtualTimer>;
-using InferencePipelineOptions = sluice::BasicInferencePipelineOptions<VirtualTimer>;
+using sluice::InferencePipelineOptions;
+using sluice::StageOptions;
+
+/// The executor of something on virtual time.
+template <class Executor>
+auto timed(Executor executor) {
+    return sluice::timed_by<VirtualTimer>(std::move(executor));
+}
+
+/// The same options for all three stages.
+inline InferencePipelineOptions every_stage(const StageOptions& stage, sluice::Observer* observer = nullptr) {
+    return {.classify = stage, .extract = stage, .generate = stage, .observer = observer};
+}
 
 /// Runs everything that is due until `at`, and moves the time there.
 inline void run_until(asio::io_context& context, std::chrono::nanoseconds at) {
@@ -63,13 +74,13 @@ inline asio::awaitable<bool> cancelled_within(std::chrono::nanoseconds duration)
 
 /// Retries without jitter.
 inline sluice::RetryPolicy retries(int n, std::chrono::nanoseconds backoff = {},
-                                   sluice::RetryPolicy::Predicate predicate = {}) {
+                                   bool (*retry_if)(const std::exception_ptr&) = nullptr) {
     sluice::Backoff settings;
     settings.initial = backoff;
     settings.cap = backoff;
     settings.multiplier = 1;
     settings.jitter = 0;
-    return sluice::RetryPolicy(n, settings, std::move(predicate));
+    return {.max_retries = n, .backoff = settings, .retry_if = retry_if};
 }
 
 /// A simulated model endpoint in virtual time that records its calls. It must outlive its context.
@@ -182,7 +193,7 @@ struct Rig {
     asio::io_context context{1};
 
     Pipeline pipeline(sluice::StageLimits limits = {20, 10, 5}, InferencePipelineOptions options = {}) {
-        return Pipeline(context.get_executor(), Endpoint{&classify}, Endpoint{&extract}, Endpoint{&generate}, limits,
+        return Pipeline(timed(context.get_executor()), Endpoint{&classify}, Endpoint{&extract}, Endpoint{&generate}, limits,
                         dead_letters, std::move(options));
     }
 
@@ -202,16 +213,12 @@ inline const std::string stage_names[] = {"classify", "extract", "generate"};
 /// Whether no query holds a slot of any stage or waits for one.
 template <class Pipeline>
 bool idle(Pipeline& pipeline) {
-    const auto none = [](const sluice::StageSemaphore& s) { return s.active() == 0 && s.waiting() == 0; };
-    return none(pipeline.classify().semaphore()) && none(pipeline.extract().semaphore()) &&
-           none(pipeline.generate().semaphore());
+    const auto none = [](const auto& s) { return s.active() == 0 && s.waiting() == 0; };
+    return none(pipeline.classify().endpoint()) && none(pipeline.extract().endpoint()) &&
+           none(pipeline.generate().endpoint());
 }
 
-inline InferencePipelineOptions with_window(std::ptrdiff_t window) {
-    InferencePipelineOptions options;
-    options.window = window;
-    return options;
-}
+inline InferencePipelineOptions with_window(std::ptrdiff_t window) { return {.window = window}; }
 
 inline sluice::Query make_query(std::size_t index) {
     const std::string number = std::to_string(index);

@@ -56,9 +56,9 @@ struct DestructibleRig {
         models.classify.failures["t0"] = 1;
         models.extract.failures["t1"] = 9;
         models.generate.failures["t2"] = 1;
-        InferencePipelineOptions options(StageOptions(retries(1, 10ms), 1s));
+        InferencePipelineOptions options = test::every_stage(StageOptions{.timeout = 1s, .retry = retries(1, 10ms)});
         options.window = 3;
-        pipeline = std::make_unique<Pipeline>(context->get_executor(), Endpoint{&models.classify},
+        pipeline = std::make_unique<Pipeline>(timed(context->get_executor()), Endpoint{&models.classify},
                                               Endpoint{&models.extract}, Endpoint{&models.generate},
                                               sluice::StageLimits{2, 2, 1}, models.dead_letters, options);
     }

@@ -96,8 +96,8 @@ auto repeat(std::size_t n, Function function) {
 /// Whether no query holds a slot in any stage of a pipeline.
 template <class Pipeline>
 bool no_slot_taken(Pipeline& pipeline) {
-    return pipeline.classify().semaphore().active() == 0 && pipeline.extract().semaphore().active() == 0 &&
-           pipeline.generate().semaphore().active() == 0;
+    return pipeline.classify().endpoint().active() == 0 && pipeline.extract().endpoint().active() == 0 &&
+           pipeline.generate().endpoint().active() == 0;
 }
 
 }  // namespace test

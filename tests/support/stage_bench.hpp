@@ -29,15 +29,15 @@ struct StageBench {
     asio::io_context context{1};
     sluice::Stage<Endpoint, VirtualTimer> stage;
 
-    explicit StageBench(std::ptrdiff_t limit, StageOptions options = {})
-        : stage(context.get_executor(), "answer", limit, Endpoint{&model}, std::move(options)) {}
+    explicit StageBench(std::ptrdiff_t limit, const StageOptions& options = {})
+        : stage(timed(context.get_executor()), "answer", limit, Endpoint{&model}, options) {}
 
     StageRun start(std::string text) {
         return StageRun(context.get_executor(),
                         [this, text = std::move(text)] { return stage.run("id-" + text, std::string(text)); });
     }
     std::chrono::nanoseconds run() { return sluice::testing::run(context); }
-    bool idle() const { return stage.semaphore().active() == 0 && stage.semaphore().waiting() == 0; }
+    bool idle() const { return stage.endpoint().active() == 0 && stage.endpoint().waiting() == 0; }
 };
 
 /// Runs one query through `stage` and returns its result.

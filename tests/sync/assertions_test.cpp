@@ -281,7 +281,7 @@ struct Short {
 TEST_CASE("assertion: a stage that is destroyed while a query waits, runs, or is in backoff", "[assertion]") {
     const bool timed = GENERATE(false, true);
     const auto when = GENERATE(5ms, 12ms);  // the first query runs, then backs off; the second waits, then runs
-    auto options = test::StageOptions(test::retries(3, 5ms));
+    auto options = test::StageOptions{.retry = test::retries(3, 5ms)};
     if (timed) {
         options.timeout = 1s;
     }
@@ -298,7 +298,7 @@ TEST_CASE("assertion: a stage that is destroyed while a query waits, runs, or is
 }
 
 TEST_CASE("assertion: a stage that is destroyed before its query begins", "[assertion]") {
-    Short one{test::StageOptions()};
+    Short one{test::StageOptions{}};
     auto query = one.stage->run("q", one.text);
     Task<sluice::StageResult<std::string>> task(one.context.get_executor(), [&] { return std::move(query); });
     one.stage.reset();
@@ -310,7 +310,7 @@ TEST_CASE("assertion: a stage that is destroyed before its query begins", "[asse
 TEST_CASE("assertion: none for a stage that is destroyed with queries in it, if their context is destroyed next",
           "[assertion]") {
     for (int n = 0; n != 8; ++n) {
-        Short one{test::StageOptions(test::retries(3, 5ms), 7ms)};
+        Short one{test::StageOptions{.timeout = 7ms, .retry = test::retries(3, 5ms)}};
         one.model.failures["a"] = 1;
         const auto first = one.start();
         const auto second = one.start();
@@ -334,11 +334,11 @@ TEST_CASE("assertion: two kinds of time in one context", "[assertion]") {
         sluice::testing::run_until_stalled(context);
         return task.succeeded();
     };
-    CHECK(run(test::StageOptions(test::retries(1, 1ms), 1h)));
+    CHECK(run(test::StageOptions{.timeout = 1h, .retry = test::retries(1, 1ms)}));
     CHECK(silent());
-    CHECK(run(sluice::StageOptions()));  // it waits for nothing
+    CHECK(run(sluice::StageOptions{}));  // it waits for nothing
     CHECK(silent());
-    CHECK(run(sluice::StageOptions({}, 1h)));
+    CHECK(run(sluice::StageOptions{.timeout = 1h}));
     CHECK(said(two_times));
     asio::co_spawn(context, sluice::sleep_for<test::VirtualTimer>(1ms), asio::detached);
     sluice::testing::run(context);

@@ -184,7 +184,7 @@ TEST_CASE("depth: a sink resends its query through the pipeline, 20,000 levels d
 
 TEST_CASE("depth: a model runs its stage again, 20,000 levels deep", "[depth]") {
     CHECK(run_from_model(20'000, {}) == 20'000);
-    CHECK(run_from_model(20'000, sluice::StageOptions({}, std::chrono::hours(1))) == 20'000);
+    CHECK(run_from_model(20'000, sluice::StageOptions{.timeout = std::chrono::hours(1)}) == 20'000);
 }
 
 TEST_CASE("depth: 100,000 waiters, one after the other", "[depth]") { CHECK(cascade(many) > 0); }

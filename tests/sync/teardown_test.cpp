@@ -111,8 +111,8 @@ struct Pipeline : Scene {
         model.failures["t1"] = 9;
         pipeline.emplace(context.get_executor(), test::Endpoint{&model}, test::Endpoint{&model}, test::Endpoint{&model},
                          sluice::StageLimits{2, 1, 1}, sink,
-                         test::InferencePipelineOptions(test::StageOptions(test::retries(1, 1ms), 3ms)));
-        slots.push_back(pipeline->extract().semaphore().try_acquire());
+                         test::every_stage(test::StageOptions{.timeout = 3ms, .retry = test::retries(1, 1ms)}));
+        slots.push_back(pipeline->extract().endpoint().try_acquire());
     }
     void drop_primitive() override { pipeline.reset(); }
 };

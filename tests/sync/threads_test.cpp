@@ -392,7 +392,7 @@ TEST_CASE("threads: a model may work on a pool and return to an io_context", "[t
         CHECK(tasks[static_cast<std::size_t>(i)].value().data == i * i);
     }
     CHECK(after == std::vector<std::thread::id>(50, home));
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("threads: an observer is called on the executor of the stage", "[threads]") {
@@ -423,7 +423,7 @@ TEST_CASE("threads: an observer is called on the executor of the stage", "[threa
         }
         co_return value;
     };
-    sluice::Stage stage(calls.strand, "s", 2, model, sluice::StageOptions({}, {}, &calls));
+    sluice::Stage stage(calls.strand, "s", 2, model, sluice::StageOptions{.observer = &calls});
     start(calls.strand, [&] {
         for (int i = 0; i != 10; ++i) {
             asio::co_spawn(calls.strand, stage.run(std::to_string(i), i % 2),
@@ -500,7 +500,7 @@ TEST_CASE("threads: a stage's timeout ends work that is suspended on a pool", "[
     const auto model = [&](int) {
         return sluice::run_on(pool.get_executor(), [&] { return until_cancelled(counts, [] {}); });
     };
-    sluice::Stage stage(strand, "model", 8, model, sluice::StageOptions({}, std::chrono::microseconds(200)));
+    sluice::Stage stage(strand, "model", 8, model, sluice::StageOptions{.timeout = std::chrono::microseconds(200)});
     start(strand, [&] {
         for (int worker = 0; worker != 16; ++worker) {
             asio::co_spawn(
@@ -517,7 +517,7 @@ TEST_CASE("threads: a stage's timeout ends work that is suspended on a pool", "[
     pool.join();
     CHECK(timed_out == 16 * 25);
     CHECK(counts.ended == counts.begun);  // the others were cancelled before they began
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("threads: work on a pool may end at the same time as its stage's timeout", "[threads][run_on]") {
@@ -532,7 +532,7 @@ TEST_CASE("threads: work on a pool may end at the same time as its stage's timeo
             co_return 1;
         });
     };
-    sluice::Stage stage(strand, "model", 8, model, sluice::StageOptions({}, std::chrono::microseconds(200)));
+    sluice::Stage stage(strand, "model", 8, model, sluice::StageOptions{.timeout = std::chrono::microseconds(200)});
     start(strand, [&] {
         for (int worker = 0; worker != 8; ++worker) {
             asio::co_spawn(
@@ -548,7 +548,7 @@ TEST_CASE("threads: work on a pool may end at the same time as its stage's timeo
     });
     pool.join();
     CHECK(accounted_for == 800);
-    CHECK(stage.semaphore().active() == 0);
+    CHECK(stage.endpoint().active() == 0);
 }
 
 TEST_CASE("threads: work that is suspended on a pool is cancelled from outside", "[threads][run_on][cancellation]") {

@@ -47,7 +47,7 @@ struct RetryPolicy {
     bool (*retry_if)(const std::exception_ptr& error) = nullptr;
 
     /// Whether to make another attempt after `attempts` attempts, the last of which ended with `error`.
-    bool should_retry(int attempts, const std::exception_ptr& error, const Verdict& verdict) const {
+    bool should_retry(int attempts, const std::exception_ptr& error, const Verdict& verdict = {}) const {
         return attempts <= max_retries && (retry_if ? retry_if(error) : verdict.retryable());
     }
 
