@@ -10,10 +10,12 @@
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/callee.hpp>
+#include <sluice/sync/detail/cancelled_by.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/detail/semaphore_state.hpp>
+#include <sluice/sync/detail/timeouts.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/sync/timeout.hpp>
 #include <sluice/sync/timer.hpp>
@@ -96,6 +98,7 @@ public:
         if (options_.timeout) {
             detail::require(options_.timeout->count() > 0, who(), "timeout must be positive", options_.timeout->count(),
                             " ns");
+            timeouts_.reset(new Timeouts(*options_.timeout, detail::WhenIdle::cancel_later));
         }
         // On virtual time everything is reproducible, including the jitter.
         options_.retry = options_.retry.with_default_seed(
@@ -158,6 +161,9 @@ private:
     using Value = detail::model_value_t<Function&, Args&...>;
     template <class... Args>
     using ModelExecutor = detail::awaitable_executor_t<Function&, Args&...>;
+    template <class... Args>
+    using Attempt = boost::asio::awaitable<Value<Args...>, ModelExecutor<Args...>>;
+    using Timeouts = detail::Timeouts<TimerType>;
 
     std::string who() const { return "Stage '" + name_.str() + "'"; }
 
@@ -176,14 +182,6 @@ private:
         StageResult<Value<Argument<Args>...>> result(std::move(query_id), stage.name_);
         co_await fill<Argument<Args>...>(detail::Pooled(), stage, result, result.data, args...);
         co_return result;
-    }
-
-    // One attempt under a timeout.
-    template <class... Args>
-    static boost::asio::awaitable<void, ModelExecutor<Args...>> attempt(detail::Pooled, Stage& stage,
-                                                                        std::optional<Value<Args...>>& data,
-                                                                        Args&... args) {
-        data.emplace(co_await detail::callee(stage.function_)(args...));
     }
 
     // Runs one query and fills in its `result` and `data`.
@@ -227,9 +225,14 @@ private:
                 notify(observer, &Observer::on_started, result);
                 try {
                     if (stage.options_.timeout) {
-                        const auto call = [&] { return attempt<Args...>(detail::Pooled(), stage, data, args...); };
-                        co_await detail::TimedRun<TimerType, decltype(call)>::run(*stage.options_.timeout, call,
-                                                                                  &result.late);
+                        typename Timeouts::Call call(*stage.timeouts_, executor, started);
+                        try {
+                            co_await detail::cancelled_by(call, data,
+                                                          Attempt<Args...>(detail::callee(stage.function_)(args...)));
+                            result.late = call.expired();
+                        } catch (...) {
+                            detail::throw_timed_out<TimerType>(call, *stage.options_.timeout);
+                        }
                     } else {
                         data.emplace(co_await detail::callee(stage.function_)(args...));
                     }
@@ -312,7 +315,8 @@ private:
     StageSemaphore semaphore_;
     Function function_;
     BasicStageOptions<TimerType> options_;
-    std::uint64_t stage_runs_ = 0;  // gives each stage run its own jitter
+    boost::intrusive_ptr<Timeouts> timeouts_;  // if there is a timeout
+    std::uint64_t stage_runs_ = 0;             // gives each stage run its own jitter
 };
 
 }  // namespace sluice
