@@ -48,16 +48,20 @@ Time run(const Script& script) {
         co_return 0;
     };
     Forget sink;
-    sluice::InferencePipelineOptions options = test::every_stage(sluice::StageOptions{.retry = sluice::RetryPolicy(script.retries, sluice::Backoff{.initial = std::chrono::nanoseconds(script.backoff),
-                                                            .multiplier = 1,
-                                                            .cap = std::chrono::nanoseconds(script.backoff),
-                                                            .jitter = 0})});
-    options.window = static_cast<std::ptrdiff_t>(script.window);
+    const std::chrono::nanoseconds backoff(script.backoff);
+    const sluice::StageOptions stage{
+        .retry = {.max_retries = script.retries,
+                  .backoff = {.initial = backoff, .multiplier = 1, .cap = backoff, .jitter = 0}}};
+    const sluice::InferencePipelineOptions options{.classify = stage,
+                                                   .extract = stage,
+                                                   .generate = stage,
+                                                   .window = static_cast<std::ptrdiff_t>(script.window)};
     sluice::InferencePipeline pipeline(
-        test::timed(context.get_executor()), [&](const std::string& text) { return model(0, text); },
+        sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor()),
+        [&](const std::string& text) { return model(0, text); },
         [&](const std::string& text) { return model(1, text); },
         [&](int, int, const std::string& text) { return model(2, text); },
-        sluice::StageLimits{script.limits[0], script.limits[1], script.limits[2]}, sink, std::move(options));
+        sluice::StageLimits{script.limits[0], script.limits[1], script.limits[2]}, sink, options);
     std::vector<sluice::Query> queries;
     for (std::size_t i = 0; i < script.queries.size(); ++i) {
         queries.emplace_back(std::to_string(i), std::to_string(i));

@@ -10,6 +10,7 @@
 #include "support/task.hpp"
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_state.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/this_coro.hpp>
@@ -261,4 +262,32 @@ TEST_CASE("stage: operation_aborted from a model that was not cancelled is a fai
     } catch (const boost::system::system_error& error) {
         CHECK(error.code() == asio::error::operation_aborted);
     }
+}
+
+TEST_CASE("stage: a run in a coroutine that disables cancellation still has its timeout, and is not cancelled",
+          "[stage][cancellation]") {
+    asio::io_context context;
+    const auto model = [](std::chrono::nanoseconds latency) -> asio::awaitable<int> {
+        co_await test::sleep(latency);
+        co_return 1;
+    };
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.timeout = 10ms});
+    std::vector<StageResult<int>> results;
+    Task task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+        for (const std::chrono::nanoseconds latency : {20ms, 5ms}) {
+            results.push_back(co_await stage.run("q", latency));
+        }
+    });
+    run_until(context, 4ms);
+    task.cancel();
+    run_until(context, 12ms);
+    task.cancel();
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(test::now(context) == 15ms);
+    REQUIRE(results.size() == 2);
+    CHECK(results[0].error.type() == "sluice::TimeoutError");
+    CHECK(results[1].success);
+    CHECK_FALSE(results[1].late);
 }

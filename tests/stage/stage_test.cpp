@@ -576,6 +576,45 @@ TEST_CASE("stage: an attempt that timed out keeps its slot until it has cleaned 
     CHECK(bench.model.peak == 1);
 }
 
+TEST_CASE("stage: attempts side by side time out each at its own time", "[stage]") {
+    Bench bench(3, StageOptions{.timeout = 4ms});
+    Run a = bench.start("a");
+    run_until(bench.context, 1ms);
+    bench.model.latency_of = [](const std::string&) { return 2ms; };
+    Run b = bench.start("b");
+    run_until(bench.context, 2ms);
+    bench.model.latency_of = [](const std::string&) { return 5ms; };
+    Run c = bench.start("c");
+    bench.run();
+    CHECK(a.value().latency == 4ms);
+    CHECK(a.value().error.type() == "sluice::TimeoutError");
+    CHECK(b.value().success);
+    CHECK(c.value().latency == 4ms);
+    CHECK(c.value().error.type() == "sluice::TimeoutError");
+    CHECK(test::now(bench.context) == 6ms);
+    CHECK(test::VirtualTime::of(bench.context).pending() == 0);
+}
+
+TEST_CASE("stage: its timer does not keep the context from running out of work", "[stage]") {
+    asio::io_context context;
+    const auto model = [](int value) -> asio::awaitable<int> {
+        co_await test::yield();
+        co_return value;
+    };
+    sluice::StageOptions options;
+    options.timeout = 1h;
+    Stage stage(test::timed(context.get_executor()), "s", 1, model, options);
+    Task task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (int i = 0; i != 3; ++i) {
+            const auto result = co_await stage.run("q", i);
+            CHECK(result.success);
+        }
+    });
+    context.poll();
+    CHECK(task.succeeded());
+    CHECK(context.stopped());
+}
+
 TEST_CASE("stage: the value that a model returns after its timeout is used", "[stage]") {
     asio::io_context context;
     const auto model = [](int value) -> asio::awaitable<int> {

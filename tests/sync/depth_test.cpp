@@ -157,12 +157,12 @@ std::size_t resend_from_sink(std::size_t levels) {
 
 // A model that runs its own stage again, for a number of levels. Each level holds a slot, and a timeout if there is
 // one.
-std::size_t run_from_model(std::size_t levels, sluice::StageOptions options) {
+std::size_t run_from_model(std::size_t levels, const sluice::StageOptions& options) {
     asio::io_context context;
     std::function<asio::awaitable<int>(const std::size_t&)> again;
     sluice::Stage stage(
         context.get_executor(), "s", static_cast<std::ptrdiff_t>(levels + 1),
-        [&](const std::size_t& level) { return again(level); }, std::move(options));
+        [&](const std::size_t& level) { return again(level); }, options);
     again = [&](const std::size_t& level) -> asio::awaitable<int> {
         if (level == 0) {
             co_return 0;
@@ -184,7 +184,7 @@ TEST_CASE("depth: a sink resends its query through the pipeline, 20,000 levels d
 
 TEST_CASE("depth: a model runs its stage again, 20,000 levels deep", "[depth]") {
     CHECK(run_from_model(20'000, {}) == 20'000);
-    CHECK(run_from_model(20'000, sluice::StageOptions{.timeout = std::chrono::hours(1)}) == 20'000);
+    CHECK(run_from_model(20'000, {.timeout = std::chrono::hours(1)}) == 20'000);
 }
 
 TEST_CASE("depth: 100,000 waiters, one after the other", "[depth]") { CHECK(cascade(many) > 0); }

@@ -55,6 +55,7 @@ struct Scene {
 
     virtual Void run() = 0;
     virtual void drop_primitive() = 0;
+    virtual void drop_slots() { slots.clear(); }
     std::vector<Slot> slots;
 };
 
@@ -105,14 +106,20 @@ struct Pipeline : Scene {
     std::optional<
         sluice::InferencePipeline<test::Endpoint, test::Endpoint, test::Endpoint, test::SlowDeadLetters, VirtualTimer>>
         pipeline;
+    std::optional<sluice::Endpoint<VirtualTimer>> paused;  // a handle to an endpoint of the pipeline's
     std::vector<sluice::Query> queries = test::make_queries(3);
 
     explicit Pipeline(asio::io_context& context) {
         model.failures["t1"] = 9;
-        pipeline.emplace(context.get_executor(), test::Endpoint{&model}, test::Endpoint{&model}, test::Endpoint{&model},
-                         sluice::StageLimits{2, 1, 1}, sink,
-                         test::every_stage(test::StageOptions{.timeout = 3ms, .retry = test::retries(1, 1ms)}));
-        slots.push_back(pipeline->extract().endpoint().try_acquire());
+        pipeline.emplace(test::timed(context.get_executor()), test::Endpoint{&model}, test::Endpoint{&model},
+                         test::Endpoint{&model}, sluice::StageLimits{2, 1, 1}, sink,
+                         test::every_stage({.timeout = 3ms, .retry = test::retries(1, 1ms)}));
+        paused = pipeline->extract().endpoint();
+        paused->set_limit(0);
+    }
+    void drop_slots() override {
+        paused->set_limit(1);
+        paused.reset();
     }
     void drop_primitive() override { pipeline.reset(); }
 };
@@ -160,7 +167,7 @@ struct Play {
                 signal.reset();
                 break;
             default:
-                scene->slots.clear();
+                scene->drop_slots();
         }
     }
 };

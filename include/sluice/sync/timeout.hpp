@@ -3,15 +3,17 @@
 
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
+#include <sluice/sync/detail/cancelled_by.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/require.hpp>
-#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/detail/timeouts.hpp>
 #include <sluice/sync/timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/deferred.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <chrono>
 #include <exception>
@@ -36,58 +38,40 @@ private:
 
 namespace detail {
 
-// A coroutine beside a timer; the first to end cancels the other.
+// To be called while an exception that ended a timed call is handled. Throws what its caller is to see instead.
+template <class T>
+[[noreturn]] void throw_timed_out(const typename Timeouts<T>::Call& call, std::chrono::nanoseconds timeout) {
+    if (!is_cancellation(std::current_exception())) {
+        if (call.expired()) {
+            std::throw_with_nested(TimeoutError(timeout));
+        }
+        throw;
+    }
+    if (call.cancelled_from_outside()) {
+        throw operation_aborted("with_timeout");
+    }
+    if (call.expired()) {
+        throw TimeoutError(timeout);
+    }
+    throw;
+}
+
 template <class T, class Function>
 struct TimedRun {
     using Value = awaited_value_t<Function&>;
     using Executor = awaitable_executor_t<Function&>;
 
-    T& timer;
-    Function& function;
-    OptionalValue<Value>& result;
-    bool& expired;  // before the function ended
-
-    boost::asio::awaitable<void, Executor> cancel_on_expiry(TaskGroup& group) const {
-        co_await timer.async_wait(boost::asio::deferred);
-        expired = !group.cancelled();
-        group.cancel();
-    }
-
-    boost::asio::awaitable<void, Executor> operator()(TaskGroup& group) const {
-        group.spawn([this, &group] { return cancel_on_expiry(group); });
-        if constexpr (std::is_void_v<Value>) {
-            co_await function();
-            result.emplace();
-        } else {
-            result.emplace(co_await function());
-        }
-        group.cancel();
-    }
-
-    // Sets `*late`, if given, to whether the function returned its value after the time was up.
-    static boost::asio::awaitable<Value, Executor> run(std::chrono::nanoseconds timeout, Function function,
-                                                       bool* late = nullptr) {
+    static boost::asio::awaitable<Value, Executor> run(Pooled, std::chrono::nanoseconds timeout, Function function) {
         const Executor executor = co_await boost::asio::this_coro::executor;
-        check_clock<T>(executor);
-        T timer(executor);
-        timer.expires_after(std::chrono::duration_cast<typename T::duration>(timeout));
+        const boost::intrusive_ptr<Timeouts<T>> timeouts(new Timeouts<T>(timeout, WhenIdle::cancel));
         OptionalValue<Value> result;
-        bool expired = false;
-        try {
-            co_await with_task_group<Executor>(TimedRun{timer, function, result, expired});
-        } catch (...) {
-            if (!result) {
-                if (expired && !is_cancellation(std::current_exception())) {
-                    std::throw_with_nested(TimeoutError(timeout));
-                }
-                throw;
+        {
+            typename Timeouts<T>::Call call(*timeouts, executor);
+            try {
+                co_await cancelled_by(call, result, boost::asio::awaitable<Value, Executor>(function()));
+            } catch (...) {
+                throw_timed_out<T>(call, timeout);
             }
-        }
-        if (!result) {
-            throw TimeoutError(timeout);
-        }
-        if (late) {
-            *late = expired;
         }
         if constexpr (!std::is_void_v<Value>) {
             co_return std::move(*result);
@@ -123,7 +107,7 @@ template <class T = boost::asio::steady_timer, class Function>
     static_assert(AwaitableFunction<Function>,
                   "sluice::AwaitableFunction: with_timeout() needs a function that returns an asio::awaitable when it "
                   "is called without arguments");
-    return detail::TimedRun<T, Function>::run(timeout, std::move(function));
+    return detail::TimedRun<T, Function>::run(detail::Pooled(), timeout, std::move(function));
 }
 
 }  // namespace sluice

@@ -13,10 +13,12 @@
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/callee.hpp>
+#include <sluice/sync/detail/cancelled_by.hpp>
 #include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/require.hpp>
+#include <sluice/sync/detail/timeouts.hpp>
 #include <sluice/sync/slot.hpp>
 #include <sluice/sync/timeout.hpp>
 
@@ -27,6 +29,7 @@
 #include <boost/asio/multiple_exceptions.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <chrono>
 #include <cstdint>
@@ -67,6 +70,7 @@ public:
         }
         if (options.timeout) {
             require(options.timeout->count() > 0, who, "timeout must be positive", options.timeout->count(), " ns");
+            timeouts_.reset(new Timeouts<T>(*options.timeout, WhenIdle::cancel_later));
         }
         require_valid(who, options.retry);
         if (!options.retry.backoff.seed) {  // on virtual time everything is reproducible, including the jitter
@@ -106,7 +110,7 @@ public:
                 failure.attempted = true;
                 try {
                     if (stage.options_.timeout) {
-                        co_await timed_attempt<Args...>(Pooled(), stage, result, failure, data, args...);
+                        co_await timed_attempt<Args...>(Pooled(), stage, started, result, failure, data, args...);
                     } else {
                         data.emplace(co_await callee(stage.function_)(args...));
                     }
@@ -179,22 +183,22 @@ private:
     // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
     template <class... Args>
     static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(Pooled, StageState& stage,
+                                                                         typename T::time_point started,
                                                                          StageResult<>& result, Failure& failure,
                                                                          std::optional<Value<Args...>>& data,
                                                                          Args&... args) {
-        const auto call = [&] { return attempt<Args...>(Pooled(), stage, data, args...); };
+        using Attempt = boost::asio::awaitable<Value<Args...>, RunExecutor<Args...>>;
+        const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
+        typename Timeouts<T>::Call call(*stage.timeouts_, executor, started);
         try {
-            co_await TimedRun<T, decltype(call)>::run(*stage.options_.timeout, call, &result.late);
-        } catch (const TimeoutError&) {
-            failure.reason = Reason::timeout;
-            throw;
+            co_await cancelled_by(call, data, Attempt(callee(stage.function_)(args...)));
+            result.late = call.expired();
+        } catch (...) {
+            if (call.expired()) {
+                failure.reason = Reason::timeout;
+            }
+            throw_timed_out<T>(call, *stage.options_.timeout);
         }
-    }
-
-    template <class... Args>
-    static boost::asio::awaitable<void, RunExecutor<Args...>> attempt(Pooled, StageState& stage,
-                                                                   std::optional<Value<Args...>>& data, Args&... args) {
-        data.emplace(co_await callee(stage.function_)(args...));
     }
 
     // After a failure: ends the stage run, or waits until it is time for another attempt. Returns whether it is.
@@ -253,7 +257,8 @@ private:
 
     Function function_;
     StageOptions options_;
-    std::uint64_t runs_ = 0;  // gives each stage run its own jitter
+    boost::intrusive_ptr<Timeouts<T>> timeouts_;  // if there is a timeout
+    std::uint64_t runs_ = 0;                      // gives each stage run its own jitter
 };
 
 }  // namespace sluice::detail

@@ -4,6 +4,7 @@
 #include <sluice/sync/detail/requirements.hpp>
 
 #include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution/executor.hpp>
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/query.hpp>
 #include <boost/assert.hpp>
@@ -41,6 +42,13 @@ template <class T>
     }
 typename T::time_point now(boost::asio::execution_context&) {
     return T::clock_type::now();
+}
+
+template <class T, class Executor>
+    requires boost::asio::execution::is_executor<Executor>::value
+typename T::time_point now(const Executor& executor) {
+    return now<T>(static_cast<boost::asio::execution_context&>(
+        boost::asio::query(executor, boost::asio::execution::context)));
 }
 
 // Asserts that T measures the time of the context that it is used in.
