@@ -66,8 +66,9 @@ public:
     explicit Assistant(const asio::any_io_executor& executor)
         : moderate_(executor, "moderate", 8, moderate),
           classify_(executor, "classify", 8, classify),
-          retrieve_(executor, "retrieve", 4, retrieve, sluice::StageOptions{.timeout = 100ms, .retry = sluice::RetryPolicy(1, soon)}),
-          generate_(executor, "generate", 2, generate, sluice::StageOptions{.retry = sluice::RetryPolicy(2, soon)}),
+          retrieve_(executor, "retrieve", 4, retrieve,
+                    {.timeout = 100ms, .retry = {.max_retries = 1, .backoff = soon}}),
+          generate_(executor, "generate", 2, generate, {.retry = {.max_retries = 2, .backoff = soon}}),
           judge_(executor, "judge", 4, judge) {}
 
     /// Returns a line about one query. If a stage fails for good, no later one runs.

@@ -116,14 +116,16 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
     support::SimulatedModels<Timer> models(options.seed);
     support::DeadLetterQueue dead_letters;
 
+    const sluice::StageOptions stage{
+        .retry = {.max_retries = options.retries, .backoff = {.initial = 50ms, .cap = 2s, .seed = options.seed}}};
     sluice::InferencePipeline pipeline(
-        co_await asio::this_coro::executor, [&](const std::string& text) { return models.classify_intent(text); },
+        sluice::timed_by<Timer>(co_await asio::this_coro::executor),
+        [&](const std::string& text) { return models.classify_intent(text); },
         [&](const std::string& text) { return models.extract_entities(text); },
         [&](support::Intent intent, const support::Entities& entities, const std::string& text) {
             return models.generate_response(intent, entities, text);
         },
-        limits, dead_letters,
-        test::every_stage(sluice::RetryPolicy(options.retries, sluice::Backoff{.initial = 50ms, .cap = 2s, .seed = options.seed}), observer));
+        limits, dead_letters, {.classify = stage, .extract = stage, .generate = stage, .observer = observer});
 
     const auto queries = support::generate_test_queries(options.queries, options.seed);
     std::ptrdiff_t completed = 0;

@@ -18,12 +18,14 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/experimental/channel.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <boost/system/error_code.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
@@ -102,8 +104,8 @@ TEST_CASE("readme: a pipeline is tested on virtual time", "[readme]") {
         co_return 1;
     };
     auto answer = [](int, int, const std::string& text) -> asio::awaitable<std::string> { co_return text; };
-    sluice::InferencePipeline pipeline(context.get_executor(), model, model, answer, sluice::StageLimits{1, 1, 1}, sink,
-                                       sluice::InferencePipelineOptions{});
+    sluice::InferencePipeline pipeline(sluice::timed_by<VirtualTimer>(context.get_executor()), model, model, answer,
+                                       sluice::StageLimits{1, 1, 1}, sink);
 
     std::vector<sluice::Query> queries{{"1", "one"}, {"2", "fail"}, {"3", "three"}};
     asio::co_spawn(context, pipeline.process_batch(queries), [](std::exception_ptr, auto results) {
@@ -144,9 +146,8 @@ TEST_CASE("guide: a pipeline is tested in many interleavings", "[readme]") {
         std::mt19937 random(seed);
         sluice::testing::InterleavingContext context([&](std::size_t ready) { return random() % ready; });
         Cache cache(context.get_executor());
-        sluice::InferencePipeline pipeline(context.get_executor(), std::ref(cache), std::ref(cache), generate,
-                                           sluice::StageLimits{4, 4, 4}, sink,
-                                           sluice::InferencePipelineOptions{});
+        sluice::InferencePipeline pipeline(sluice::timed_by<VirtualTimer>(context.get_executor()), std::ref(cache),
+                                           std::ref(cache), generate, sluice::StageLimits{4, 4, 4}, sink);
         asio::co_spawn(context.get_executor(), pipeline.process_batch(queries), asio::detached);
         context.run();
         CHECK(cache.asked == 2);
@@ -544,10 +545,8 @@ TEST_CASE("guide: an observer that counts the queries that wait", "[readme]") {
         co_await sluice::sleep_for<sluice::testing::VirtualTimer>(1ms);
         co_return 1;
     };
-    sluice::InferencePipelineOptions options;
-    options.observer = &gauge;
-    sluice::InferencePipeline pipeline(context.get_executor(), model, model, generate, sluice::StageLimits{1, 1, 1},
-                                       sink, options);
+    sluice::InferencePipeline pipeline(sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor()), model,
+                                       model, generate, sluice::StageLimits{1, 1, 1}, sink, {.observer = &gauge});
     test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
         const std::vector<sluice::Query> queries{{"1", "one"}, {"2", "two"}, {"3", "three"}};
         (void)co_await pipeline.process_batch(queries);
@@ -562,7 +561,7 @@ struct ConnectionError : std::runtime_error {
 };
 
 TEST_CASE("guide: a retry policy decides which errors to retry", "[readme]") {
-    const auto policy = sluice::RetryPolicy(3, sluice::Backoff{}, sluice::retry_on<ConnectionError>);
+    const sluice::RetryPolicy policy{.max_retries = 3, .retry_if = sluice::retry_on<ConnectionError>};
     CHECK(policy.should_retry(1, std::make_exception_ptr(ConnectionError("reset"))));
     CHECK_FALSE(policy.should_retry(1, std::make_exception_ptr(std::runtime_error("refused"))));
 }
@@ -616,6 +615,66 @@ TEST_CASE("headers: the examples of a stream and of run_on", "[readme]") {
     context.run();
     CHECK(task.succeeded());
     CHECK(used == 2);
+}
+
+TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[readme]") {
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    {
+        const sluice::StageOptions options{.timeout = 30s, .retry = {.max_retries = 3}};
+        CHECK(options.retry.max_retries == 3);
+    }
+    {
+        const sluice::RetryPolicy policy{.max_retries = 2, .retry_if = sluice::retry_on<sluice::TimeoutError>};
+        CHECK(policy.should_retry(1, std::make_exception_ptr(sluice::TimeoutError(1s))));
+    }
+    sluice::Stage stage(sluice::timed_by<sluice::testing::VirtualTimer>(executor), "classify", 20, classify);
+    const std::string question = "Why?";
+    const auto throttled = []() -> asio::awaitable<int> {
+        throw sluice::ModelError("rate limit reached", {.kind = sluice::Verdict::throttled, .retry_after = 20s}, 429);
+        co_return 1;
+    };
+    const test::Task<> task(executor, [&]() -> asio::awaitable<void> {
+        const sluice::RetryPolicy policy{.max_retries = 3};
+        const std::string answer = co_await sluice::with_retry(policy, [&] { return ask(question); });
+        CHECK(answer == question);
+        const auto result = co_await stage.run("1", question);
+        CHECK(result.success);
+        co_await sluice::with_retry<sluice::testing::VirtualTimer>(policy, throttled);
+    });
+    CHECK(sluice::testing::run(context) == 60s);  // three times as long as the provider asked
+    CHECK(task.failed_with<sluice::ModelError>());
+}
+
+TEST_CASE("headers: the examples of sources", "[readme]") {
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    CollectingSink sink;
+    sluice::InferencePipeline pipeline(asio::any_io_executor(executor), classify, extract, generate,
+                                       sluice::StageLimits{1, 1, 1}, sink);
+    auto& answer = pipeline;
+    auto& summarise = pipeline;
+    const std::vector<sluice::Query> questions{{"1", "one"}, {"2", "fail"}, {"3", "three"}};
+    const auto to_query = [](auto&& item) -> std::optional<sluice::Query> {
+        if (!item.result.completed) return std::nullopt;
+        return sluice::Query(item.result.query.id, *item.result.response);
+    };
+    std::size_t summarised = 0;
+    std::size_t received = 0;
+    const test::Task<> task(executor, [&]() -> asio::awaitable<void> {
+        auto summaries = summarise.process_stream(answer.process_stream(questions), to_query);
+        while (const auto item = co_await summaries.next()) summarised += item->result.completed;
+
+        asio::experimental::channel<void(boost::system::error_code, sluice::Query)> queries(executor, 16);
+        auto results = pipeline.process_stream(sluice::ChannelSource(queries));
+        queries.try_send(boost::system::error_code(), sluice::Query("4", "four"));
+        queries.close();
+        while (const auto item = co_await results.next()) received += item->result.completed;
+    });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(summarised == 2);
+    CHECK(received == 1);
 }
 
 }  // namespace

@@ -3,12 +3,12 @@
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/retry.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/testing/run.hpp>
-#include <sluice/testing/virtual_timer.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"
@@ -55,7 +55,6 @@ using sluice::StageResult;
 using sluice::testing::run;
 using test::Live;
 using test::Task;
-using test::VirtualTimer;
 using Void = asio::awaitable<void>;
 
 using Time = std::chrono::system_clock::time_point;

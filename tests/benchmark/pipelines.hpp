@@ -166,13 +166,15 @@ private:
 
     template <sluice::Timer TimerType>
     static auto make_pipeline(Executor executor, Models& models, const Job& job, NoDeadLetters& dead_letters) {
-        sluice::InferencePipelineOptions options = test::every_stage(sluice::StageOptions{.retry = sluice::RetryPolicy(job.retries(), sluice::Backoff{.initial = std::chrono::nanoseconds(0)})});
-        options.window = job.window;
+        const sluice::StageOptions stage{
+            .retry = {.max_retries = job.retries(), .backoff = {.initial = std::chrono::nanoseconds(0)}}};
         return sluice::InferencePipeline(
-            executor, [&](const std::string& text) { return models.classify(text); },
+            sluice::timed_by<TimerType>(executor), [&](const std::string& text) { return models.classify(text); },
             [&](const std::string& text) { return models.extract(text); },
             [&](int intent, int entities, const std::string& text) { return models.generate(intent, entities, text); },
-            sluice::StageLimits{job.limits[0], job.limits[1], job.limits[2]}, dead_letters, std::move(options));
+            sluice::StageLimits{job.limits[0], job.limits[1], job.limits[2]}, dead_letters,
+            sluice::InferencePipelineOptions{
+                .classify = stage, .extract = stage, .generate = stage, .window = job.window});
     }
 };
 

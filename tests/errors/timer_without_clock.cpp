@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
-#include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/sync/timed_by.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/io_context.hpp>
 
 #include <chrono>
 
 // Latencies are measured with the clock of the timer.
-void timer_without_clock() {
+void timer_without_clock(boost::asio::io_context& context) {
     struct TestTimer {
         using executor_type = boost::asio::any_io_executor;
         using duration = std::chrono::nanoseconds;
@@ -20,5 +21,5 @@ void timer_without_clock() {
         void expires_after(duration) {}
         void async_wait(boost::asio::deferred_t) {}
     };
-    sluice::InferencePipelineOptions options;
+    static_cast<void>(sluice::timed_by<TestTimer>(context.get_executor()));
 }

@@ -39,9 +39,8 @@ struct DeadLetters {
 std::size_t answered() {
     asio::io_context context;
     DeadLetters dead_letters;
-    sluice::InferencePipeline pipeline(context.get_executor(), classify, extract, generate,
-                                       sluice::StageLimits{2, 2, 2}, dead_letters,
-                                       sluice::InferencePipelineOptions{});
+    sluice::InferencePipeline pipeline(sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor()),
+                                       classify, extract, generate, sluice::StageLimits{2, 2, 2}, dead_letters);
     const std::vector<sluice::Query> queries{{"1", "Who?"}, {"2", "It rains."}, {"3", "Are you quite sure?!?!"}};
     std::size_t completed = 0;
     asio::co_spawn(context, pipeline.process_batch(queries), [&](std::exception_ptr, auto results) {

@@ -51,8 +51,8 @@ TEST_CASE("pipeline: operation_aborted from a model that was not cancelled is a 
         }
         co_return text;
     };
-    InferencePipeline pipeline(test::timed(rig.context.get_executor()), Endpoint{&rig.classify}, extract, Endpoint{&rig.generate},
-                               {3, 3, 3}, rig.dead_letters, InferencePipelineOptions{});
+    InferencePipeline pipeline(test::timed(rig.context.get_executor()), Endpoint{&rig.classify}, extract,
+                               Endpoint{&rig.generate}, {3, 3, 3}, rig.dead_letters, InferencePipelineOptions{});
     const auto queries = make_queries(3);
     auto task = start_batch(rig.context, pipeline, queries);
     rig.run();
@@ -229,7 +229,8 @@ void cancel_one_at_every_step(int failing) {
         if (failing >= 0) {
             rig.model(failing).failures["t0"] = 2;
         }
-        auto pipeline = rig.pipeline({1, 1, 1}, test::every_stage(StageOptions{.timeout = 1s, .retry = retries(1, 10ms)}));
+        auto pipeline =
+            rig.pipeline({1, 1, 1}, test::every_stage(StageOptions{.timeout = 1s, .retry = retries(1, 10ms)}));
         auto task = start_one(rig.context, pipeline, make_query(0));
         test::step(rig.context);
         steps.take(rig.context);

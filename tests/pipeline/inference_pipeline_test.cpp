@@ -706,8 +706,8 @@ TEST_CASE("pipeline: 100,000 lazy queries run in a bounded window", "[pipeline][
         --running;
         co_return 1;
     };
-    InferencePipeline pipeline(test::timed(context.get_executor()), classify, extract, generate, {20, 10, 5}, dead_letters,
-                               with_window(8));
+    InferencePipeline pipeline(test::timed(context.get_executor()), classify, extract, generate, {20, 10, 5},
+                               dead_letters, with_window(8));
     Source source(100'000);
     int pulled_ahead = 0;
     source.on_make = [&](std::size_t) { pulled_ahead = std::max(pulled_ahead, running + 1); };

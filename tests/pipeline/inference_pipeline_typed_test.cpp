@@ -135,8 +135,8 @@ TEST_CASE("pipeline: its types are deduced from the model functions, and may be 
     const auto generate = [](Intent intent, const Entities& entities, std::string_view) -> asio::awaitable<Answer> {
         co_return Answer(intent, *entities.account);
     };
-    InferencePipeline pipeline(test::timed(context.get_executor()), classify, extract, generate, {1, 1, 1}, dead_letters,
-                               InferencePipelineOptions{});
+    InferencePipeline pipeline(test::timed(context.get_executor()), classify, extract, generate, {1, 1, 1},
+                               dead_letters, InferencePipelineOptions{});
     using Pipeline = decltype(pipeline);
     static_assert(std::same_as<Pipeline::Intent, Intent>);
     static_assert(std::same_as<Pipeline::Entities, Entities>);
@@ -214,8 +214,8 @@ TEST_CASE("pipeline: it runs on a strand", "[pipeline][typed]") {
     const auto strand = asio::make_strand(context.get_executor());
     Rig rig;
     test::DeadLetters dead_letters;
-    InferencePipeline pipeline(test::timed(strand), Endpoint{&rig.classify}, Endpoint{&rig.extract}, Endpoint{&rig.generate},
-                               {2, 2, 2}, dead_letters, InferencePipelineOptions{});
+    InferencePipeline pipeline(test::timed(strand), Endpoint{&rig.classify}, Endpoint{&rig.extract},
+                               Endpoint{&rig.generate}, {2, 2, 2}, dead_letters, InferencePipelineOptions{});
     Task<Results> task(strand, [&] { return pipeline.process_batch(make_queries(6)); });
     CHECK(sluice::testing::run(context) == 1700ms);
     CHECK(std::ranges::all_of(task.value(), is_complete));

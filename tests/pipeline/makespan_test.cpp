@@ -52,10 +52,8 @@ Time run(const Script& script) {
     const sluice::StageOptions stage{
         .retry = {.max_retries = script.retries,
                   .backoff = {.initial = backoff, .multiplier = 1, .cap = backoff, .jitter = 0}}};
-    const sluice::InferencePipelineOptions options{.classify = stage,
-                                                   .extract = stage,
-                                                   .generate = stage,
-                                                   .window = static_cast<std::ptrdiff_t>(script.window)};
+    const sluice::InferencePipelineOptions options{
+        .classify = stage, .extract = stage, .generate = stage, .window = static_cast<std::ptrdiff_t>(script.window)};
     sluice::InferencePipeline pipeline(
         sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor()),
         [&](const std::string& text) { return model(0, text); },

@@ -422,8 +422,8 @@ TEST_CASE("stream: 100,000 lazy queries stay within a window of their consumer",
         co_await test::yield();
         co_return text;
     };
-    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), model, model, generate, {20, 10, 5}, dead_letters,
-                                       with_window(8));
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), model, model, generate, {20, 10, 5},
+                                       dead_letters, with_window(8));
     Source source(100'000);
     std::size_t consumed = 0;
     std::size_t ahead = 0;

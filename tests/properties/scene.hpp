@@ -31,8 +31,11 @@ struct Intake {
     std::size_t size = 1;
     std::size_t throws_at = std::numeric_limits<std::size_t>::max();
     std::size_t window = 1;
+    std::size_t ceiling = 1;   // above a window that became smaller, until places are returned
+    std::size_t max_away = 0;  // the most queries that may leave their place
 
     std::size_t taken = 0;
+    std::size_t away = 0;       // queries in backoff that have left their place
     std::size_t concluded = 0;  // completed, or a dead letter
     std::size_t released = 0;   // places in the window that became free: in a stream when the result is consumed
     std::size_t working = 0;    // runs and dead letters that have begun and not ended
@@ -43,7 +46,7 @@ struct Intake {
     bool must_abort = false;       // cancelled before its end
     const Actor* owner = nullptr;  // a cancellation of this actor cancels the intake
 
-    std::size_t held() const { return taken - released; }
+    std::size_t held() const { return taken - released - away; }
     bool is_stream() const { return name == 's'; }
     bool may_cancel() const { return stopped || (threw && !is_stream()); }
     bool takes_all_it_can() const { return open && !stopped && !threw && taken != size; }
@@ -53,6 +56,7 @@ struct Intake {
 struct Fate {
     Intake* intake;
     bool in_run = false;
+    bool away = false;
     bool sink_threw = false;
     int completed = 0;
     int failed = 0;
@@ -66,6 +70,8 @@ struct Fate {
 /// Models, sinks, ranges and observers check with expect(), since an exception would be part of the run.
 class Scene : public sluice::Observer, public Expectations {
 public:
+    using Endpoint = sluice::Endpoint<VirtualTimer>;
+
     struct Classify {
         Scene* scene;
         auto operator()(const std::string& text) const { return scene->model(0, text); }
@@ -89,6 +95,7 @@ public:
     };
 
     explicit Scene(Choices& c) : choices(c) {
+        current_ = this;
         for (std::size_t stage = 0; stage != limits.size(); ++stage) {
             ceilings[stage] = limits[stage] = static_cast<std::ptrdiff_t>(1 + choices.below(3));
         }
@@ -96,19 +103,23 @@ public:
 
     auto options() {
         using namespace std::chrono_literals;
-        const auto retry_if = [this](const std::exception_ptr&) {
-            expect(++asked_ <= failed_attempts_, "the retry policy was asked without a failed attempt");
-            return !choices.one_in(5);
-        };
-        sluice::StageOptions stage{.retry = sluice::RetryPolicy(
-            static_cast<int>(choices.below(3)), sluice::Backoff{.initial = 5ns, .cap = 20ns}, retry_if)};
+        const auto retry_if = [](const std::exception_ptr&) { return current_->asks_for_retry(); };
+        sluice::StageOptions stage{.retry = {.max_retries = static_cast<int>(choices.below(3)),
+                                             .backoff = {.initial = 5ns, .cap = 20ns},
+                                             .retry_if = retry_if}};
         if (choices.one_in(3)) {
             stage.timeout = 15ns;
         }
-        sluice::InferencePipelineOptions result = test::every_stage(stage, this);
+        sluice::InferencePipelineOptions result{
+            .classify = stage, .extract = stage, .generate = stage, .observer = this};
         if (!choices.one_in(4)) {
             result.window = static_cast<std::ptrdiff_t>(1 + choices.below(5));
         }
+        if (choices.one_in(2)) {
+            result.max_in_backoff = static_cast<std::ptrdiff_t>(choices.below(4));
+        }
+        window_follows_ = !result.window;
+        batch.max_away = stream.max_away = static_cast<std::size_t>(result.max_in_backoff);
         return result;
     }
 
@@ -119,7 +130,7 @@ public:
             throw RangeFailure("range");
         }
         ++intake.taken;
-        expect(intake.held() <= intake.window + intake.excess, "the window was exceeded");
+        expect(intake.held() <= intake.ceiling + intake.excess, "the window was exceeded");
         const std::string id = intake.name + std::to_string(index);
         expect(fates_.try_emplace(id, Fate{.intake = &intake}).second, "a query was taken twice");
         perhaps_disturb();
@@ -177,19 +188,36 @@ public:
     }
 
     // Checks the slots of one stage; `idle`: no handler is ready.
-    void check_slots(std::size_t stage, const sluice::StageSemaphore& semaphore, bool idle) {
-        const std::ptrdiff_t active = semaphore.active();
+    void check_slots(std::size_t stage, const Endpoint& endpoint, bool idle) {
+        const std::ptrdiff_t active = endpoint.active();
         expect(running[stage] <= active, "a model runs without a slot");
         expect(!idle || running[stage] == active, "a slot is held but not used");
         expect(!idle || active <= ceilings[stage], "more slots are taken than the limit allows");
-        expect(!idle || semaphore.waiting() == 0 || active >= limits[stage], "a free slot is not used");
+        expect(!idle || endpoint.waiting() == 0 || active >= limits[stage], "a free slot is not used");
         ceilings[stage] = std::max(limits[stage], std::min(ceilings[stage], active));
     }
 
-    void set_limit(std::size_t stage, sluice::StageSemaphore& semaphore, std::ptrdiff_t limit) {
-        semaphore.set_limit(limit);
+    void set_limit(std::size_t stage, Endpoint& endpoint, std::ptrdiff_t limit) {
+        endpoint.set_limit(limit);
         limits[stage] = limit;
-        ceilings[stage] = std::max(limit, semaphore.active());
+        ceilings[stage] = std::max(limit, endpoint.active());
+        if (window_follows_) {
+            const std::ptrdiff_t sum = limits[0] + limits[1] + limits[2];
+            set_window(batch, sum);
+            set_window(stream, sum);
+        }
+    }
+
+    static void set_window(Intake& intake, std::ptrdiff_t window) {
+        intake.window = static_cast<std::size_t>(window);
+        intake.ceiling = std::max(intake.ceiling, intake.window);
+    }
+
+    // Checks the places of an intake when no handler is ready.
+    void check_places(Intake& intake) {
+        intake.ceiling = std::max(intake.window, std::min(intake.ceiling, intake.held()));
+        expect(intake.stopped || intake.held() <= intake.ceiling + intake.excess, "the window is exceeded");
+        expect(!intake.takes_all_it_can() || intake.held() >= intake.window, "the window is not used");
     }
 
     // Checks that each query has ended in exactly one way.
@@ -211,6 +239,7 @@ public:
 
     void on_queued(const sluice::StageResult<>& run) noexcept override {
         Fate& fate = fate_of(run.query_id);
+        come_back(fate);
         expect(!fate.intake->stopped, "a cancelled run began or continued");
         if (!std::exchange(fate.in_run, true)) {
             ++fate.intake->working;
@@ -223,12 +252,19 @@ public:
 
     void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError&) noexcept override {
         ++failed_attempts_;
-        expect(!fate_of(run.query_id).intake->stopped, "a cancelled attempt failed");
+        Fate& fate = fate_of(run.query_id);
+        expect(!fate.intake->stopped, "a cancelled attempt failed");
+        // On to its backoff, unless on_finished follows at once.
+        if (fate.intake->away < fate.intake->max_away) {
+            fate.away = true;
+            ++fate.intake->away;
+        }
     }
 
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
         Fate& fate = fate_of(run.query_id);
         Intake& intake = *fate.intake;
+        come_back(fate);
         fate.in_run = false;
         --intake.working;
         if (outcome == Outcome::cancelled) {
@@ -275,6 +311,17 @@ private:
         return found != fates_.end() ? found->second : unknown_fate_;
     }
 
+    bool asks_for_retry() {
+        expect(++asked_ <= failed_attempts_, "the retry policy was asked without a failed attempt");
+        return !choices.one_in(5);
+    }
+
+    static void come_back(Fate& fate) {
+        if (std::exchange(fate.away, false)) {
+            --fate.intake->away;
+        }
+    }
+
     // Called inside a range, a sink or the observer.
     void perhaps_disturb() noexcept {
         if (choices.one_in(20)) {
@@ -293,9 +340,12 @@ private:
         intake.released += !intake.is_stream();
     }
 
+    static inline Scene* current_ = nullptr;  // for a retry_if, which has no other way to know it
+
     std::map<std::string, Fate> fates_;
     std::size_t asked_ = 0;  // calls of the retry policy
     std::size_t failed_attempts_ = 0;
+    bool window_follows_ = false;  // the limits
     Intake unknown_intake_{.name = '?'};
     Fate unknown_fate_{.intake = &unknown_intake_};
 };

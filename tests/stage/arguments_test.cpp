@@ -198,8 +198,8 @@ TEST_CASE("arguments: intent and entities are converted for generate, and const 
         }
         co_return intent == literal&& taken == literal&& text == "text" ? "right" : "wrong";
     };
-    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), pointer, string, generate, sluice::StageLimits{1, 1, 1},
-                                       dead_letters, test::every_stage(options()));
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), pointer, string, generate,
+                                       sluice::StageLimits{1, 1, 1}, dead_letters, test::every_stage(options()));
     using Result = decltype(pipeline)::Result;
     Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);
@@ -242,8 +242,8 @@ TEST_CASE("arguments: they are converted for a dead-letter sink", "[arguments][p
         co_return 1;
     };
     const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
-    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate, sluice::StageLimits{1, 1, 1},
-                                       sink, test::InferencePipelineOptions{});
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate,
+                                       sluice::StageLimits{1, 1, 1}, sink, test::InferencePipelineOptions{});
     using Result = decltype(pipeline)::Result;
     Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);

@@ -291,8 +291,8 @@ TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
 TEST_CASE(
     "observer: if the retry predicate throws, the attempt has the model's error and the stage run the predicate's",
     "[observer]") {
-    Bench bench(1,
-                StageOptions{.retry = retries(1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })});
+    Bench bench(1, StageOptions{.retry = retries(
+                                    1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -307,7 +307,8 @@ TEST_CASE("observer: operation_aborted from a model that was not cancelled is a 
         throw boost::system::system_error(asio::error::operation_aborted);
         co_return 1;
     };
-    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(0), .observer = &recorder});
+    Stage stage(test::timed(context.get_executor()), "s", 1, model,
+                StageOptions{.retry = retries(0), .observer = &recorder});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
     sluice::testing::run(context);
     CHECK(recorder.lines == Lines{"0 queued a in s 0", "0 started a in s 1", "0 attempt failed a in s 1: aborted",
@@ -319,7 +320,8 @@ TEST_CASE("observer: all events of a stage run get the same object, with its tim
     Caller observer;
     Model model("answer", 10ms);
     model.failures["b"] = 1;
-    Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model}, StageOptions{.retry = retries(1), .observer = &observer});
+    Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model},
+                StageOptions{.retry = retries(1), .observer = &observer});
     std::map<std::string, std::set<const StageResult<>*>> objects;
     std::vector<std::pair<std::chrono::nanoseconds, std::chrono::nanoseconds>> times;
     observer.call = [&](const std::string&, const StageResult<>& run) {
@@ -423,7 +425,8 @@ TEST_CASE("observer: an attempt that was cancelled has not failed, whatever it t
         }
         co_return 1;
     };
-    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(3), .observer = &recorder});
+    Stage stage(test::timed(context.get_executor()), "s", 1, model,
+                StageOptions{.retry = retries(3), .observer = &recorder});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
     run_until(context, 3ms);
     task.cancel();
@@ -439,7 +442,8 @@ TEST_CASE("observer: an attempt that succeeds despite its cancellation has succe
         co_await test::cancelled_within(10ms);
         co_return 1;
     };
-    Stage stage(test::timed(context.get_executor()), "s", 1, model, StageOptions{.retry = retries(3), .observer = &recorder});
+    Stage stage(test::timed(context.get_executor()), "s", 1, model,
+                StageOptions{.retry = retries(3), .observer = &recorder});
     Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
     run_until(context, 3ms);
     task.cancel();
@@ -459,7 +463,7 @@ TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after
                                "20 finished a in s cancelled after attempt failed: aborted"});
 }
 
-TEST_CASE("observer: when the semaphore is closed, stage runs that wait fail after queued", "[observer]") {
+TEST_CASE("observer: when the endpoint is closed, stage runs that wait fail after queued", "[observer]") {
     Bench bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
@@ -505,7 +509,8 @@ TEST_CASE("observer: it may cancel the stage run whose event it handles", "[obse
     };
     Model model("answer", 1ms);
     model.failures["a"] = 1;
-    Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model}, StageOptions{.retry = retries(1, backoff), .observer = &caller});
+    Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model},
+                StageOptions{.retry = retries(1, backoff), .observer = &caller});
     Run run(context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
         co_await test::yield();
         co_return co_await stage.run("a", std::string("a"));
@@ -522,7 +527,7 @@ TEST_CASE("observer: it may cancel the stage run whose event it handles", "[obse
     CHECK(stage.endpoint().active() == 0);
 }
 
-TEST_CASE("observer: it may close the semaphore, or change the limit, of the stage whose event it handles",
+TEST_CASE("observer: it may close the endpoint, or change the limit, of the stage whose event it handles",
           "[observer]") {
     const bool close = GENERATE(false, true);
     Caller observer;
@@ -548,7 +553,8 @@ TEST_CASE("observer: destroying the context delivers no events, at any step", "[
         Model model("answer", 10ms);
         model.failures = {{"a", 1}, {"b", 5}};
         auto context = std::make_unique<asio::io_context>(1);
-        Stage stage(test::timed(context->get_executor()), "s", 1, Endpoint{&model}, StageOptions{.retry = retries(2, 5ms), .observer = &counter});
+        Stage stage(test::timed(context->get_executor()), "s", 1, Endpoint{&model},
+                    StageOptions{.retry = retries(2, 5ms), .observer = &counter});
         std::deque<Run> runs;
         for (const std::string text : {"a", "b", "c", "d"}) {
             runs.emplace_back(context->get_executor(), [&stage, text] { return stage.run(text, std::string(text)); });
@@ -767,7 +773,8 @@ TEST_CASE("observer: in random runs with cancellations, every gauge returns to z
             }
         }
     }
-    InferencePipelineOptions options = test::every_stage(StageOptions{.timeout = 15ms, .retry = retries(2, 3ms)}, &whole);
+    InferencePipelineOptions options =
+        test::every_stage(StageOptions{.timeout = 15ms, .retry = retries(2, 3ms)}, &whole);
     options.classify.observer = &counters[0];
     options.extract.observer = &counters[1];
     options.generate.observer = &counters[2];
@@ -841,8 +848,8 @@ void fail_and_cancel(Sink& sink) {
         co_return 0;
     };
     const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 0; };
-    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate, sluice::StageLimits{1, 1, 1},
-                                       sink, options);
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate,
+                                       sluice::StageLimits{1, 1, 1}, sink, options);
     bool ended = false;
     asio::co_spawn(
         context, pipeline.process_one(sluice::Query("1", "text")),

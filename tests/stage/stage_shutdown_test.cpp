@@ -27,7 +27,7 @@ using test::VirtualTimer;
 using Bench = test::StageBench;
 using Run = test::StageRun;
 
-TEST_CASE("stage: closing the semaphore fails runs that wait for a slot, and not those that hold one",
+TEST_CASE("stage: closing the endpoint fails runs that wait for a slot, and not those that hold one",
           "[stage][shutdown]") {
     Bench bench(1, StageOptions{.retry = retries(3, 1ms)});
     Run a = bench.start("a");
@@ -54,7 +54,8 @@ TEST_CASE("stage: closing the semaphore fails runs that wait for a slot, and not
     CHECK(bench.idle());
 }
 
-TEST_CASE("stage: a cancellation in a backoff is reported even if the handle to the stage is gone", "[stage][shutdown]") {
+TEST_CASE("stage: a cancellation in a backoff is reported even if the handle to the stage is gone",
+          "[stage][shutdown]") {
     struct : sluice::Observer {
         int cancelled = 0;
         void on_finished(const sluice::StageResult<>&, Outcome outcome, Event) noexcept override {
@@ -98,8 +99,9 @@ TEST_CASE("stage: the context may be destroyed at any step, before or after the 
         Model model("answer", 5ms);
         model.failures["1"] = 1;
         auto context = std::make_unique<asio::io_context>(1);
-        auto stage = std::make_unique<Stage>(test::timed(context->get_executor()), "answer", 2, Endpoint{&model},
-                                             StageOptions{.timeout = 4ms + 2ms * (steps.count() % 2), .retry = retries(2, 3ms)});
+        auto stage =
+            std::make_unique<Stage>(test::timed(context->get_executor()), "answer", 2, Endpoint{&model},
+                                    StageOptions{.timeout = 4ms + 2ms * (steps.count() % 2), .retry = retries(2, 3ms)});
         std::deque<Run> runs;
         for (int i = 0; i != 4; ++i) {
             runs.emplace_back(context->get_executor(), [&s = *stage, i] { return s.run("q", std::to_string(i)); });

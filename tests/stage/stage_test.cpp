@@ -13,6 +13,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -58,6 +59,35 @@ asio::awaitable<int> fail_with_int(int value) {
 
 asio::awaitable<int> throw_before_awaitable(int) { throw std::logic_error("not even begun"); }
 
+// Records the times that it should wait, and waits for none. Its time is not that of its context.
+struct ImpatientTimer : asio::steady_timer {
+    using asio::steady_timer::steady_timer;
+    static inline std::vector<std::chrono::nanoseconds> waits;
+
+    void expires_after(duration wait) {
+        waits.emplace_back(wait);
+        asio::steady_timer::expires_after(duration::zero());
+    }
+};
+
+// The waits of 20 queries, one after the other, each of which is retried once by the same stage.
+std::vector<std::chrono::nanoseconds> waits_of_a_stage(const sluice::RetryPolicy& policy) {
+    ImpatientTimer::waits.clear();
+    asio::io_context context;
+    const auto model = [](bool& fails) -> asio::awaitable<int> {
+        if (std::exchange(fails, false)) {
+            throw std::runtime_error("once");
+        }
+        co_return 1;
+    };
+    Stage stage(sluice::timed_by<ImpatientTimer>(context.get_executor()), "s", 1, model, {.retry = policy});
+    for (int i = 0; i != 20; ++i) {
+        bool fails = true;
+        CHECK(run_one(context, stage, fails).attempts == 2);
+    }
+    return ImpatientTimer::waits;
+}
+
 }  // namespace
 
 TEST_CASE("stage: a result names the query and the stage, and has the times, the attempts and the outcome", "[stage]") {
@@ -91,7 +121,7 @@ TEST_CASE("stage: a result names the query and the stage, and has the times, the
     CHECK(bench.idle());
 }
 
-TEST_CASE("stage: name and semaphore are accessible", "[stage]") {
+TEST_CASE("stage: name and endpoint are accessible", "[stage]") {
     Bench bench(3);
     CHECK(bench.stage.name() == "answer");
     CHECK(bench.stage.endpoint().limit() == 3);
@@ -393,8 +423,8 @@ TEST_CASE("stage: the retry predicate is not called after a success or after the
 
 TEST_CASE("stage: if the retry predicate throws, there is no retry, and the reported error has the model's in it",
           "[stage]") {
-    Bench bench(
-        1, StageOptions{.retry = retries(5, {}, [](const std::exception_ptr&) -> bool { throw std::bad_function_call(); })});
+    Bench bench(1, StageOptions{.retry = retries(
+                                    5, {}, [](const std::exception_ptr&) -> bool { throw std::bad_function_call(); })});
     bench.model.failures["a"] = 9;
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -506,13 +536,36 @@ TEST_CASE("stage: on virtual time the jitter is the same in every run and differ
         asio::io_context context;
         Model model("answer", 1ms);
         model.failures["t"] = 3;
-        Stage stage(test::timed(context.get_executor()), name, 1, Endpoint{&model}, StageOptions{.retry = sluice::RetryPolicy(3)});
+        Stage stage(test::timed(context.get_executor()), name, 1, Endpoint{&model},
+                    StageOptions{.retry = sluice::RetryPolicy(3)});
         const std::string text = "t";
         CHECK(run_one(context, stage, text).success);
         return test::now(context);
     };
     CHECK(finished("one") == finished("one"));
     CHECK(finished("one") != finished("other"));
+}
+
+TEST_CASE("stage: without a seed, two stages with one policy have different delays", "[stage]") {
+    const sluice::RetryPolicy policy{.max_retries = 1};
+    const auto one = waits_of_a_stage(policy);
+    const auto other = waits_of_a_stage(policy);
+    REQUIRE(one.size() == 20);
+    REQUIRE(other.size() == 20);
+    int same = 0;
+    for (std::size_t query = 0; query != 20; ++query) {
+        same += one[query] == other[query];
+    }
+    CHECK(same < 10);
+}
+
+TEST_CASE("stage: a seed that was set takes precedence over a default seed", "[stage]") {
+    const sluice::RetryPolicy policy{.max_retries = 1, .backoff = {.seed = 3}};
+    const auto waits = waits_of_a_stage(policy);
+    REQUIRE(waits.size() == 20);
+    for (std::size_t query = 0; query != 20; ++query) {
+        CHECK(waits[query] == policy.delay(1, query));
+    }
 }
 
 TEST_CASE("stage: an attempt that takes longer than the timeout fails with TimeoutError", "[stage]") {
@@ -685,12 +738,14 @@ TEST_CASE("stage: the constructor rejects invalid arguments, naming the stage an
     CHECK(refusal_of([&] { Stage stage(test::timed(ex), "", 1, &increment, StageOptions{}); }) ==
           "Stage: the name must not be empty");
 
-    CHECK(refusal_of([&] { Stage stage(test::timed(asio::any_io_executor()), "judge", 1, &increment, StageOptions{}); }) ==
-          "Stage 'judge': the executor must not be empty");
+    CHECK(refusal_of([&] {
+              Stage stage(test::timed(asio::any_io_executor()), "judge", 1, &increment, StageOptions{});
+          }) == "Stage 'judge': the executor must not be empty");
     const std::function<asio::awaitable<int>(int)> empty;
     CHECK(refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, std::ref(empty), StageOptions{}); }) ==
           "Stage 'judge': the model function must not be empty");
-    CHECK(refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, std::ref(increment), StageOptions{}); }) == "no error");
+    CHECK(refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, std::ref(increment), StageOptions{}); }) ==
+          "no error");
     const char* no_name = nullptr;
     CHECK(refusal_of([&] { Stage stage(test::timed(ex), no_name, 1, &increment, StageOptions{}); }) ==
           "SharedString: must not be made of a null pointer");
@@ -710,7 +765,8 @@ TEST_CASE("stage: the constructor rejects invalid arguments, naming the stage an
           }) == "Stage 'judge': the model function must not be empty");
 
     const auto with_timeout = [&](std::chrono::nanoseconds timeout) {
-        return refusal_of([&] { Stage stage(test::timed(ex), "judge", 1, &increment, StageOptions{.timeout = timeout}); });
+        return refusal_of(
+            [&] { Stage stage(test::timed(ex), "judge", 1, &increment, StageOptions{.timeout = timeout}); });
     };
     CHECK(with_timeout(0ns) == "Stage 'judge': timeout must be positive, got 0 ns");
     CHECK(with_timeout(-1ns) == "Stage 'judge': timeout must be positive, got -1 ns");

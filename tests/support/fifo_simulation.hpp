@@ -50,7 +50,8 @@ inline Script random_script(std::uint64_t seed, std::size_t queries, bool failur
 }
 
 /// Returns how long the script takes if only its attempts and backoffs take time and every stage serves first come,
-/// first served. Events are handled in order of time, and simultaneous ones in order of creation.
+/// first served. A query in backoff has no place in the window; afterwards it gets one before any new query. Events are
+/// handled in order of time, and simultaneous ones in order of creation.
 inline Time simulate(const Script& script) {
     struct Event {
         Time at;
@@ -71,6 +72,8 @@ inline Time simulate(const Script& script) {
     std::vector<Where> where(script.queries.size());
     std::uint64_t sequence = 0;
     std::size_t admitted = 0;
+    std::size_t places = script.window;  // that are free
+    std::deque<std::size_t> returning;   // whose backoff has ended
     Time now = 0;
 
     const auto serve = [&](std::size_t stage) {
@@ -87,20 +90,25 @@ inline Time simulate(const Script& script) {
         serve(where[query].stage);
     };
     const auto admit = [&] {
-        if (admitted < script.queries.size()) {
-            join(admitted++);
+        while (places > 0 && (!returning.empty() || admitted < script.queries.size())) {
+            --places;
+            if (returning.empty()) {
+                join(admitted++);
+            } else {
+                join(returning.front());
+                returning.pop_front();
+            }
         }
     };
-    for (std::size_t i = 0; i < script.window; ++i) {
-        admit();
-    }
+    admit();
     while (!events.empty()) {
         const Event event = events.top();
         events.pop();
         now = event.at;
         Where& at = where[event.query];
         if (!event.ends_attempt) {
-            join(event.query);
+            returning.push_back(event.query);
+            admit();
             continue;
         }
         const std::size_t stage = at.stage;
@@ -110,7 +118,10 @@ inline Time simulate(const Script& script) {
         if (failed && at.attempt < static_cast<std::size_t>(script.retries)) {
             ++at.attempt;
             events.push({now + script.backoff, sequence++, event.query, false});
+            ++places;
+            admit();
         } else if (failed || stage == 2) {
+            ++places;
             admit();
         } else {
             at = {stage + 1, 0};

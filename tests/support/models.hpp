@@ -193,8 +193,8 @@ struct Rig {
     asio::io_context context{1};
 
     Pipeline pipeline(sluice::StageLimits limits = {20, 10, 5}, InferencePipelineOptions options = {}) {
-        return Pipeline(timed(context.get_executor()), Endpoint{&classify}, Endpoint{&extract}, Endpoint{&generate}, limits,
-                        dead_letters, std::move(options));
+        return Pipeline(timed(context.get_executor()), Endpoint{&classify}, Endpoint{&extract}, Endpoint{&generate},
+                        limits, dead_letters, std::move(options));
     }
 
     Model& model(int stage) {
