@@ -186,7 +186,7 @@ MUTANTS = [
      "        ~OnCancel() { waiter_.forget_slot(); }\n", "        ~OnCancel() = default;\n",
      "sync/teardown_test", *SANITIZERS),
     ("a timer keeps the slot of a destroyed signal", "testing/virtual_time.hpp",
-     "                at->second.slot = {};\n", "                static_cast<void>(at);\n",
+     "        ~OnCancel() { wait_.slot = {}; }\n", "        ~OnCancel() = default;\n",
      "sync/teardown_test", *SANITIZERS),
     ("run() does not report coroutines that still wait", "testing/run.hpp",
      "    if (!context.stopped()) {", "    if (false) {", "testing/virtual_timer_test"),
@@ -262,8 +262,7 @@ MUTANTS = [
     ("a handler other than the chosen one runs next", "testing/interleaving_context.hpp",
      "take(chosen)();", "take(n - 1 - chosen)();", "testing/interleaving_test"),
     ("waits with the same expiry end in any order", "testing/virtual_time.hpp",
-     "const Position position(expiry, sequence_++);", "const Position position(expiry, --sequence_);",
-     "testing/virtual_timer_test"),
+     "Position{expiry, sequence_++}", "Position{expiry, --sequence_}", "testing/virtual_timer_test"),
 ]
 
 
