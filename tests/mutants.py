@@ -263,6 +263,16 @@ MUTANTS = [
      "take(chosen)();", "take(n - 1 - chosen)();", "testing/interleaving_test"),
     ("waits with the same expiry end in any order", "testing/virtual_time.hpp",
      "Position{expiry, sequence_++}", "Position{expiry, --sequence_}", "testing/virtual_timer_test"),
+    ("a wait that is cancelled leaves the others out of order", "testing/detail/indexed_heap.hpp",
+     "if (hole != 0 && last.key < entries_[parent_of(hole)].key) {", "if (false) {", "testing/virtual_timer_test"),
+    ("the waits that are due with one whose handler throws are lost", "testing/detail/virtual_wait.hpp",
+     "                    std::move(*this).post(waits_.front().get_executor());\n", "",
+     "testing/virtual_timer_test"),
+    ("a wait keeps its memory while its handler runs", "testing/detail/virtual_wait.hpp",
+     "        Handler handler = release();\n        std::move(handler)(error);\n",
+     "        handler_(error);\n        static_cast<void>(release());\n", "testing/virtual_timer_test"),
+    ("waits that are due at once end in one order only", "testing/interleaving_context.hpp",
+     "        time_.complete_separately();\n", "", "testing/interleaving_test"),
 ]
 
 
