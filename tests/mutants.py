@@ -227,7 +227,7 @@ MUTANTS = [
      "        ~OnCancel() { waiter_.forget_slot(); }\n", "        ~OnCancel() = default;\n",
      "sync/teardown_test", *SANITIZERS),
     ("a timer keeps the slot of a destroyed signal", "testing/virtual_time.hpp",
-     "                at->second.slot = {};\n", "                static_cast<void>(at);\n",
+     "        ~OnCancel() { wait_.slot = {}; }\n", "        ~OnCancel() = default;\n",
      "sync/teardown_test", *SANITIZERS),
     ("run() does not report coroutines that still wait", "testing/run.hpp",
      "    if (!context.stopped()) {", "    if (false) {", "testing/virtual_timer_test"),
@@ -299,8 +299,17 @@ MUTANTS = [
     ("a handler other than the chosen one runs next", "testing/interleaving_context.hpp",
      "take(chosen)();", "take(n - 1 - chosen)();", "testing/interleaving_test"),
     ("waits with the same expiry end in any order", "testing/virtual_time.hpp",
-     "const Position position(expiry, sequence_++);", "const Position position(expiry, --sequence_);",
+     "Position{expiry, sequence_++}", "Position{expiry, --sequence_}", "testing/virtual_timer_test"),
+    ("a wait that is cancelled leaves the others out of order", "testing/detail/indexed_heap.hpp",
+     "if (hole != 0 && last.key < entries_[parent_of(hole)].key) {", "if (false) {", "testing/virtual_timer_test"),
+    ("the waits that are due with one whose handler throws are lost", "testing/detail/virtual_wait.hpp",
+     "                    std::move(*this).post(waits_.front().get_executor());\n", "",
      "testing/virtual_timer_test"),
+    ("a wait keeps its memory while its handler runs", "testing/detail/virtual_wait.hpp",
+     "        Handler handler = release();\n        std::move(handler)(error);\n",
+     "        handler_(error);\n        static_cast<void>(release());\n", "testing/virtual_timer_test"),
+    ("waits that are due at once end in one order only", "testing/interleaving_context.hpp",
+     "        time_.complete_separately();\n", "", "testing/interleaving_test"),
 ]
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/virtual_time.hpp>
+#include <sluice/testing/virtual_timer.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"
@@ -15,8 +16,10 @@
 #include <boost/asio/query.hpp>
 #include <boost/asio/require.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/system/error_code.hpp>
 #include <catch2/catch_message.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers.hpp>
 
 #include <chrono>
@@ -33,8 +36,10 @@ namespace {
 
 namespace asio = boost::asio;
 using namespace std::chrono_literals;
+using boost::system::error_code;
 using sluice::testing::InterleavingContext;
 using sluice::testing::VirtualTime;
+using sluice::testing::VirtualTimer;
 using test::Live;
 using test::refusal_of;
 using test::Task;
@@ -181,6 +186,29 @@ TEST_CASE("interleaving: waits that are due at the same time end in any order, a
         orders.insert(order);
     }
     CHECK(orders == std::set<std::string>{"aabb", "abab", "abba", "baab", "baba", "bbaa"});
+}
+
+TEST_CASE("interleaving: the waits that end at the same time, expired or cancelled, end in each possible order",
+          "[interleaving]") {
+    const bool cancelled = GENERATE(false, true);
+    const bool one_timer = GENERATE(false, true);
+    std::set<Order> orders;
+    for (std::size_t choice = 0; choice != 6; ++choice) {
+        InterleavingContext context([choice](std::size_t n) { return n == 3 ? choice / 2 : choice % 2; });
+        VirtualTimer timer(context.get_executor(), 1ms);
+        VirtualTimer other(context.get_executor(), 1ms);
+        Order order;
+        for (int i = 0; i != 3; ++i) {
+            (i == 1 && !one_timer ? other : timer).async_wait([&order, i](error_code) { order.push_back(i); });
+        }
+        if (cancelled) {
+            CHECK(timer.cancel() + other.cancel() == 3);
+            CHECK(context.ready() == 3);
+        }
+        CHECK(context.run() == (cancelled ? 0ms : 1ms));
+        orders.insert(order);
+    }
+    CHECK(orders == std::set<Order>{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}});
 }
 
 TEST_CASE("interleaving: an exception of a handler leaves run(), and the remaining handlers run the next time",

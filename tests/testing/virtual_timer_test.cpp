@@ -9,9 +9,11 @@
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
+#include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_allocator.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -37,10 +39,12 @@
 #include <algorithm>
 #include <chrono>
 #include <concepts>
+#include <cstddef>
 #include <future>
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -80,6 +84,137 @@ auto into(Log& log, std::string name) {
 }
 
 constexpr VirtualClock::time_point epoch{};
+
+// What was allocated with a CountingAllocator.
+struct Allocations {
+    int all = 0;
+    int live = 0;
+};
+
+template <class T>
+class CountingAllocator {
+public:
+    using value_type = T;
+
+    explicit CountingAllocator(Allocations& allocations) noexcept : allocations_(&allocations) {}
+    template <class Other>
+    explicit(false) CountingAllocator(const CountingAllocator<Other>& other) noexcept
+        : allocations_(other.allocations()) {}
+
+    T* allocate(std::size_t n) {
+        T* const memory = std::allocator<T>().allocate(n);
+        ++allocations_->all;
+        ++allocations_->live;
+        return memory;
+    }
+    void deallocate(T* memory, std::size_t n) noexcept {
+        --allocations_->live;
+        std::allocator<T>().deallocate(memory, n);
+    }
+
+    Allocations* allocations() const noexcept { return allocations_; }
+
+    template <class Other>
+    friend bool operator==(const CountingAllocator& a, const CountingAllocator<Other>& b) noexcept {
+        return a.allocations() == b.allocations();
+    }
+
+private:
+    Allocations* allocations_;
+};
+
+// Many timers, some with a wait, beside a simple model of what they must do. Each wait has a number, from 1 on.
+class Crowd {
+public:
+    Crowd(std::size_t timers, unsigned seed) : random_(seed) {
+        for (std::size_t i = 0; i != timers; ++i) {
+            members_.push_back(std::make_unique<Member>(context_));
+        }
+    }
+
+    // Does something to any of the timers.
+    void act() {
+        Member& member = *members_[random() % members_.size()];
+        const bool pending = member.number != 0;
+        switch (random() % 8) {
+            case 0:
+                CHECK(member.timer->cancel() == (pending ? 1 : 0));
+                cancelled(member);
+                break;
+            case 1:
+                member.signal.emit(asio::cancellation_type::terminal);
+                cancelled(member);
+                break;
+            case 2:
+                member.timer = std::make_unique<VirtualTimer>(context_.get_executor());
+                cancelled(member);
+                break;
+            default:
+                CHECK(member.timer->expires_after(nanoseconds(random() % 500)) == (pending ? 1 : 0));
+                cancelled(member);
+                wait(member);
+        }
+    }
+
+    // Advances to the next expiry. Returns false if there is none.
+    bool advance() {
+        if (!VirtualTime::of(context_).advance()) {
+            CHECK(pending_.empty());
+            return false;
+        }
+        const auto now = VirtualTime::of(context_).now();
+        CHECK(now == std::get<0>(*pending_.begin()));
+        while (!pending_.empty() && std::get<0>(*pending_.begin()) == now) {
+            expected_.push_back(std::get<1>(*pending_.begin()));
+            std::get<2>(*pending_.begin())->number = 0;
+            pending_.erase(pending_.begin());
+        }
+        return true;
+    }
+
+    // Whether the waits have ended as they must, those that were cancelled with a negative number.
+    bool as_expected() {
+        poll(context_);
+        return ended_ == expected_ && VirtualTime::of(context_).pending() == pending_.size();
+    }
+
+    unsigned random() { return static_cast<unsigned>(random_()); }
+
+private:
+    struct Member {
+        explicit Member(asio::io_context& context) : timer(std::make_unique<VirtualTimer>(context.get_executor())) {}
+
+        asio::cancellation_signal signal;
+        std::unique_ptr<VirtualTimer> timer;
+        int number = 0;                   // of its wait; 0 if there is none
+        VirtualClock::time_point expiry;  // of its wait
+    };
+
+    void cancelled(Member& member) {
+        if (member.number != 0) {
+            expected_.push_back(-member.number);
+            pending_.erase({member.expiry, member.number, &member});
+            member.number = 0;
+        }
+    }
+
+    void wait(Member& member) {
+        member.number = ++waits_;
+        member.expiry = member.timer->expiry();
+        pending_.insert({member.expiry, member.number, &member});
+        member.timer->async_wait(asio::bind_cancellation_slot(
+            member.signal.slot(),
+            [this, number = member.number](error_code error) { ended_.push_back(error ? -number : number); }));
+    }
+
+    asio::io_context context_;
+    std::minstd_rand random_;
+    std::vector<std::unique_ptr<Member>> members_;
+    int waits_ = 0;
+    std::set<std::tuple<VirtualClock::time_point, int, Member*>> pending_;
+    std::vector<int> ended_;
+    std::vector<int> expected_;
+};
 
 // A timer whose clock does not depend on the execution context.
 struct OwnClock {
@@ -188,6 +323,26 @@ TEST_CASE("virtual timer: waits with the same expiry end in the order in which t
     CHECK(log == Log{"a", "b", "c", "d", "e"});
 }
 
+TEST_CASE("virtual timer: waits that begin, are cancelled and end in any order end in the right one",
+          "[virtual_timer][cancellation]") {
+    const bool destroyed = GENERATE(false, true);
+    for (const unsigned timers : {1U, 2U, 5U, 6U, 100U, 3000U}) {
+        CAPTURE(timers);
+        Crowd crowd(timers, timers);
+        for (int i = 0; i != 10'000; ++i) {
+            crowd.act();
+            if (crowd.random() % (1 + timers / 8) == 0) {
+                crowd.advance();
+                REQUIRE(crowd.as_expected());
+            }
+        }
+        while (!destroyed && crowd.advance()) {
+            REQUIRE(crowd.as_expected());
+        }
+        CHECK(crowd.as_expected());
+    }
+}
+
 // A steady_timer does the same.
 TEST_CASE("virtual timer: waits with the same expiry are over together: the first cannot cancel the second",
           "[virtual_timer]") {
@@ -203,6 +358,52 @@ TEST_CASE("virtual timer: waits with the same expiry are over together: the firs
     second.async_wait(into(log, "second"));
     run(context);
     CHECK(log == Log{"first", "second", "posted by the first"});
+}
+
+TEST_CASE("virtual timer: waits that are due at once, on several executors, end in the order in which they began",
+          "[virtual_timer]") {
+    asio::io_context context;
+    const std::vector<asio::any_io_executor> executors{context.get_executor(), asio::make_strand(context),
+                                                       asio::make_strand(context)};
+    const bool in_turn = GENERATE(false, true);
+    std::vector<std::unique_ptr<VirtualTimer>> timers;
+    std::vector<std::vector<int>> ended(3);
+    std::vector<int> order;
+    for (int i = 0; i != 12; ++i) {
+        const auto executor = static_cast<std::size_t>(in_turn ? i % 3 : i / 4);
+        timers.push_back(std::make_unique<VirtualTimer>(executors[executor], 1ms));
+        timers.back()->async_wait([&, i, executor](error_code error) {
+            CHECK(error == success);
+            ended[executor].push_back(i);
+            order.push_back(i);
+            asio::post(context, [&, i] { order.push_back(100 + i); });
+        });
+    }
+    CHECK(run(context) == 1ms);
+    CHECK(order.size() == 24);
+    if (in_turn) {  // a strand whose turn is over lets others run before it takes another
+        CHECK(ended == std::vector<std::vector<int>>{{0, 3, 6, 9}, {1, 4, 7, 10}, {2, 5, 8, 11}});
+    } else {
+        CHECK(std::ranges::is_sorted(order));
+    }
+}
+
+TEST_CASE("virtual timer: the first of the waits that are due may destroy or set the timers of the others",
+          "[virtual_timer]") {
+    asio::io_context context;
+    Log log;
+    auto destroyed = std::make_unique<VirtualTimer>(context.get_executor(), 1ms);
+    VirtualTimer first(context.get_executor(), 1ms);
+    VirtualTimer set(context.get_executor(), 1ms);
+    first.async_wait([&](error_code) {
+        destroyed.reset();
+        CHECK(set.expires_after(1ms) == 0);
+        set.async_wait(into(log, "set again"));
+    });
+    destroyed->async_wait(into(log, "destroyed"));
+    set.async_wait(into(log, "set"));
+    CHECK(run(context) == 2ms);
+    CHECK(log == Log{"destroyed", "set", "set again"});
 }
 
 TEST_CASE("virtual timer: a wait that is due ends even if some handler is always ready", "[virtual_timer]") {
@@ -426,6 +627,7 @@ TEST_CASE("virtual timer: it accepts any completion token", "[virtual_timer]") {
     std::future<void> future = timer.async_wait(asio::use_future);
     std::future<void> cancelled;
     Log log;
+    timer.async_wait(asio::any_completion_handler<void(error_code)>(into(log, "any")));
     auto owned = std::make_unique<int>(1);  // makes the handler move-only
     timer.async_wait([&log, owned = std::move(owned)](error_code) { log.push_back("handler"); });
     Task task(context.get_executor(), [&]() -> Void {
@@ -444,7 +646,7 @@ TEST_CASE("virtual timer: it accepts any completion token", "[virtual_timer]") {
     CHECK(task.succeeded());
     CHECK_NOTHROW(future.get());
     CHECK_THROWS_AS(cancelled.get(), system_error);
-    CHECK(log == Log{"handler", "deferred", "use_awaitable", "as_tuple"});
+    CHECK(log == Log{"any", "handler", "deferred", "use_awaitable", "as_tuple"});
 }
 
 TEST_CASE("virtual timer: a deferred wait begins when it is launched", "[virtual_timer]") {
@@ -472,6 +674,70 @@ TEST_CASE("virtual timer: a handler runs on its own executor, or on that of the 
         asio::bind_executor(of_handler, [&](error_code) { there.push_back(of_handler.running_in_this_thread()); }));
     run(context);
     CHECK(there == std::vector<bool>{true, true});
+}
+
+TEST_CASE("virtual timer: a handler may run in another context, which does not run out of work before",
+          "[virtual_timer]") {
+    asio::io_context context;
+    asio::io_context other;
+    std::optional<error_code> result;
+    VirtualTimer timer(context.get_executor(), 5ms);
+    timer.async_wait(asio::bind_executor(other, into(result)));
+    CHECK(other.poll() == 0);
+    CHECK_FALSE(other.stopped());
+    CHECK(run(context) == 5ms);
+    CHECK_FALSE(result);
+    CHECK(other.poll() == 1);
+    CHECK(result == success);
+    CHECK(other.stopped());
+}
+
+TEST_CASE(
+    "virtual timer: a wait is one allocation, with the handler's allocator, and is free when the handler is called",
+    "[virtual_timer]") {
+    asio::io_context context;
+    Allocations allocations;
+    std::optional<error_code> result;
+    std::optional<int> live;
+    auto handler = asio::bind_allocator(CountingAllocator<int>(allocations), [&](error_code error) {
+        live = allocations.live;
+        result = error;
+    });
+    std::optional<VirtualTimer> timer(std::in_place, context.get_executor(), 5ms);
+    const bool expires = GENERATE(true, false);
+    const bool elsewhere = GENERATE(true, false);
+    if (elsewhere) {
+        timer->async_wait(asio::bind_executor(asio::make_strand(context), std::move(handler)));
+    } else {
+        timer->async_wait(std::move(handler));
+    }
+    CHECK(allocations.all == 1);
+    CHECK(allocations.live == 1);
+    if (!expires) {
+        timer.reset();
+    }
+    CHECK(allocations.all == 1);
+    run(context);
+    CHECK(result == (expires ? success : aborted));
+    CHECK(live == 0);
+    CHECK((elsewhere || allocations.all == 1));  // dispatching may allocate
+    CHECK(allocations.live == 0);
+}
+
+TEST_CASE("virtual timer: a wait that is destroyed with the context frees its memory", "[virtual_timer][shutdown]") {
+    Allocations allocations;
+    {
+        asio::io_context context;
+        VirtualTimer soon(context.get_executor(), 1ms);
+        VirtualTimer late(context.get_executor(), 2ms);
+        for (VirtualTimer* const timer : {&soon, &late}) {
+            timer->async_wait(
+                asio::bind_allocator(CountingAllocator<int>(allocations), [](error_code) { FAIL("must not run"); }));
+        }
+        VirtualTime::of(context).advance();  // one of them is posted
+        CHECK(allocations.live == 2);
+    }
+    CHECK(allocations.live == 0);
 }
 
 TEST_CASE("virtual timer: a coroutine that is cancelled leaves its wait with operation_aborted",
@@ -567,6 +833,35 @@ TEST_CASE("virtual timer: an exception leaves run(), and the remaining handlers 
     CHECK(log.empty());
     run(context);
     CHECK(log == Log{"next"});
+}
+
+TEST_CASE("virtual timer: the waits that are due with one whose handler throws still end, in order",
+          "[virtual_timer]") {
+    auto token = std::make_shared<int>();
+    const bool destroyed = GENERATE(false, true);
+    {
+        asio::io_context context;
+        const bool strand = GENERATE(false, true);
+        VirtualTimer timer(strand ? asio::any_io_executor(asio::make_strand(context)) : context.get_executor(), 1ms);
+        std::vector<int> order;
+        for (int i = 0; i != 6; ++i) {
+            timer.async_wait([&, i, token](error_code) {
+                order.push_back(i);
+                if (i == 1 || i == 2 || i == 5) {
+                    throw std::runtime_error("handler " + std::to_string(i));
+                }
+            });
+        }
+        CHECK_THROWS_WITH(run(context), "handler 1");
+        CHECK(order == std::vector<int>{0, 1});
+        if (!destroyed) {
+            CHECK_THROWS_WITH(run(context), "handler 2");
+            CHECK_THROWS_WITH(run(context), "handler 5");
+            CHECK(run(context) == 0ms);
+            CHECK(order == std::vector<int>{0, 1, 2, 3, 4, 5});
+        }
+    }
+    CHECK(token.use_count() == 1);
 }
 
 TEST_CASE("virtual timer: run() ends when the context is stopped, and continues when it is called again",

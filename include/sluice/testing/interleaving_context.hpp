@@ -53,6 +53,7 @@ public:
         if (!choose_) {
             throw std::invalid_argument("InterleavingContext: choose must not be empty");
         }
+        time_.complete_separately();
     }
 
     ~InterleavingContext() {

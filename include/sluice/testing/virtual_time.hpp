@@ -2,24 +2,20 @@
 #pragma once
 
 #include <sluice/sync/detail/clock.hpp>
+#include <sluice/sync/detail/intrusive_list.hpp>
+#include <sluice/testing/detail/indexed_heap.hpp>
+#include <sluice/testing/detail/virtual_wait.hpp>
 
-#include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/append.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/cancellation_type.hpp>
-#include <boost/asio/error.hpp>
 #include <boost/asio/execution_context.hpp>
-#include <boost/asio/post.hpp>
-#include <boost/system/error_code.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <map>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -39,7 +35,8 @@ struct VirtualClock {
 /// The virtual time of one execution context, and the waits for it.
 ///
 /// Deterministic: waits end in the order of their expiry, and those with the same expiry in the order in which they
-/// began.
+/// began. Waits on one executor that end at once are one handler of it: `poll_one()` ends them all. (In an
+/// InterleavingContext each is a handler of its own.)
 ///
 /// @par Thread safety
 /// Unsafe: virtual time is for one thread.
@@ -61,8 +58,13 @@ public:
 
     /// Completes the waits that are due.
     void complete_due() {
-        while (!waits_.empty() && waits_.begin()->first.first <= now_) {
-            complete(waits_.begin(), {});
+        while (is_due()) {
+            const boost::asio::any_io_executor& executor = *waits_.top().executor;
+            EndedWaits ended;
+            do {
+                ended.add(take(waits_.top()));
+            } while (!separately_ && is_due() && *waits_.top().executor == executor);
+            std::move(ended).post(executor);
         }
     }
 
@@ -71,7 +73,7 @@ public:
         if (waits_.empty()) {
             return false;
         }
-        now_ = std::max(now_, waits_.begin()->first.first);
+        now_ = std::max(now_, waits_.top_key().expiry);
         complete_due();
         return true;
     }
@@ -89,89 +91,111 @@ public:
     }
 
 private:
+    friend class InterleavingContext;
     friend class VirtualTimer;
 
-    using Handler = boost::asio::any_completion_handler<void(boost::system::error_code)>;
-    using Position = std::pair<time_point, std::uint64_t>;
+    using Wait = sluice::detail::VirtualWait;
+    using EndedWaits = sluice::detail::EndedWaits;
 
     // The part of a timer that its waits use.
     struct TimerState {
         boost::asio::any_io_executor executor;
-        std::set<Position> pending;  // sorted in the order in which the waits began
+        sluice::detail::IntrusiveList<Wait> pending;  // in the order in which they began
     };
 
-    struct Wait {
-        Handler handler;
-        TimerState* timer;
-        boost::asio::cancellation_slot slot;
+    // The place of a wait among the others: no two waits have the same.
+    struct Position {
+        time_point expiry;
+        std::uint64_t sequence;
+
+        friend bool operator<(const Position& a, const Position& b) noexcept {
+            return a.expiry != b.expiry ? a.expiry < b.expiry : a.sequence < b.sequence;
+        }
     };
-    using Waits = std::map<Position, Wait>;
 
     // The handler in the cancellation slot of a wait. The signal may be destroyed, and this with it, before the wait.
     class OnCancel {
     public:
-        OnCancel(VirtualTime& time, Position position) noexcept : time_(time), position_(std::move(position)) {}
-        ~OnCancel() {
-            if (const auto at = time_.waits_.find(position_); at != time_.waits_.end()) {
-                at->second.slot = {};
-            }
-        }
+        OnCancel(VirtualTime& time, Wait& wait) noexcept : time_(time), wait_(wait) {}
+        ~OnCancel() { wait_.slot = {}; }
 
         OnCancel(const OnCancel&) = delete;
         OnCancel& operator=(const OnCancel&) = delete;
 
         void operator()(boost::asio::cancellation_type type) const {
             if (type != boost::asio::cancellation_type::none) {
-                time_.cancel(Position(position_));  // which destroys this object
+                time_.cancel(wait_);  // which destroys this object
             }
         }
 
     private:
         VirtualTime& time_;
-        Position position_;
+        Wait& wait_;
     };
 
-    void add(TimerState& timer, time_point expiry, Handler handler) {
+    // From now on each wait that ends is a handler of its own, for a context that lets a test choose among them.
+    void complete_separately() noexcept { separately_ = true; }
+
+    bool is_due() const noexcept { return !waits_.empty() && waits_.top_key().expiry <= now_; }
+
+    template <class Handler>
+    void add(TimerState& timer, time_point expiry, Handler&& handler) {
         if (context_gone_) {
             return;  // a wait that begins while the context is destroyed is dropped like the others
         }
-        auto slot = boost::asio::get_associated_cancellation_slot(handler);
-        const Position position(expiry, sequence_++);
-        waits_.emplace(position, Wait{std::move(handler), &timer, slot});
-        timer.pending.insert(position);
+        boost::asio::cancellation_slot slot = boost::asio::get_associated_cancellation_slot(handler);
+        auto wait = sluice::detail::make_wait(timer.executor, std::forward<Handler>(handler));
         if (slot.is_connected()) {
-            slot.emplace<OnCancel>(*this, position);
+            slot.emplace<OnCancel>(*this, *wait);
+            wait->slot = slot;
         }
+        waits_.push(Position{expiry, sequence_++}, *wait);
+        timer.pending.push_back(*wait.release());
     }
 
-    void cancel(Position position) {
-        if (const auto at = waits_.find(position); at != waits_.end()) {
-            complete(at, boost::asio::error::operation_aborted);
+    void cancel(Wait& wait) {
+        wait.aborted = true;
+        EndedWaits ended;
+        ended.add(take(wait));
+        std::move(ended).post(*wait.executor);
+    }
+
+    // Cancels all waits of a timer. Returns their number.
+    std::size_t cancel_all(TimerState& timer) {
+        std::size_t cancelled = 0;
+        while (!timer.pending.empty()) {
+            EndedWaits ended;
+            do {
+                timer.pending.front().aborted = true;
+                ended.add(take(timer.pending.front()));
+                ++cancelled;
+            } while (!separately_ && !timer.pending.empty());
+            std::move(ended).post(timer.executor);
         }
+        return cancelled;
     }
 
-    // Removes a wait and posts its handler.
-    void complete(Waits::iterator at, boost::system::error_code error) {
-        Wait wait = std::move(at->second);
-        wait.timer->pending.erase(at->first);
-        waits_.erase(at);  // before the slot is cleared, whose handler would look for the wait
-        wait.slot.clear();
-        boost::asio::post(wait.timer->executor, boost::asio::append(std::move(wait.handler), error));
+    // Removes a wait from the heap, its timer and its slot.
+    Wait& take(Wait& wait) noexcept {
+        waits_.remove(wait);
+        wait.unlink();
+        wait.disconnect();
+        return wait;
     }
 
+    // Dropping a wait may run any code, which may use other timers: so first all are removed.
     void shutdown() noexcept override {
         context_gone_ = true;
-        Waits dropped;
-        dropped.swap(waits_);
-        for (auto& [position, wait] : dropped) {
-            wait.slot.clear();
-            wait.timer->pending.clear();
+        EndedWaits dropped;
+        while (!waits_.empty()) {
+            dropped.add(take(waits_.top()));
         }
     }
 
     time_point now_;
     std::uint64_t sequence_ = 0;
-    Waits waits_;
+    sluice::detail::IndexedHeap<Wait, Position> waits_;
+    bool separately_ = false;
     bool context_gone_ = false;
 };
 

@@ -85,13 +85,7 @@ public:
     time_point expiry() const noexcept { return expiry_; }
 
     /// Cancels all waits on this timer. Returns their number.
-    std::size_t cancel() {
-        const std::size_t cancelled = state_.pending.size();
-        while (!state_.pending.empty()) {
-            time_->cancel(*state_.pending.begin());
-        }
-        return cancelled;
-    }
+    std::size_t cancel() { return state_.pending.empty() ? 0 : time_->cancel_all(state_); }
 
     executor_type get_executor() const { return state_.executor; }
 
