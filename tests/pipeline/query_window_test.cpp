@@ -20,6 +20,8 @@
 #include <string>
 #include <vector>
 
+namespace asio = boost::asio;
+
 // The places of queries in the window, in backoff and when limits change.
 namespace {
 

@@ -21,7 +21,7 @@ public:
     virtual void on_limit_changed() = 0;
 
 protected:
-    ~LimitListener() = default;
+    ~LimitListener() { unlink(); }
 };
 
 // What the handles to one endpoint share.

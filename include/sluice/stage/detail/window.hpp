@@ -48,7 +48,7 @@ public:
     }
 
 protected:
-    ~Window() = default;
+    ~Window() { unlink(); }
 
 private:
     // Lets in another query, if there is one.
