@@ -2,7 +2,6 @@
 #pragma once
 
 #include <sluice/shared_string.hpp>
-#include <sluice/sync/detail/exceptions.hpp>
 
 #include <chrono>
 #include <cstdint>
@@ -60,21 +59,16 @@ private:
     SharedString code_;
 };
 
-/// The default VerdictFunction: that of the ModelError, which may be nested in another exception or the first of an
-/// `asio::multiple_exceptions`. Other exceptions are transient.
+/// The default VerdictFunction: the verdict of a ModelError. Other exceptions are transient, even if a ModelError is
+/// nested in them: the outermost exception says what happened, such as a TimeoutError.
 inline Verdict verdict_of(const std::exception_ptr& error) {
-    Verdict verdict;
-    detail::any_of_chain(error, [&verdict](const std::exception_ptr& thrown) {
-        try {
-            std::rethrow_exception(thrown);
-        } catch (const ModelError& model_error) {
-            verdict = model_error.verdict();
-            return true;
-        } catch (...) {
-            return false;
-        }
-    });
-    return verdict;
+    try {
+        std::rethrow_exception(error);
+    } catch (const ModelError& model_error) {
+        return model_error.verdict();
+    } catch (...) {
+        return {};
+    }
 }
 
 }  // namespace sluice

@@ -3,6 +3,7 @@
 
 #include <sluice/query.hpp>
 
+#include <concepts>
 #include <cstddef>
 #include <functional>
 #include <iterator>
@@ -25,30 +26,29 @@ public:
     QueryReader(Range&& range, Projection projection)
         : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}
 
-    // Returns the next query, or nothing once the range has ended or thrown. Throws what the range throws.
-    std::optional<Query> pull() {
+    // Stores the next query, or returns false once the range has ended or thrown. Throws what the range throws.
+    bool pull(Query& query) {
         if (ended_) {
-            return std::nullopt;
+            return false;
         }
         ended_ = true;  // unless everything below succeeds
-        std::optional<Query> query;
-        while (!query) {
+        for (bool found = false; !found;) {
             if (at_) {
                 ++*at_;
             } else {
                 at_.emplace(std::ranges::begin(view_));
             }
             if (*at_ == std::ranges::end(view_)) {
-                return std::nullopt;
+                return false;
             }
             if constexpr (owned) {
-                query = std::invoke(projection_, std::ranges::iter_move(*at_));
+                found = project(std::ranges::iter_move(*at_), query);
             } else {
-                query = std::invoke(projection_, **at_);
+                found = project(**at_, query);
             }
         }
         ended_ = false;
-        return query;
+        return true;
     }
 
     // The number of queries, or 0 if it is unknown.
@@ -61,6 +61,22 @@ public:
     }
 
 private:
+    // Returns whether the element has become a query.
+    template <class Element>
+    bool project(Element&& element, Query& query) {
+        using Projected = std::invoke_result_t<Projection&, Element>;
+        if constexpr (std::convertible_to<Projected, Query>) {
+            query = std::invoke(projection_, std::forward<Element>(element));
+            return true;
+        } else {
+            std::optional<Query> projected = std::invoke(projection_, std::forward<Element>(element));
+            if (projected) {
+                query = *std::move(projected);
+            }
+            return projected.has_value();
+        }
+    }
+
     using View = std::views::all_t<Range>;
     static constexpr bool owned = !std::is_lvalue_reference_v<Range> && !std::ranges::view<std::remove_cvref_t<Range>>;
 

@@ -22,7 +22,7 @@ namespace sluice::detail {
 // Runs the queries of an input, at most as many at once as the window has places: the one engine of batches and
 // streams, of ranges and asynchronous sources.
 //
-// Workers take one query after another. Each query has a place while it runs; a worker that finds none free idles until
+// Workers take one query after another; they begin one by one, and each lets in the next. Each query has a place while it runs; a worker that finds none free idles until
 // one may be, or ends if enough others idle. For a range, a worker takes a place and then a query. An asynchronous
 // source is asked by one worker at a time, while a place is free; a query that arrives when none is free any more waits
 // in line for one. So a source that is slow keeps no place from a query that returns from its backoff.
@@ -79,9 +79,10 @@ private:
     }
 
     void on_place_free() override {
-        if (!group_ || group_->cancelled() || input_ended_ || asking_) {
+        if (!group_ || group_->cancelled() || input_ended_ || asking_ || admitting_) {
             return;
         }
+        admitting_ = true;
         if (idle_->waiting() != 0) {
             idle_->notify_one();
         } else {
@@ -90,33 +91,33 @@ private:
     }
 
     boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
+        admitting_ = false;
         while (!group.cancelled() && !input_ended_) {
-            typename State::Run run(this);
-            std::optional<Query> query;
-            if constexpr (Input::is_asynchronous) {
-                if (asking_ || !has_free_place()) {
-                    if (!co_await idle(Pooled(), *this)) {
-                        co_return;
-                    }
-                    continue;
+            typename State::Run run(this, Input::is_asynchronous ? Slot() : places().try_acquire());
+            const bool may_take = Input::is_asynchronous ? !asking_ && has_free_place() : static_cast<bool>(run.place);
+            if (!may_take) {
+                if (!co_await idle(Pooled(), *this)) {
+                    co_return;
                 }
-                query = co_await ask(Pooled(), *this);
-                run.place = places().try_acquire();
-                if (query && !run.place) {
-                    run.place = co_await places().acquire();
+                continue;
+            }
+            Result result;
+            if constexpr (Input::is_asynchronous) {
+                std::optional<Query> query = co_await ask(Pooled(), *this);
+                if (query) {
+                    result.query = *std::move(query);
+                    run.place = places().try_acquire();
+                    if (!run.place) {
+                        run.place = co_await places().acquire();
+                    }
+                } else {
+                    input_ended_ = true;
                 }
             } else {
-                run.place = places().try_acquire();
-                if (!run.place) {
-                    if (!co_await idle(Pooled(), *this)) {
-                        co_return;
-                    }
-                    continue;
-                }
-                query = pull();
+                input_ended_ = !pull(result.query);
             }
-            if (!query) {
-                end_input();
+            if (input_ended_) {
+                idle_->notify_all();
                 co_return;
             }
             if (group.cancelled()) {
@@ -127,18 +128,17 @@ private:
             if (has_free_place()) {
                 on_place_free();
             }
-            Result result(std::move(*query));
             co_await state_.process(result, run);
             output_.end(index, std::move(result), run.place);
         }
     }
 
-    std::optional<Query> pull() {
+    bool pull(Query& query) {
         try {
-            return input_.pull();
+            return input_.pull(query);
         } catch (...) {
             output_.fail(std::current_exception());
-            return std::nullopt;
+            return false;
         }
     }
 
@@ -160,11 +160,6 @@ private:
         co_return std::nullopt;
     }
 
-    void end_input() noexcept {
-        input_ended_ = true;
-        idle_->notify_all();
-    }
-
     // Waits until a place may be free. Returns false, without waiting, if enough other workers do.
     static boost::asio::awaitable<bool, Executor> idle(Pooled, QueryWindow& window) {
         if (static_cast<std::ptrdiff_t>(window.idle_->waiting()) >= window.places().limit()) {
@@ -172,6 +167,7 @@ private:
         }
         Waiter waiter;
         co_await window.idle_->wait(waiter);
+        window.admitting_ = false;
         co_return true;
     }
 
@@ -182,6 +178,7 @@ private:
     TaskGroup* group_ = nullptr;                    // runs the workers
     std::size_t taken_ = 0;                         // queries
     bool asking_ = false;                           // a worker awaits the source
+    bool admitting_ = false;                        // a worker is about to begin or to stop idling
     bool input_ended_ = false;
     bool cancelled_ = false;
 };

@@ -18,7 +18,8 @@ namespace sluice::detail {
 template <class T>
 class QueryRun {
 public:
-    explicit QueryRun(Window* its_window = nullptr) noexcept : window(its_window) {}
+    QueryRun() noexcept : window(nullptr) {}
+    QueryRun(Window* its_window, Slot its_place) noexcept : window(its_window), place(std::move(its_place)) {}
 
     QueryRun(const QueryRun&) = delete;
     QueryRun& operator=(const QueryRun&) = delete;

@@ -26,7 +26,6 @@
 #include <boost/asio/cancellation_state.hpp>
 #include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/deferred.hpp>
-#include <boost/asio/multiple_exceptions.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
@@ -116,10 +115,6 @@ public:
                     }
                 } catch (const ModelError&) {
                     failure.set(std::current_exception());
-                } catch (const std::nested_exception&) {
-                    failure.set(std::current_exception());
-                } catch (const boost::asio::multiple_exceptions&) {
-                    failure.set(std::current_exception());
                 } catch (...) {
                     failure.set(std::current_exception());
                     failure.is_plain = true;
@@ -158,7 +153,7 @@ private:
         std::exception_ptr error;  // null as long as nothing failed
         Reason reason = Reason::model;
         bool attempted = false;
-        bool is_plain = false;  // the error cannot contain a ModelError: so it is not thrown again to find out
+        bool is_plain = false;  // no ModelError; finding that out later would take as long as the rest of the failure
 
         void set(std::exception_ptr thrown) noexcept { error = std::move(thrown); }
     };
