@@ -40,7 +40,7 @@ public:
     }
     ~Slot() {
         if (semaphore_) {
-            release();
+            own()->give_back();
         }
     }
 

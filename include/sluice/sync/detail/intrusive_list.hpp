@@ -3,13 +3,15 @@
 
 #include <sluice/sync/detail/requirements.hpp>
 
+#include <boost/assert.hpp>
+
 namespace sluice::detail {
 
-// The base of an object in an IntrusiveList. Removes itself from its list when it is destroyed.
+// The base of an object in an IntrusiveList. When it is destroyed it is in no list.
 class ListHook {
 public:
     ListHook() noexcept = default;
-    ~ListHook() { unlink(); }
+    ~ListHook() { BOOST_ASSERT(next_ == this); }
 
     ListHook(const ListHook&) = delete;  // its neighbours hold its address
     ListHook& operator=(const ListHook&) = delete;

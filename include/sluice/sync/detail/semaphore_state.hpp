@@ -6,6 +6,7 @@
 #include <sluice/sync/detail/waiter.hpp>
 
 #include <boost/assert.hpp>
+#include <boost/config.hpp>
 
 #include <cstddef>
 
@@ -60,8 +61,9 @@ private:
         return require(limit >= 0, "StageSemaphore", "limit must not be negative", limit);
     }
 
-    // Grants the free slots to those that have waited longest.
-    void hand_over() noexcept {
+    // Grants the free slots to those that have waited longest. Not inlined, so that returning a slot is, where nothing
+    // waits.
+    BOOST_NOINLINE void hand_over() noexcept {
         for (; waiting() != 0 && active_ < limit_; ++active_) {
             wake(longest_waiting(), WaitOutcome::granted);
         }

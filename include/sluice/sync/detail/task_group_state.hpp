@@ -22,7 +22,10 @@ namespace sluice::detail {
 // A child from spawn() to its end. Owned by the completion handler of its coroutine.
 struct Child : ListHook {
     explicit Child(std::size_t& running_children) : running(running_children) { ++running; }
-    ~Child() { --running; }
+    ~Child() {
+        unlink();
+        --running;
+    }
 
     std::size_t& running;  // the group's count
     boost::asio::cancellation_signal signal;
