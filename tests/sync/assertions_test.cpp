@@ -134,8 +134,8 @@ TEST_CASE("assertion: none for operations that are awaited, moved from, converte
             group.spawn(barrier.arrive_and_wait());
             co_return;
         });
-        asio::co_spawn(context, semaphore.acquire(), asio::detached);
         CHECK(semaphore.active() == 5);
+        asio::co_spawn(context, semaphore.acquire(), asio::detached);
     });
     context.run();
     CHECK(task.succeeded());

@@ -29,6 +29,14 @@ using test::Order;
 using test::Task;
 using Fixture = test::SemaphoreFixture;
 
+// Is cancelled while it does not look, and then acquires a slot.
+asio::awaitable<Slot> acquire_after_cancellation(StageSemaphore& semaphore, bool looks) {
+    co_await asio::this_coro::throw_if_cancelled(false);
+    co_await test::yield();
+    co_await asio::this_coro::throw_if_cancelled(looks);
+    co_return co_await semaphore.acquire();
+}
+
 asio::awaitable<bool> was_served(StageSemaphore& semaphore) {
     try {
         const Slot slot = co_await semaphore.acquire();
@@ -322,4 +330,18 @@ TEST_CASE("semaphore: cancellation wins over a free slot that comes through the 
     CHECK(task.aborted());
     CHECK(taken == before);
     CHECK(f.counts(0, 0));
+}
+
+TEST_CASE("semaphore: a coroutine that was cancelled earlier takes no free slot, unless it continues all the same",
+          "[semaphore][cancellation]") {
+    const bool looks = GENERATE(true, false);
+    const auto type = any_cancellation();
+    Fixture f(1);
+    Task<Slot> task(f.context->get_executor(), [&] { return acquire_after_cancellation(*f.semaphore, looks); });
+    f.context->poll_one();
+    task.cancel(type);
+    f.poll();
+    CHECK(task.aborted() == looks);
+    CHECK(task.succeeded() == !looks);
+    CHECK(f.counts(looks ? 0 : 1, 0));
 }

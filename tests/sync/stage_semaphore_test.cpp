@@ -22,6 +22,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_future.hpp>
+#include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
@@ -618,6 +619,93 @@ TEST_CASE("semaphore: a loop over many free semaphores bounds the stack as well"
     sluice::testing::run(context);
     CHECK(task.succeeded());
     CHECK(stack.size() < 200'000);  // bytes
+}
+
+namespace {
+
+// Acquires and returns `n` slots, one after the other; counts those that it got before `other_ran`.
+asio::awaitable<std::size_t> take_in_a_row(StageSemaphore& semaphore, std::size_t n, const bool& other_ran) {
+    std::size_t before_other = 0;
+    for (std::size_t i = 0; i != n; ++i) {
+        const Slot slot = co_await semaphore.acquire();
+        before_other += !other_ran;
+    }
+    co_return before_other;
+}
+
+// Tries `n` times to acquire a slot of a closed semaphore; counts the failures before `other_ran`.
+asio::awaitable<std::size_t> fail_in_a_row(StageSemaphore& semaphore, std::size_t n, const bool& other_ran) {
+    std::size_t before_other = 0;
+    for (std::size_t i = 0; i != n; ++i) {
+        try {
+            const Slot slot = co_await semaphore.acquire();
+        } catch (const boost::system::system_error&) {
+            before_other += !other_ran;
+        }
+    }
+    co_return before_other;
+}
+
+// As take_in_a_row(), `n` slots of each of two semaphores in turn.
+asio::awaitable<std::size_t> take_in_turn(StageSemaphore& first, StageSemaphore& second, std::size_t n,
+                                          const bool& other_ran) {
+    std::size_t before_other = 0;
+    for (std::size_t i = 0; i != n; ++i) {
+        before_other += co_await take_in_a_row(first, 1, other_ran);
+        before_other += co_await take_in_a_row(second, 1, other_ran);
+    }
+    co_return before_other;
+}
+
+// Acquires 60 slots, waits for one that another handler returns, and acquires 60 more; counts those that it got after
+// the wait and before `other_ran`.
+asio::awaitable<std::size_t> take_around_a_wait(Fixture& f, bool& other_ran) {
+    co_await take_in_a_row(*f.semaphore, 60, other_ran);
+    Slot held = f.semaphore->try_acquire();
+    asio::post(*f.context, [&held] { held.release(); });
+    static_cast<void>(co_await f.semaphore->acquire());
+    asio::post(*f.context, [&other_ran] { other_ran = true; });
+    co_return co_await take_in_a_row(*f.semaphore, 60, other_ran);
+}
+
+}  // namespace
+
+TEST_CASE("semaphore: 64 acquires in a row continue at once, and the next lets other handlers run", "[semaphore]") {
+    const bool closed = GENERATE(false, true);
+    Fixture f(1);
+    if (closed) {
+        f.semaphore->close();
+    }
+    bool other_ran = false;
+    Task<std::size_t> task(f.context->get_executor(), [&] {
+        return closed ? fail_in_a_row(*f.semaphore, 1000, other_ran) : take_in_a_row(*f.semaphore, 1000, other_ran);
+    });
+    asio::post(*f.context, [&] { other_ran = true; });
+    f.poll();
+    REQUIRE(task.succeeded());
+    CHECK(task.value() == 64);
+    CHECK(f.counts(0, 0));
+}
+
+TEST_CASE("semaphore: a loop over two free semaphores lets other handlers run", "[semaphore]") {
+    Fixture f(1);
+    StageSemaphore second(f.context->get_executor(), 1);
+    bool other_ran = false;
+    Task<std::size_t> task(f.context->get_executor(),
+                           [&] { return take_in_turn(*f.semaphore, second, 1000, other_ran); });
+    asio::post(*f.context, [&] { other_ran = true; });
+    f.poll();
+    REQUIRE(task.succeeded());
+    CHECK(task.value() <= 128);
+}
+
+TEST_CASE("semaphore: a wait ends a row of acquires that continue at once", "[semaphore]") {
+    Fixture f(1);
+    bool other_ran = false;
+    Task<std::size_t> task(f.context->get_executor(), [&] { return take_around_a_wait(f, other_ran); });
+    f.poll();
+    REQUIRE(task.succeeded());
+    CHECK(task.value() == 60);
 }
 
 TEST_CASE("semaphore: coroutines with a typed executor can wait, be served and be cancelled", "[semaphore][typed]") {

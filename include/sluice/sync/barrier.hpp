@@ -4,6 +4,7 @@
 #include <sluice/sync/detail/barrier_state.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
+#include <sluice/sync/detail/operation_awaiter.hpp>
 #include <sluice/sync/detail/wait_operation.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
@@ -167,37 +168,44 @@ private:
 
     explicit Arrival(boost::intrusive_ptr<detail::BarrierState> state) noexcept : state_(std::move(state)) {}
 
-    template <class Handler>
-    void start(Handler&& handler) {
+    bool decide() noexcept {
         try {
             if (arrive(*state_)) {
                 const auto state = state_;  // the completion function may destroy the barrier
                 waiter_.index = state->complete_phase();
                 waiter_.outcome = detail::WaitOutcome::granted;
-            } else {
-                state_->join(waiter_);
+                return true;
             }
+            state_->join(waiter_);
+            return false;
         } catch (...) {
             error_ = std::current_exception();
             waiter_.outcome = detail::WaitOutcome::aborted;
+            return true;
         }
-        complete_or_enter(*state_, waiter_, std::forward<Handler>(handler));
     }
 
-    // This object is gone when the handler returns; the handler does not lie in it.
-    template <class Handler>
-    void complete(Handler&& handler) {
+    bool failed() const noexcept {
+        using detail::WaitOutcome;  // the parties of a completed phase still have the first
+        return waiter_.outcome != WaitOutcome::waiting && waiter_.outcome != WaitOutcome::granted;
+    }
+
+    std::exception_ptr error() {
         using detail::WaitOutcome;
         if (waiter_.outcome == WaitOutcome::broken) {
-            error_ = std::make_exception_ptr(BrokenBarrier("Barrier: broke or was reset during the wait"));
-        } else if (waiter_.outcome == WaitOutcome::closed) {
-            error_ = std::make_exception_ptr(
-                detail::operation_aborted("Barrier::arrive_and_wait: the barrier was destroyed"));
-        } else if (waiter_.outcome == WaitOutcome::aborted && !error_) {
-            error_ = std::make_exception_ptr(detail::operation_aborted("Barrier::arrive_and_wait"));
+            return std::make_exception_ptr(BrokenBarrier("Barrier: broke or was reset during the wait"));
         }
-        std::forward<Handler>(handler)(std::exchange(error_, nullptr), std::size_t{waiter_.index});
+        if (waiter_.outcome == WaitOutcome::closed) {
+            return std::make_exception_ptr(
+                detail::operation_aborted("Barrier::arrive_and_wait: the barrier was destroyed"));
+        }
+        if (!error_) {
+            return std::make_exception_ptr(detail::operation_aborted("Barrier::arrive_and_wait"));
+        }
+        return std::exchange(error_, nullptr);
     }
+
+    std::size_t value() const noexcept { return waiter_.index; }
 
     boost::intrusive_ptr<detail::BarrierState> state_;
     std::exception_ptr error_;

@@ -3,6 +3,7 @@
 
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
+#include <sluice/sync/detail/operation_awaiter.hpp>
 #include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/detail/wait_operation.hpp>
 #include <sluice/sync/detail/waiter.hpp>
@@ -61,10 +62,11 @@ public:
     /// moved from or converted counts as forgotten, and asserts; that includes one that is kept across another
     /// suspension and is destroyed there with its coroutine.
     ///
-    /// The wait completes at once if a slot is free, and otherwise through the executor; after many immediate
-    /// completions in a row one goes through the executor too, so that a tight loop cannot starve other handlers. Slots
-    /// are granted in the order of the requests, but a coroutine that finds a free slot continues before one that was
-    /// granted a slot earlier and has not resumed yet.
+    /// The coroutine continues at once, without suspending, if a slot is free or the semaphore is closed, and otherwise
+    /// resumes through the executor. After at most 64 acquires in a row that continued at once, with no wait for this
+    /// semaphore between them, the next goes through the executor too, so that a tight loop cannot starve other
+    /// handlers. Slots are granted in the order of the requests, but a coroutine that finds a free slot continues
+    /// before one that was granted a slot earlier and has not resumed yet.
     ///
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled, or if the semaphore was
     /// closed or destroyed before a slot was granted.
@@ -139,29 +141,27 @@ private:
 
     explicit Acquisition(boost::intrusive_ptr<detail::SemaphoreState> state) noexcept : state_(std::move(state)) {}
 
-    template <class Handler>
-    void start(Handler&& handler) {
+    bool decide() noexcept {
         if (state_->try_take()) {
             waiter_.outcome = detail::WaitOutcome::granted;
-        } else if (state_->closed()) {
-            waiter_.outcome = detail::WaitOutcome::closed;
+            return true;
         }
-        complete_or_enter(*state_, waiter_, std::forward<Handler>(handler));
+        if (state_->closed()) {
+            waiter_.outcome = detail::WaitOutcome::closed;
+            return true;
+        }
+        return false;
     }
 
-    // This object is gone when the handler returns; the handler does not lie in it.
-    template <class Handler>
-    void complete(Handler&& handler) {
-        if (waiter_.outcome == detail::WaitOutcome::granted) {
-            std::forward<Handler>(handler)(std::exception_ptr(), Slot(std::move(state_)));
-        } else {
-            const bool closed = waiter_.outcome == detail::WaitOutcome::closed;
-            std::forward<Handler>(handler)(
-                std::make_exception_ptr(detail::operation_aborted(
-                    closed ? "StageSemaphore::acquire: the semaphore was closed" : "StageSemaphore::acquire")),
-                Slot());
-        }
+    bool failed() const noexcept { return waiter_.outcome != detail::WaitOutcome::granted; }
+
+    std::exception_ptr error() const {
+        const bool closed = waiter_.outcome == detail::WaitOutcome::closed;
+        return std::make_exception_ptr(detail::operation_aborted(
+            closed ? "StageSemaphore::acquire: the semaphore was closed" : "StageSemaphore::acquire"));
     }
+
+    Slot value() noexcept { return Slot(std::move(state_)); }
 
     boost::intrusive_ptr<detail::SemaphoreState> state_;
     detail::Waiter waiter_;

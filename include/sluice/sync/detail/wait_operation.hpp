@@ -42,13 +42,21 @@ concept CoroutineToken = std::same_as<Token, boost::asio::detail::async_operatio
                              typename Token::cancellation_slot_type;
                          });
 
+// What every WaitOperation is derived from.
+struct AnyWaitOperation {};
+
+template <class Operation, class Executor>
+class OperationAwaiter;
+
 // The base of the operations that wait. Awaiting one allocates no coroutine frame, since its state lies in the frame of
 // the coroutine that awaits it. It converts to an awaitable where one is needed.
 //
-// `Derived` has start(handler), with a handler of void(std::exception_ptr, Value); complete(handler), called when it
-// resumes; and check_awaited(bool), which asserts that the operation was not forgotten.
+// `Derived` has state_, which points to the queue, and waiter_; decide(), which begins the wait, and returns whether it
+// could decide its outcome; failed(), error() and value(), for when the wait has ended: whether it failed, with which
+// exception, and what it returns otherwise; and check_awaited(bool), which asserts that the operation was not
+// forgotten.
 template <class Derived, class Value>
-class WaitOperation {
+class WaitOperation : public AnyWaitOperation {
 public:
     using value_type = Value;
 
@@ -58,12 +66,7 @@ public:
         requires CoroutineToken<std::decay_t<Token>, Value>
     auto operator()(Token&& token) {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, Value)>(
-            [this](auto&& handler) {
-                check_address();
-                forgotten_ = false;
-                self().start(std::forward<decltype(handler)>(handler));
-            },
-            token);
+            [this](auto&& handler) { this->start(std::forward<decltype(handler)>(handler)); }, token);
     }
 
     boost::asio::awaitable<Value> operator()() { return std::move(self()); }
@@ -83,26 +86,11 @@ protected:
         Derived::check_awaited(!forgotten_ || std::uncaught_exceptions() != 0);
     }
 
-    // Completes now if the waiter's outcome is decided; otherwise adds it to the queue and completes when it resumes.
-    // This object may be gone afterwards.
-    template <class Handler>
-    void complete_or_enter(WaitQueue& queue, Waiter& waiter, Handler&& handler) {
-        using Later = Completion<std::decay_t<Handler>>;
-        queue.check_context([&] { return boost::asio::get_associated_executor(handler); });
-        if (waiter.outcome != WaitOutcome::waiting && InlineCompletion::depth < InlineCompletion::max_depth) {
-            const InlineCompletion here;
-            self().complete(std::forward<Handler>(handler));
-        } else if (queue.context_gone()) {  // nothing drains that queue any more
-            const auto executor = boost::asio::get_associated_executor(handler);
-            boost::asio::post(executor, Later{&self(), std::forward<Handler>(handler)});
-        } else {
-            const auto cancellation = boost::asio::get_associated_cancellation_slot(handler);
-            queue.enter(waiter, cancellation, Later{&self(), std::forward<Handler>(handler)});
-        }
-    }
-
 private:
     friend Derived;
+    template <class, class>
+    friend class OperationAwaiter;
+
     WaitOperation() noexcept = default;
 
     template <class Handler>
@@ -110,8 +98,69 @@ private:
         Derived* operation;
         Handler handler;
 
+        using executor_type = boost::asio::associated_executor_t<Handler>;
+        using cancellation_slot_type = boost::asio::associated_cancellation_slot_t<Handler>;
+
+        executor_type get_executor() const noexcept { return boost::asio::get_associated_executor(handler); }
+        cancellation_slot_type get_cancellation_slot() const noexcept {
+            return boost::asio::get_associated_cancellation_slot(handler);
+        }
+
         void operator()() { operation->complete(std::move(handler)); }
     };
+
+    // Returns whether the outcome is decided. `get_executor()` returns the executor of the coroutine.
+    template <class GetExecutor>
+    bool begin(const GetExecutor& get_executor) {
+        check_address();
+        forgotten_ = false;
+        const bool decided = self().decide();
+        queue().check_context(get_executor);
+        return decided;
+    }
+
+    // Begins the wait. Completes now if the outcome is decided; otherwise adds the wait to the queue and completes when
+    // it resumes. This object may be gone afterwards.
+    template <class Handler>
+    void start(Handler&& handler) {
+        const bool decided = begin([&] { return boost::asio::get_associated_executor(handler); });
+        if (decided && InlineCompletion::depth < InlineCompletion::max_depth) {
+            const InlineCompletion here;
+            complete(std::forward<Handler>(handler));
+        } else {
+            enter(Completion<std::decay_t<Handler>>{&self(), std::forward<Handler>(handler)});
+        }
+    }
+
+    // Calls `resume` through its executor: now if the outcome is decided, and otherwise when it will be.
+    template <class Resume>
+    void enter(Resume&& resume) {
+        if (queue().context_gone()) {  // nothing drains that queue any more
+            boost::asio::post(std::forward<Resume>(resume));
+        } else {
+            const auto cancellation = boost::asio::get_associated_cancellation_slot(resume);
+            queue().enter(self().waiter_, cancellation, std::forward<Resume>(resume));
+        }
+    }
+
+    // This object is gone when the handler returns; the handler does not lie in it.
+    template <class Handler>
+    void complete(Handler&& handler) {
+        if (self().failed()) {
+            std::forward<Handler>(handler)(self().error(), Value());
+        } else {
+            std::forward<Handler>(handler)(std::exception_ptr(), self().value());
+        }
+    }
+
+    Value result() {
+        if (self().failed()) [[unlikely]] {
+            rethrow();
+        }
+        return self().value();
+    }
+
+    [[noreturn]] void rethrow() { std::rethrow_exception(self().error()); }
 
     void check_address() const noexcept {
         if (address_.is_bitwise_copy()) [[unlikely]] {
@@ -122,6 +171,7 @@ private:
     }
 
     Derived& self() noexcept { return static_cast<Derived&>(*this); }
+    WaitQueue& queue() noexcept { return *self().state_; }
 
     template <class Executor>
     static boost::asio::awaitable<Value, Executor> run(Pooled, Derived operation) {

@@ -56,6 +56,17 @@ public:
         }
     }
 
+    // Whether a wait continues without suspending: if its outcome is decided, unless the 64 before it did. That one
+    // goes through the executor, so that a loop gives other handlers a turn. A wait that suspends here ends the row; a
+    // suspension elsewhere does not, since nothing tells.
+    bool continues_at_once(bool decided) noexcept {
+        if (decided && ++at_once_in_a_row_ <= 64) {
+            return true;
+        }
+        at_once_in_a_row_ = 0;
+        return false;
+    }
+
     std::size_t waiting() const noexcept { return waiting_count_; }
 
     // The executor of the drain; empty once its context has been destroyed.
@@ -201,6 +212,7 @@ private:
     IntrusiveList<Waiter> waiting_;  // first come, first served; their outcome is `waiting`
     IntrusiveList<Waiter> ready_;    // in the order in which they resume
     std::size_t waiting_count_ = 0;
+    int at_once_in_a_row_ = 0;
     bool scheduled_ = false;  // a drain is posted or running
 };
 
