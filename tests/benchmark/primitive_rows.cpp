@@ -75,7 +75,7 @@ Row uncontended(const std::string& executor, const Settings& settings) {
             "ns",
             {"sluice", [=] { return time_per_turn<SluiceLoop<Executor, Holding::nothing>>(1, 1, turns); }},
             {{"floor: an empty coroutine", [=] { return time_per_turn<EmptyCoroutineLoop<Executor>>(1, 1, turns); },
-              at_most(1.3)},
+              at_most(0.5)},
              {"channel, acquire() awaited",
               [=] { return time_per_turn<SemaphoreLoop<ChannelSemaphore, Executor, Holding::nothing>>(1, 1, turns); }},
              {"timer recipe",
@@ -202,7 +202,7 @@ std::vector<Row> semaphore_rows(const Settings& settings) {
          times_faster(1.8)});
     return {try_acquire, uncontended<AnyExecutor>("any executor", settings),
             uncontended<TypedExecutor>("typed executor", settings),
-            contended<AnyExecutor>("any executor", at_most(1.55), settings), typed};
+            contended<AnyExecutor>("any executor", at_most(1.4), settings), typed};
 }
 
 std::vector<Row> barrier_rows(const Settings& settings) {
