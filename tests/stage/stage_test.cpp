@@ -81,10 +81,15 @@ std::vector<std::chrono::nanoseconds> waits_of_a_stage(const sluice::RetryPolicy
         co_return 1;
     };
     Stage stage(sluice::timed_by<ImpatientTimer>(context.get_executor()), "s", 1, model, {.retry = policy});
-    for (int i = 0; i != 20; ++i) {
-        bool fails = true;
-        CHECK(run_one(context, stage, fails).attempts == 2);
-    }
+    Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (int i = 0; i != 20; ++i) {
+            bool fails = true;
+            const auto result = co_await stage.run("q", fails);
+            CHECK(result.attempts == 2);
+        }
+    });
+    context.run();
+    CHECK(task.succeeded());
     return ImpatientTimer::waits;
 }
 

@@ -24,6 +24,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution/context.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/query.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -455,7 +456,7 @@ public:
 
     explicit CoarseTimer(const executor_type& executor) : timer_(executor) {}
 
-    static time_point now(const executor_type& executor) { return VirtualTimer::now(executor); }
+    static time_point now(asio::execution_context& context) { return VirtualTimer::now(context); }
 
     void expires_after(duration after) { timer_.expires_after(after); }
 
