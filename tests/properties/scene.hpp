@@ -269,6 +269,7 @@ public:
         --intake.working;
         if (outcome == Outcome::cancelled) {
             ++fate.cancelled;
+            ++intake.released;
             expect(intake.may_cancel(), "a query was aborted without a cancellation");
         } else if (outcome == Outcome::failed) {
             ++fate.failed;
