@@ -160,6 +160,16 @@ TEST_CASE("window: no more queries are taken in than the window and the bound on
     CHECK(test::idle(pipeline));
 }
 
+TEST_CASE("window: queries that never suspend start no more workers than there are places", "[window]") {
+    Rig<> rig;
+    rig.classify.latency = rig.extract.latency = rig.generate.latency = 0ms;
+    auto pipeline = rig.pipeline({9, 9, 9}, test::with_window(3));
+    const auto input = test::make_queries(1000);
+    auto batch = test::start_batch(rig.context, pipeline, input);
+    CHECK(test::poll(rig.context) < 100);  // handlers
+    CHECK(batch.value().size() == 1000);
+}
+
 TEST_CASE("window: the bound on backoffs must not be negative", "[window]") {
     Rig<> rig;
     CHECK(test::refusal_of([&] { rig.pipeline({1, 1, 1}, {.max_in_backoff = -1}); }) ==
