@@ -132,8 +132,9 @@ public:
                              Observer::Event::started);
                 co_return;
             }
-            // A cancellation that predates this run is ignored.
-            if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
+            // A cancellation that predates this run is ignored; but a wait in an open line fails only if it is cancelled.
+            const bool is_now_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+            if (was_cancelled ? !failure.attempted && !state_of(line)->closed() : is_now_cancelled) {
                 stage.finish_cancelled(query, result, std::make_exception_ptr(operation_aborted("Stage::run")),
                                        failure.attempted ? Observer::Event::started : Observer::Event::queued);
                 std::rethrow_exception(result.error.exception());
