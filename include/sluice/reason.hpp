@@ -21,10 +21,14 @@ enum class Reason : std::uint8_t {
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
 constexpr std::string_view to_string(Reason reason) noexcept {
     switch (reason) {
-        case Reason::none: return "none";
-        case Reason::model: return "model";
-        case Reason::timeout: return "timeout";
-        case Reason::closed: return "closed";
+        case Reason::none:
+            return "none";
+        case Reason::model:
+            return "model";
+        case Reason::timeout:
+            return "timeout";
+        case Reason::closed:
+            return "closed";
     }
     return "unknown";
 }

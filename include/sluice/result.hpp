@@ -29,7 +29,7 @@ struct StageResult<void> {
     bool success = false;
     bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, or blocked its thread.
     Reason reason = Reason::none;  ///< Why the stage run failed, for programs; `none` on success.
-    StageError error;   ///< Why the stage run failed; empty on success.
+    StageError error;              ///< Why the stage run failed; empty on success.
 
     StageResult() = default;
     StageResult(SharedString id, SharedString stage_name) : query_id(std::move(id)), stage(std::move(stage_name)) {}

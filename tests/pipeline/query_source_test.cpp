@@ -202,7 +202,9 @@ TEST_CASE("source: it is cancelled together with the batch or stream, at every s
             auto drained = test::start_drain(rig, stream, indexes);
             test::poll(rig.context);
             steps.take(rig.context);
-            { const auto dropped = std::move(stream); }
+            {
+                const auto dropped = std::move(stream);
+            }
             rig.run();
         } else {
             auto batch = start_batch(rig, pipeline, source);

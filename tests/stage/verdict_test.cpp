@@ -91,8 +91,7 @@ template <class Function>
 std::pair<std::chrono::nanoseconds, Task<int>> retried(const RetryPolicy& policy, Function function,
                                                        sluice::VerdictFunction verdict = &verdict_of) {
     asio::io_context context(1);
-    Task<int> task(context.get_executor(),
-                   [&] { return sluice::with_retry<VirtualTimer>(policy, function, verdict); });
+    Task<int> task(context.get_executor(), [&] { return sluice::with_retry<VirtualTimer>(policy, function, verdict); });
     const auto elapsed = sluice::testing::run(context);
     return {elapsed, std::move(task)};
 }
@@ -245,8 +244,9 @@ TEST_CASE("with_retry: it rethrows the last error when no retry is left or the v
 TEST_CASE("with_retry: if the verdict function or the predicate throws, it throws a RetryPredicateError",
           "[with_retry]") {
     Failing model{{busy}};
-    CHECK(retried(test::retries(2), std::ref(model), [](const std::exception_ptr&) -> Verdict { throw 1; })
-              .second.failed_with<sluice::RetryPredicateError>());
+    CHECK(retried(test::retries(2), std::ref(model), [](const std::exception_ptr&) -> Verdict {
+              throw 1;
+          }).second.failed_with<sluice::RetryPredicateError>());
     CHECK(model.calls == 1);
 }
 

@@ -164,9 +164,10 @@ public:
     template <class Queries, class Projection = std::identity>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Queries&& queries,
                                                                                       Projection projection = {}) {
-        static_assert(is_input<Queries, Projection>,
-                      "sluice::QueryRange: process_batch() needs a range or an asynchronous source of sluice::Query, or "
-                      "of items that the projection turns into one");
+        static_assert(
+            is_input<Queries, Projection>,
+            "sluice::QueryRange: process_batch() needs a range or an asynchronous source of sluice::Query, or "
+            "of items that the projection turns into one");
         using Input = InputOf<Queries, Projection>;
         return run_batch(state_, Input(std::forward<Queries>(queries), std::move(projection)));
     }

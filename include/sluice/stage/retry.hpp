@@ -30,8 +30,8 @@ struct Backoff {
     std::optional<std::uint64_t> seed = std::nullopt;
 };
 
-/// The error of a query whose RetryPolicy::retry_if or VerdictFunction threw. Its message says what was thrown; the model
-/// function's own error is nested in it.
+/// The error of a query whose RetryPolicy::retry_if or VerdictFunction threw. Its message says what was thrown; the
+/// model function's own error is nested in it.
 class RetryPredicateError : public std::runtime_error, public std::nested_exception {
 public:
     using std::runtime_error::runtime_error;
@@ -90,7 +90,8 @@ private:
 
     // Uniform in [0, 1).
     double random(int retry, std::uint64_t stage_run) const noexcept {
-        const std::uint64_t bits = mix(mix(mix(backoff.seed.value_or(0)) ^ stage_run) ^ static_cast<std::uint64_t>(retry));
+        const std::uint64_t bits =
+            mix(mix(mix(backoff.seed.value_or(0)) ^ stage_run) ^ static_cast<std::uint64_t>(retry));
         return static_cast<double>(bits >> 11) * 0x1p-53;
     }
 };

@@ -22,10 +22,11 @@ namespace sluice::detail {
 // Runs the queries of an input, at most as many at once as the window has places: the one engine of batches and
 // streams, of ranges and asynchronous sources.
 //
-// Workers take one query after another; they begin one by one, and each lets in the next. Each query has a place while it runs; a worker that finds none free idles until
-// one may be, or ends if enough others idle. For a range, a worker takes a place and then a query. An asynchronous
-// source is asked by one worker at a time, while a place is free; a query that arrives when none is free any more waits
-// in line for one. So a source that is slow keeps no place from a query that returns from its backoff.
+// Workers take one query after another; they begin one by one, and each lets in the next. Each query has a place while
+// it runs; a worker that finds none free idles until one may be, or ends if enough others idle. For a range, a worker
+// takes a place and then a query. An asynchronous source is asked by one worker at a time, while a place is free; a
+// query that arrives when none is free any more waits in line for one. So a source that is slow keeps no place from a
+// query that returns from its backoff.
 //
 // `State` runs a query (`process(result, run)`), `Input` has pull() or the coroutine next(), and `Output` takes the
 // results: `begin()` when a query is taken, `end(index, result, place)` when it has run, which may keep the place, and

@@ -53,7 +53,8 @@ RetryDecision decide_retry(const RetryPolicy& policy, int attempts, std::uint64_
         if (!policy.should_retry(attempts, error, verdict)) {
             return {};
         }
-        return {true, std::max(policy.delay(attempts, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)))};
+        return {true,
+                std::max(policy.delay(attempts, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)))};
     } catch (...) {
         const StageError thrown(std::current_exception());
         try {

@@ -83,8 +83,8 @@ public:
     // Runs one query through the stage and fills in its `result` and `data`. Throws if it is cancelled.
     template <class... Args>
     static boost::asio::awaitable<void, RunExecutor<Args...>> run(Pooled, StageState& stage, QueryRun<T>& query,
-                                                               StageResult<>& result,
-                                                               std::optional<Value<Args...>>& data, Args&... args) {
+                                                                  StageResult<>& result,
+                                                                  std::optional<Value<Args...>>& data, Args&... args) {
         StageSemaphore& line = stage.endpoint->line;
         boost::asio::execution_context& context = state_of(line)->context();
         const std::uint64_t number = stage.runs_++;
@@ -132,14 +132,16 @@ public:
                              Observer::Event::started);
                 co_return;
             }
-            // A cancellation that predates this run is ignored; but a wait in an open line fails only if it is cancelled.
+            // A cancellation that predates this run is ignored; but a wait in an open line fails only if it is
+            // cancelled.
             const bool is_now_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
             if (was_cancelled ? !failure.attempted && !state_of(line)->closed() : is_now_cancelled) {
                 stage.finish_cancelled(query, result, std::make_exception_ptr(operation_aborted("Stage::run")),
                                        failure.attempted ? Observer::Event::started : Observer::Event::queued);
                 std::rethrow_exception(result.error.exception());
             }
-            if (!co_await try_again<RunExecutor<Args...>>(Pooled(), stage, query, result, failure, number, was_cancelled)) {
+            if (!co_await try_again<RunExecutor<Args...>>(Pooled(), stage, query, result, failure, number,
+                                                          was_cancelled)) {
                 co_return;
             }
         }
@@ -179,10 +181,10 @@ private:
     // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
     template <class... Args>
     static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(Pooled, StageState& stage,
-                                                                         typename T::time_point started,
-                                                                         StageResult<>& result, Failure& failure,
-                                                                         std::optional<Value<Args...>>& data,
-                                                                         Args&... args) {
+                                                                            typename T::time_point started,
+                                                                            StageResult<>& result, Failure& failure,
+                                                                            std::optional<Value<Args...>>& data,
+                                                                            Args&... args) {
         using Attempt = boost::asio::awaitable<Value<Args...>, RunExecutor<Args...>>;
         const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
         typename Timeouts<T>::Call call(*stage.timeouts_, executor, started);

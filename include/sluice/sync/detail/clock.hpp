@@ -47,8 +47,8 @@ typename T::time_point now(boost::asio::execution_context&) {
 template <class T, class Executor>
     requires boost::asio::execution::is_executor<Executor>::value
 typename T::time_point now(const Executor& executor) {
-    return now<T>(static_cast<boost::asio::execution_context&>(
-        boost::asio::query(executor, boost::asio::execution::context)));
+    return now<T>(
+        static_cast<boost::asio::execution_context&>(boost::asio::query(executor, boost::asio::execution::context)));
 }
 
 // Asserts that T measures the time of the context that it is used in.
