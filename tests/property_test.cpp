@@ -4,6 +4,7 @@
 //     sluice_property_tests "property: batch" --first-seed 4711 --seeds 1
 #include "properties/barrier.hpp"
 #include "properties/choices.hpp"
+#include "properties/endpoint.hpp"
 #include "properties/pipeline.hpp"
 #include "properties/semaphore.hpp"
 #include "properties/task_group.hpp"
@@ -36,6 +37,7 @@ void for_all_seeds(Property property) {
 TEST_CASE("property: semaphore", "[property]") { for_all_seeds(properties::check_semaphore); }
 TEST_CASE("property: barrier", "[property]") { for_all_seeds(properties::check_barrier); }
 TEST_CASE("property: task group", "[property]") { for_all_seeds(properties::check_task_group); }
+TEST_CASE("property: endpoint", "[property]") { for_all_seeds(properties::check_endpoint); }
 TEST_CASE("property: batch", "[property]") { for_all_seeds(properties::check_batch); }
 TEST_CASE("property: stream", "[property]") { for_all_seeds(properties::check_stream); }
 

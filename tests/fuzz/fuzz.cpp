@@ -2,6 +2,7 @@
 // One libFuzzer target per property; the bytes of the fuzzer make every decision of a run.
 #include "properties/barrier.hpp"
 #include "properties/choices.hpp"
+#include "properties/endpoint.hpp"
 #include "properties/pipeline.hpp"
 #include "properties/semaphore.hpp"
 #include "properties/task_group.hpp"

@@ -37,7 +37,9 @@ public:
         }
         if (has_stream) {
             fill(stream, 15);
-            stream_.emplace(pipeline_->process_stream(queries(stream)));
+            stream.arrived = choices.one_in(3);
+            stream_.emplace(stream.arrived != 0 ? pipeline_->process_stream(Source{this, &stream})
+                                                : pipeline_->process_stream(queries(stream)));
             for (Consumer& consumer : consumers_) {
                 consumer.results = choices.one_in(2) ? choices.below(8) : 100;
                 consumer.closes = choices.one_in(2);
@@ -75,6 +77,35 @@ private:
     };
     using Pipeline = sluice::InferencePipeline<Classify, Extract, Generate, Sink, VirtualTimer>;
 
+    // An asynchronous source.
+    struct Source {
+        Scene* scene;
+        Intake* intake;
+        std::size_t at = 0;
+
+        asio::awaitable<std::optional<sluice::Query>> next() { return produce(*this); }
+
+    private:
+        static asio::awaitable<std::optional<sluice::Query>> produce(Source& self) {
+            Intake& asking = *self.intake;
+            self.scene->expect(!std::exchange(asking.asks, true), "a source was asked before it had answered");
+            self.scene->expect(asking.held() < asking.ceiling + asking.excess, "a source was asked without room");
+            const struct Answered {
+                Intake& intake;
+                ~Answered() { intake.asks = false; }
+            } answered{asking};
+            co_await pause(self.scene->choices);
+            const auto state = co_await asio::this_coro::cancellation_state;
+            if (state.cancelled() != asio::cancellation_type::none) {
+                throw boost::system::system_error(asio::error::operation_aborted);
+            }
+            if (self.at == asking.size) {
+                co_return std::nullopt;
+            }
+            co_return self.scene->take(asking, self.at++);
+        }
+    };
+
     // A lazy range.
     auto queries(Intake& intake) {
         return std::views::iota(std::size_t{0}, intake.size) | std::views::transform(Scene::Take{this, &intake});
@@ -96,7 +127,9 @@ private:
     asio::awaitable<void> run_batch(Actor& actor) {
         batch.owner = &actor;
         batch.open = true;
-        auto awaitable = pipeline_->process_batch(queries(batch));
+        batch.arrived = choices.one_in(3);
+        auto awaitable = batch.arrived != 0 ? pipeline_->process_batch(Source{this, &batch})
+                                            : pipeline_->process_batch(queries(batch));
         --calls_to_make_;
         try {
             const auto results = co_await std::move(awaitable);

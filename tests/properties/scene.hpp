@@ -39,6 +39,8 @@ struct Intake {
     std::size_t concluded = 0;  // completed, or a dead letter
     std::size_t released = 0;   // places in the window that became free: in a stream when the result is consumed
     std::size_t working = 0;    // runs and dead letters that have begun and not ended
+    std::size_t arrived = 0;    // 1 if a query of its source may wait for a place
+    bool asks = false;          // awaits its source
     std::size_t excess = 0;     // consumers, for each of which a stream may have taken one more query
     bool open = false;          // begun, and not ended
     bool threw = false;
@@ -49,7 +51,7 @@ struct Intake {
     std::size_t held() const { return taken - released - away; }
     bool is_stream() const { return name == 's'; }
     bool may_cancel() const { return stopped || (threw && !is_stream()); }
-    bool takes_all_it_can() const { return open && !stopped && !threw && taken != size; }
+    bool takes_all_it_can() const { return open && !stopped && !threw && !asks && taken != size; }
 };
 
 /// The events of one query.
@@ -130,7 +132,7 @@ public:
             throw RangeFailure("range");
         }
         ++intake.taken;
-        expect(intake.held() <= intake.ceiling + intake.excess, "the window was exceeded");
+        expect(intake.held() <= intake.ceiling + intake.excess + intake.arrived, "the window was exceeded");
         const std::string id = intake.name + std::to_string(index);
         expect(fates_.try_emplace(id, Fate{.intake = &intake}).second, "a query was taken twice");
         perhaps_disturb();
@@ -216,7 +218,8 @@ public:
     // Checks the places of an intake when no handler is ready.
     void check_places(Intake& intake) {
         intake.ceiling = std::max(intake.window, std::min(intake.ceiling, intake.held()));
-        expect(intake.stopped || intake.held() <= intake.ceiling + intake.excess, "the window is exceeded");
+        expect(intake.stopped || intake.held() <= intake.ceiling + intake.excess + intake.arrived,
+                   "the window is exceeded");
         expect(!intake.takes_all_it_can() || intake.held() >= intake.window, "the window is not used");
     }
 

@@ -103,29 +103,32 @@ private:
                 continue;
             }
             Result result;
+            bool is_end;
             if constexpr (Input::is_asynchronous) {
                 std::optional<Query> query = co_await ask(Pooled(), *this);
+                is_end = !query;
                 if (query) {
                     result.query = *std::move(query);
-                    run.place = places().try_acquire();
-                    if (!run.place) {
-                        run.place = co_await places().acquire();
-                    }
-                } else {
-                    input_ended_ = true;
                 }
             } else {
-                input_ended_ = !pull(result.query);
+                is_end = !pull(result.query);
             }
-            if (input_ended_) {
+            if (is_end) {
+                input_ended_ = true;
                 idle_->notify_all();
-                co_return;
-            }
-            if (group.cancelled()) {
                 co_return;
             }
             const std::size_t index = taken_++;
             output_.begin();
+            if constexpr (Input::is_asynchronous) {
+                run.place = places().try_acquire();
+                if (!run.place) {
+                    run.place = co_await places().acquire();
+                }
+            }
+            if (group.cancelled()) {
+                co_return;
+            }
             if (has_free_place()) {
                 on_place_free();
             }

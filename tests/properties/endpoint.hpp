@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "choices.hpp"
+
+#include <sluice/observer.hpp>
+#include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/sync/timed_by.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace properties {
+
+/// Queries run through two stages that share an endpoint, with failures, retries, timeouts and cancellations, while its
+/// limit changes, it is closed, and the handles are dropped.
+class EndpointRun final : sluice::Observer, Expectations {
+public:
+    explicit EndpointRun(Choices& c) : choices_(c) {
+        limit_ = ceiling_ = static_cast<std::ptrdiff_t>(1 + choices_.below(3));
+        const auto executor = sluice::timed_by<VirtualTimer>(context_.get_executor());
+        endpoint_.emplace(executor, "shared", sluice::EndpointOptions{.limit = limit_});
+        sluice::StageOptions options{.retry = {.max_retries = static_cast<int>(choices_.below(3)),
+                                               .backoff = {.initial = std::chrono::nanoseconds(choices_.below(8))}},
+                                     .observer = this};
+        if (choices_.one_in(2)) {
+            options.timeout = std::chrono::nanoseconds(1 + choices_.below(15));
+        }
+        draft_.emplace(*endpoint_, "draft", Model{this}, options);
+        judge_.emplace(*endpoint_, "judge", Model{this}, options);
+        for (std::size_t n = 1 + choices_.below(8); n != 0; --n) {
+            const Stage stage = choices_.one_in(2) ? *draft_ : *judge_;
+            actors_.start(context_.get_executor(), [this, stage](Actor& actor) { return query(actor, stage); });
+        }
+    }
+
+    void check() {
+        for (std::size_t steps = 0; context_.run_one(); ++steps) {
+            require(steps < 20'000, "the run does not end");
+            check_slots();
+            if (steps < 300 && choices_.one_in(20)) {
+                disturb();
+            }
+        }
+        if (endpoint_) {
+            set_limit(1);
+        }
+        while (context_.run_one()) {
+            check_slots();
+        }
+        actors_.check();
+        require(running_ == 0, "a model is still running");
+        require(begun_ == finished_, "a stage run did not end exactly once");
+        check_expectations();
+    }
+
+private:
+    struct Model {
+        EndpointRun* run;
+        asio::awaitable<int> operator()() const { return run->model(); }
+    };
+    using Stage = sluice::Stage<Model, VirtualTimer>;
+
+    asio::awaitable<int> model() {
+        const struct Running {
+            EndpointRun& run;
+            ~Running() {
+                --run.running_;
+                run.ceiling_ = std::max(run.limit_, run.ceiling_ - 1);
+            }
+        } counted{*this};
+        expect(++running_ <= ceiling_, "the shared limit was exceeded");
+        co_await pause(choices_);
+        if (choices_.one_in(4)) {
+            throw std::runtime_error("model");
+        }
+        co_return 1;
+    }
+
+    asio::awaitable<void> query(Actor& actor, const Stage& stage) {
+        const auto result = co_await stage.run("q");
+        expect(!actor.cancelled || result.success || result.reason == sluice::Reason::closed ||
+                   result.reason == sluice::Reason::model || result.reason == sluice::Reason::timeout,
+               "a failure has no reason");
+        expect(result.success == (result.reason == sluice::Reason::none), "the reason does not match the result");
+        expect(result.reason != sluice::Reason::closed || closed_, "an open endpoint was reported as closed");
+    }
+
+    void on_queued(const sluice::StageResult<>& run) noexcept override { begun_ += run.attempts == 0; }
+    void on_finished(const sluice::StageResult<>&, Outcome, Event) noexcept override { ++finished_; }
+
+    void set_limit(std::ptrdiff_t limit) {
+        endpoint_->set_limit(limit);
+        limit_ = limit;
+        ceiling_ = std::max(limit, endpoint_->active());
+    }
+
+    void disturb() {
+        switch (choices_.below(12)) {
+            case 0:
+                endpoint_.reset();
+                draft_.reset();
+                judge_.reset();
+                limit_ = std::max<std::ptrdiff_t>(1, limit_);
+                break;
+            case 1:
+                if (endpoint_ && choices_.one_in(3)) {
+                    endpoint_->close();
+                    closed_ = true;
+                }
+                break;
+            case 2:
+            case 3:
+            case 4:
+                if (endpoint_) {
+                    set_limit(static_cast<std::ptrdiff_t>(1 + choices_.below(4)));
+                }
+                break;
+            default:
+                actors_.cancel_one(choices_);
+        }
+    }
+
+    void check_slots() {
+        check_expectations();
+        if (endpoint_ && context_.ready() == 0) {
+            require(endpoint_->active() == running_, "a slot is held but not used");
+            require(endpoint_->waiting() == 0 || endpoint_->active() >= limit_, "a free slot is not used");
+        }
+    }
+
+    Choices& choices_;
+    std::ptrdiff_t limit_ = 0;
+    std::ptrdiff_t ceiling_ = 0;  // above a limit that was lowered, until slots are returned
+    std::ptrdiff_t running_ = 0;
+    int begun_ = 0;
+    int finished_ = 0;
+    bool closed_ = false;
+    Actors actors_;
+    std::optional<sluice::Endpoint<VirtualTimer>> endpoint_;
+    std::optional<Stage> draft_;
+    std::optional<Stage> judge_;
+    // Last, so that coroutines that still wait when a property does not hold are destroyed first.
+    InterleavingContext context_{[this](std::size_t n) { return choices_.below(n); }};
+};
+
+inline void check_endpoint(Choices& choices) { EndpointRun(choices).check(); }
+
+}  // namespace properties
