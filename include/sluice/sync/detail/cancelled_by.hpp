@@ -16,7 +16,8 @@
 #include <type_traits>
 #include <utility>
 
-// The one or the other: by means of the insides of Asio, if this is a version whose insides are known.
+// The frames of coroutines are reached by way of Asio's insides, which are the same in these versions. For others there
+// is a slower way, which the tests choose for a whole program by SLUICE_PORTABLE_AWAIT.
 #if BOOST_VERSION < 108300 || BOOST_VERSION > 109200 || defined(SLUICE_PORTABLE_AWAIT)
 #include <sluice/sync/detail/cancelled_by_portable.hpp>
 #else
