@@ -219,7 +219,7 @@ public:
     void check_places(Intake& intake) {
         intake.ceiling = std::max(intake.window, std::min(intake.ceiling, intake.held()));
         expect(intake.stopped || intake.held() <= intake.ceiling + intake.excess + intake.arrived,
-                   "the window is exceeded");
+               "the window is exceeded");
         expect(!intake.takes_all_it_can() || intake.held() >= intake.window, "the window is not used");
     }
 
