@@ -560,6 +560,72 @@ struct ConnectionError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+TEST_CASE("guide: several stages share an endpoint", "[readme]") {
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    auto write_draft = [](const std::string& text) -> asio::awaitable<std::string> { co_return text; };
+    auto write_review = [](const std::string& text) -> asio::awaitable<std::size_t> { co_return text.size(); };
+    sluice::Endpoint gpt(executor, "gpt", sluice::EndpointOptions{.limit = 8});
+    sluice::Stage draft(gpt, "draft", write_draft, sluice::StageOptions{.timeout = 30s});
+    sluice::Stage review(gpt, "review", write_review, sluice::StageOptions{.retry = {.max_retries = 3}});
+    gpt.set_limit(4);  // of both together
+    CHECK(draft.endpoint() == review.endpoint());
+    CHECK(review.endpoint().limit() == 4);
+}
+
+TEST_CASE("guide: one pipeline feeds another, and a channel feeds a pipeline", "[readme]") {
+    asio::io_context context;
+    CollectingSink sink;
+    auto model = [](const std::string& text) -> asio::awaitable<int> {
+        if (text == "fail") throw std::runtime_error("no");
+        co_return 1;
+    };
+    auto shorten = [](int, int, const std::string& text) -> asio::awaitable<std::string> {
+        co_return text.substr(0, text.size() - 1);
+    };
+    const auto executor = context.get_executor();
+    sluice::InferencePipeline answer(executor, model, model, shorten, sluice::StageLimits{1, 1, 1}, sink);
+    sluice::InferencePipeline summarise(executor, model, model, shorten, sluice::StageLimits{1, 1, 1}, sink);
+    auto& pipeline = summarise;
+    const std::vector<sluice::Query> questions{{"1", "one"}, {"2", "fail"}, {"3", "three"}};
+    const auto to_query = [](auto&& item) -> std::optional<sluice::Query> {
+        if (!item.result.completed) return std::nullopt;  // a dead letter of the first pipeline
+        return sluice::Query(item.result.query.id, *item.result.response);
+    };
+    auto summaries = summarise.process_stream(answer.process_stream(questions), to_query);
+    asio::experimental::channel<void(boost::system::error_code, sluice::Query)> arrivals(executor, 16);
+    auto results = pipeline.process_stream(sluice::ChannelSource(arrivals));
+    arrivals.try_send(boost::system::error_code(), sluice::Query("4", "four"));
+    arrivals.close();
+    std::vector<std::string> texts;
+    const auto collect = [](auto& stream, auto& into) -> asio::awaitable<void> {
+        while (auto item = co_await stream.next()) {
+            into.push_back(*item->result.response);
+        }
+    };
+    asio::co_spawn(context, collect(summaries, texts), asio::detached);
+    asio::co_spawn(context, collect(results, texts), asio::detached);
+    context.run();
+    std::ranges::sort(texts);
+    CHECK(texts == std::vector<std::string>{"fou", "o", "thr"});
+    CHECK(sink.lost == std::vector<std::string>{"2 in classify: no"});
+}
+
+void check_status(int status, std::chrono::nanoseconds retry_after) {
+    if (status == 429) throw sluice::ModelError("rate limit", {sluice::Verdict::throttled, retry_after}, status);
+    if (status == 400) throw sluice::ModelError("bad request", {sluice::Verdict::invalid}, status);
+}
+
+TEST_CASE("guide: the client of a model says what an error means", "[readme]") {
+    CHECK_NOTHROW(check_status(200, 0ns));
+    try {
+        check_status(429, 20s);
+    } catch (...) {
+        CHECK(sluice::verdict_of(std::current_exception()).retry_after == 20s);
+    }
+    CHECK_THROWS_AS(check_status(400, 0ns), sluice::ModelError);
+}
+
 TEST_CASE("guide: a retry policy decides which errors to retry", "[readme]") {
     const sluice::RetryPolicy policy{.max_retries = 3, .retry_if = sluice::retry_on<ConnectionError>};
     CHECK(policy.should_retry(1, std::make_exception_ptr(ConnectionError("reset"))));
