@@ -4,6 +4,7 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -124,6 +125,23 @@ std::vector<Row> pipeline_rows(const Settings& settings) {
             batch<AnyExecutor, Suspends::once>("yield once, any executor", all_well),
             stream<Suspends::never>("functions return at once", all_well),
             stream<Suspends::once>("functions yield once", all_well)};
+}
+
+std::vector<Row> timeout_rows(const Settings& settings) {
+    Job without = make_job(settings.size(100'000));
+    without.arms_a_timer = true;
+    Job with = without;
+    with.timeout = std::chrono::seconds(1);
+    const auto row = [&]<class M>(const std::string& name) -> Row {
+        using W = TimedWays<M>;
+        return {"a timeout on each of three stages: " + name,
+                "ns/query",
+                variant<M>("sluice", W::template batch<>, with),
+                {variant<M>("without timeouts", W::template batch<>, without, at_most(1.5))}};
+    };
+    return {row.operator()<Models<TypedExecutor, Suspends::never>>("functions return at once"),
+            row.operator()<Models<TypedExecutor, Suspends::once>>("functions yield once"),
+            row.operator()<Models<AnyExecutor, Suspends::once>>("yield once, any executor")};
 }
 
 std::vector<Row> scaling_rows(const Settings& settings) {

@@ -41,6 +41,9 @@ struct Job {
     std::array<std::ptrdiff_t, stages> limits = benchmark::limits;
     std::optional<std::ptrdiff_t> window{};
 
+    std::optional<std::chrono::nanoseconds> timeout{};  // of each attempt
+    bool arms_a_timer = false;  // the first timer of a context makes every post slower, with timeouts or without
+
     int retries() const { return failures == Failures::none ? 0 : 1; }
 };
 
@@ -103,6 +106,12 @@ struct Ways {
         return co_spawn_each<NoLimits>(models, job, gauge, results, (job.queries->size() + window - 1) / window);
     }
 
+    /// The floor of many queries in flight.
+    static asio::awaitable<void, Executor> co_spawn_per_query(Models& models, const Job& job, Gauge& gauge,
+                                                              std::vector<Result>& results) {
+        return co_spawn_each<NoLimits>(models, job, gauge, results, 1);
+    }
+
     /// The peer.
     static asio::awaitable<void, Executor> channel_and_co_spawn(Models& models, const Job& job, Gauge& gauge,
                                                                 std::vector<Result>& results) {
@@ -113,7 +122,12 @@ struct Ways {
     static asio::awaitable<void, Executor> batch(Models& models, const Job& job, Gauge& gauge,
                                                  std::vector<Result>& results) {
         NoDeadLetters dead_letters;
-        auto pipeline = make_pipeline<TimerType>(co_await asio::this_coro::executor, models, job, dead_letters);
+        const Executor executor = co_await asio::this_coro::executor;
+        auto pipeline = make_pipeline<TimerType>(executor, models, job, dead_letters);
+        Timer<Executor> unrelated(executor, std::chrono::hours(1));
+        if (job.arms_a_timer) {
+            unrelated.async_wait([](const boost::system::error_code&) {});
+        }
         gauge.start();
         results = co_await pipeline.process_batch(*job.queries);
         gauge.stop();
@@ -167,6 +181,7 @@ private:
     template <sluice::Timer TimerType>
     static auto make_pipeline(Executor executor, Models& models, const Job& job, NoDeadLetters& dead_letters) {
         const sluice::StageOptions stage{
+            .timeout = job.timeout,
             .retry = {.max_retries = job.retries(), .backoff = {.initial = std::chrono::nanoseconds(0)}}};
         return sluice::InferencePipeline(
             sluice::timed_by<TimerType>(executor), [&](const std::string& text) { return models.classify(text); },
