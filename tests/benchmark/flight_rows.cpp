@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -87,7 +88,7 @@ Row time(const std::string& size, const Job& job) {
 
 std::vector<Row> flight_rows(const Settings& settings) {
     std::vector<Row> rows;
-    for (const std::size_t queries : {10, 1000, 100'000, 300'000}) {
+    for (const std::size_t queries : std::initializer_list<std::size_t>{10, 1000, 100'000, 300'000}) {
         const Job job = all_at_once(queries <= 1000 ? queries : settings.size(queries));
         const std::string size = std::to_string(queries);
         rows.push_back(bytes(size, job));
