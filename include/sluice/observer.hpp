@@ -8,7 +8,7 @@
 namespace sluice {
 
 /// Observes the progress of each query, for metrics, traces or progress bars. Derive from it, override the functions of
-/// interest, and pass its address in BasicStageOptions or BasicInferencePipelineOptions.
+/// interest, and pass its address in StageOptions or InferencePipelineOptions.
 ///
 /// A *stage run* is one query in one stage, made of attempts. It has exactly these events, in this order:
 ///
@@ -48,7 +48,7 @@ public:
     /// The way in which a stage run ended.
     enum class Outcome {
         succeeded,
-        failed,    ///< The last attempt failed, or the semaphore was closed.
+        failed,    ///< The last attempt failed, or the endpoint was closed.
         cancelled  ///< Stage::run() throws instead of returning a result.
     };
 

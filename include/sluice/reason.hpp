@@ -13,7 +13,7 @@ namespace sluice {
 /// The values do not change between versions. Later versions add others.
 enum class Reason : std::uint8_t {
     none = 0,     ///< It did not fail.
-    model = 1,    ///< The model function threw.
+    model = 1,    ///< The model function threw; perhaps the decision on a retry did too, see RetryPredicateError.
     timeout = 2,  ///< The model function did not return within the timeout of an attempt.
     closed = 3,   ///< The endpoint was closed.
 };

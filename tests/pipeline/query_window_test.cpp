@@ -212,6 +212,37 @@ TEST_CASE("window: one that was given does not follow the limits", "[window]") {
     CHECK(batch.value().size() == 10);
 }
 
+TEST_CASE("window: a batch or stream that begins while every stage is paused waits", "[window]") {
+    const bool streamed = GENERATE(false, true);
+    Rig<> rig;
+    auto pipeline = rig.pipeline({1, 1, 1});
+    const auto set_limits = [&](std::ptrdiff_t limit) {
+        pipeline.classify().endpoint().set_limit(limit);
+        pipeline.extract().endpoint().set_limit(limit);
+        pipeline.generate().endpoint().set_limit(limit);
+    };
+    set_limits(0);
+    CHECK(pipeline.window() == 0);
+    const auto input = test::make_queries(20);
+    if (streamed) {
+        auto stream = pipeline.process_stream(input);
+        Indexes indexes;
+        auto drained = test::start_drain(rig, stream, indexes);
+        rig.run_until_stalled();
+        CHECK_FALSE(drained.done());
+        set_limits(2);
+        rig.run();
+        CHECK(indexes.size() == 20);
+    } else {
+        auto batch = test::start_batch(rig.context, pipeline, input);
+        rig.run_until_stalled();
+        CHECK_FALSE(batch.done());
+        set_limits(2);
+        rig.run();
+        CHECK(batch.value().size() == 20);
+    }
+}
+
 TEST_CASE("window: limits may change when nothing runs, and when the pipeline is gone", "[window]") {
     Rig<> rig;
     auto endpoint = [&] {

@@ -175,6 +175,18 @@ TEST_CASE("endpoint: the timer is deduced from the executor", "[endpoint]") {
     static_assert(std::same_as<decltype(on_simulated), TestStage>);
 }
 
+TEST_CASE("endpoint: a stage whose context is gone is closed", "[endpoint]") {
+    Model model("m", 1ms);
+    auto context = std::make_unique<asio::io_context>(1);
+    const TestStage stage(timed(context->get_executor()), "s", 1, test::Endpoint{&model});
+    context.reset();
+    asio::io_context other(1);
+    Run run(other.get_executor(), [&] { return stage.run("1", std::string("text")); });
+    sluice::testing::run(other);
+    CHECK(run.value().reason == Reason::closed);
+    CHECK(model.calls() == 0);
+}
+
 TEST_CASE("endpoint: handles may be destroyed at any step; the queries that run go on", "[endpoint][stress]") {
     const bool context_first = GENERATE(false, true);
     const bool runs_on = GENERATE(false, true);

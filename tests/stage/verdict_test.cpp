@@ -75,6 +75,12 @@ asio::awaitable<int> fail_after(std::chrono::nanoseconds delay) {
     throw std::runtime_error("x");
 }
 
+asio::awaitable<int> hide_the_cancellation(std::chrono::nanoseconds delay) {
+    co_await asio::this_coro::throw_if_cancelled(false);
+    co_await test::cancelled_within(delay);
+    throw std::runtime_error("connection aborted");
+}
+
 std::exception_ptr model_error(Verdict verdict) { return std::make_exception_ptr(ModelError("x", verdict)); }
 
 // Runs the model in a stage with three retries and no backoff.
@@ -177,7 +183,7 @@ TEST_CASE("verdict: if the function throws, there is no retry, and the error say
     CHECK(model.calls == 1);
     CHECK(result.reason == Reason::model);
     CHECK(result.error.type() == "sluice::RetryPredicateError");
-    CHECK(result.error.message() == "the retry predicate threw std::logic_error: what?: busy");
+    CHECK(result.error.message() == "the verdict function threw std::logic_error: what?: busy");
 }
 
 TEST_CASE("reason: a failure has one, and a success has none", "[reason][stage]") {
@@ -290,6 +296,22 @@ TEST_CASE("with_retry: a cancelled call is not repeated, nor is a backoff that i
     sluice::testing::run(context);
     CHECK(in_backoff.aborted());
     CHECK(calls == 2);
+}
+
+TEST_CASE("with_retry: a call that was cancelled is not repeated, whatever it threw", "[with_retry]") {
+    asio::io_context context(1);
+    int calls = 0;
+    const auto hides_it = [&calls]() {
+        ++calls;
+        return hide_the_cancellation(10ms);
+    };
+    Task<int> task(context.get_executor(),
+                   [&] { return sluice::with_retry<VirtualTimer>(test::retries(3), hides_it); });
+    test::run_until(context, 5ms);
+    task.cancel();
+    sluice::testing::run(context);
+    CHECK(task.failed_with<std::runtime_error>());
+    CHECK(calls == 1);
 }
 
 TEST_CASE("with_retry: a policy that is out of range is refused when it is called", "[with_retry]") {

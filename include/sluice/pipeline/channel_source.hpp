@@ -21,7 +21,8 @@ namespace sluice {
 /// auto results = pipeline.process_stream(sluice::ChannelSource(queries));
 /// @endcode
 ///
-/// The end is the closing of the channel, after the messages that it holds. The channel must outlive the source.
+/// It ends when the channel has been closed and its remaining messages have been received. The channel must outlive the
+/// source.
 template <class Channel>
 class ChannelSource;
 
@@ -40,7 +41,8 @@ public:
     /// if the wait was cancelled.
     ///
     /// @par Cancellation
-    /// That of the channel's `async_receive`. No message is lost.
+    /// That of the channel's `async_receive`: this wait loses no message. (A batch or stream that is cancelled drops
+    /// the query that it has just received.)
     [[nodiscard]] boost::asio::awaitable<std::optional<Item>, Executor> next() { return receive(*channel_); }
 
 private:

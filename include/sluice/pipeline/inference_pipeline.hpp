@@ -58,10 +58,9 @@ namespace sluice {
 /// that await the pipeline.
 ///
 /// @par Lifetime
-/// The pipeline may be destroyed while its operations run: they keep its state alive. Its stages die with the last
-/// operation. The sink, the observer and ranges that were
-/// passed by reference must outlive the operations. The execution context may be destroyed before or after the
-/// pipeline. A pipeline that was moved from can only be destroyed or assigned to.
+/// The pipeline may be destroyed while its operations run: they keep its state alive, stages included. The sink, the
+/// observer, and ranges and sources that were passed by reference must outlive the operations. The execution context
+/// may be destroyed before or after the pipeline. A pipeline that was moved from can only be destroyed or assigned to.
 template <class Classify, class Extract, class Generate, class Sink, Timer T = boost::asio::steady_timer>
 class InferencePipeline {
 public:
@@ -110,8 +109,8 @@ public:
 
     /// @param executor That of the coroutines; with another timer than `asio::steady_timer` if it is timed_by() one.
     /// @param dead_letters Gets the queries that failed for good; must outlive the pipeline's operations.
-    /// @throws std::invalid_argument naming the stage or option and its value if a limit, the window or a timeout is
-    /// out of range, or if a function or the executor is empty.
+    /// @throws std::invalid_argument naming the stage or option and its value if a limit or an option is out of
+    /// range, or if a function or the executor is empty.
     InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
                       StageLimits limits, Sink& dead_letters, const InferencePipelineOptions& options = {})
         : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
@@ -164,10 +163,11 @@ public:
     template <class Queries, class Projection = std::identity>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Queries&& queries,
                                                                                       Projection projection = {}) {
-        static_assert(
-            is_input<Queries, Projection>,
-            "sluice::QueryRange: process_batch() needs a range or an asynchronous source of sluice::Query, or "
-            "of items that the projection turns into one");
+        static_assert(is_input<Queries, Projection>,
+                      "sluice::QueryRange, QuerySource: process_batch() needs a range or an asynchronous source of "
+                      "sluice::Query, or "
+                      "of items that the projection turns into one");
+        check_source<Queries>();
         using Input = InputOf<Queries, Projection>;
         return run_batch(state_, Input(std::forward<Queries>(queries), std::move(projection)));
     }
@@ -181,8 +181,10 @@ public:
     template <class Queries, class Projection = std::identity>
     Stream process_stream(Queries&& queries, Projection projection = {}) {
         static_assert(is_input<Queries, Projection>,
-                      "sluice::QueryRange: process_stream() needs a range or an asynchronous source of sluice::Query, "
+                      "sluice::QueryRange, QuerySource: process_stream() needs a range or an asynchronous source of "
+                      "sluice::Query, "
                       "or of items that the projection turns into one");
+        check_source<Queries>();
         using Input = InputOf<Queries, Projection>;
         return Stream(std::make_shared<detail::PipelineStream<State, Input>>(
             state_, Input(std::forward<Queries>(queries), std::move(projection))));
@@ -201,6 +203,15 @@ private:
 
     template <class Queries, class Projection>
     static constexpr bool is_input = QueryRange<Queries, Projection> || QuerySource<Queries, Projection>;
+
+    template <class Queries>
+    static constexpr void check_source() noexcept {
+        if constexpr (requires { typename detail::next_t<Queries>::executor_type; }) {
+            static_assert(std::same_as<typename detail::next_t<Queries>::executor_type, Executor>,
+                          "sluice::QuerySource: the awaitable of next() must have the executor type of the models' "
+                          "awaitables");
+        }
+    }
 
     template <class Queries, class Projection>
     using InputOf = std::conditional_t<QuerySource<Queries, Projection>, detail::SourceReader<Queries, Projection>,

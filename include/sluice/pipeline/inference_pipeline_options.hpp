@@ -24,7 +24,7 @@ struct InferencePipelineOptions {
     StageOptions generate = {};
 
     /// The number of queries that each batch and each stream runs at once; at least 1. Default: the sum of the limits,
-    /// which keeps every stage busy, and follows them when they change.
+    /// which keeps every stage busy, and follows them when they change; while all are 0, nothing is taken in.
     ///
     /// A query in backoff leaves its place to another, and returns ahead of those that have not begun.
     std::optional<std::ptrdiff_t> window = std::nullopt;

@@ -35,9 +35,9 @@ namespace sluice {
 /// each result goes to one of them.
 ///
 /// @par Lifetime
-/// The stream keeps the state of its pipeline alive. The dead-letter sink, and a range that was passed by reference,
-/// must live until the stream has ended or close() has completed; if the stream is only destroyed, until the cancelled
-/// queries have ended. A stream that was moved from can only be destroyed or assigned to.
+/// The stream keeps the state of its pipeline alive. The dead-letter sink, and a range or source that was passed by
+/// reference, must live until the stream has ended or close() has completed; if the stream is only destroyed, until the
+/// cancelled queries have ended. A stream that was moved from can only be destroyed or assigned to.
 template <class Result, class Executor>
 class [[nodiscard]] ResultStream {
 public:
@@ -62,8 +62,8 @@ public:
     /// When awaited, waits for the next result and returns it. Returns an empty optional when the stream has ended: the
     /// input has ended and every result was taken, or the stream was closed.
     ///
-    /// Rethrows what the input range threw, once, after the results of the queries taken before it; then the stream has
-    /// ended.
+    /// Rethrows what the range or source threw, once, after the results of the queries taken before it; then the stream
+    /// has ended.
     /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled.
     ///
     /// @par Cancellation

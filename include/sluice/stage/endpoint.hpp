@@ -32,7 +32,7 @@ static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destruct
 /// holds a slot and asks the same endpoint for another waits for itself.
 ///
 /// A handle: copies refer to the same endpoint, which lives as long as any of them, any Stage made of one, or any query
-/// that runs in one.
+/// running in one, does.
 ///
 /// @tparam T The timer of the stages that are made of it, deduced from the executor argument; see timed_by().
 ///

@@ -45,7 +45,7 @@ namespace sluice {
 /// again inside (a `std::function` with another signature, `std::bind_front`) must not pass a reference to the result
 /// to a coroutine: the result is gone when the coroutine begins.
 ///
-/// A handle: copies refer to the same stage, which lives as long as any of them or any query that runs in it.
+/// A handle: copies refer to the same stage, which lives as long as any of them, or any query running in it, does.
 ///
 /// @tparam T The timer with which the stage waits and measures time, deduced from the executor or endpoint; see
 /// timed_by().

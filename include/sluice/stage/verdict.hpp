@@ -13,13 +13,13 @@
 
 namespace sluice {
 
-/// What an error of a model means for those that might call it again. Every policy asks for the same verdict.
+/// What an error means for whoever might call the model again. All policies use the same verdict.
 struct Verdict {
     enum class Kind : std::uint8_t {
         transient,   ///< It may work next time: a connection was lost, a server failed, the time was up.
         throttled,   ///< The caller sends too much, as HTTP status 429 says.
         overloaded,  ///< The provider has too much to do, as 503 and 529 say.
-        invalid,     ///< The request itself is wrong, or was refused for what it says. Repeating it is useless.
+        invalid,     ///< The request itself is wrong, or was refused for its content. Repeating it is useless.
         exhausted,   ///< No credit is left, or the key is not valid. No request will work until a person acts.
     };
     using enum Kind;

@@ -11,7 +11,6 @@
 #include <sluice/sync/timer.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -32,6 +31,7 @@ struct RetriedRun {
     using Executor = awaitable_executor_t<Function&>;
 
     static boost::asio::awaitable<Value, Executor> run(RetryPolicy policy, Function function, VerdictFunction verdict) {
+        const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
         for (int attempts = 1;; ++attempts) {
             std::exception_ptr error;
             try {
@@ -39,8 +39,8 @@ struct RetriedRun {
             } catch (...) {
                 error = std::current_exception();
             }
-            const auto state = co_await boost::asio::this_coro::cancellation_state;
-            if (state.cancelled() != boost::asio::cancellation_type::none && is_cancellation(error)) {
+            // A cancellation that predates the call is ignored.
+            if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
                 std::rethrow_exception(error);
             }
             if (!policy.backoff.seed) {
@@ -62,7 +62,7 @@ struct RetriedRun {
 
 }  // namespace detail
 
-/// When awaited, calls and awaits `function()`, and repeats that as `policy` says while it fails. Returns its value.
+/// When awaited, calls and awaits `function()`, and repeats this while it fails, as `policy` allows. Returns its value.
 ///
 /// @code
 /// const sluice::RetryPolicy policy{.max_retries = 3};
@@ -77,13 +77,15 @@ struct RetriedRun {
 /// with_task_group().
 ///
 /// @tparam T The timer to wait with.
+/// @param policy The number of retries, and the waits between them.
+/// @param function Stored until the end.
 /// @param verdict What an error means: those that are not retryable end the attempts, unless RetryPolicy::retry_if
 /// says otherwise; the wait is at least the Verdict's `retry_after`.
 /// @throws std::invalid_argument naming the option of `policy` that is out of range and its value, when it is called.
 /// Otherwise rethrows what the last attempt threw; or a RetryPredicateError if `verdict` or `retry_if` threw.
 ///
 /// @par Cancellation
-/// The types that `function` and the timer support. A cancelled call is not repeated.
+/// The types that `function` and the timer support. A call that was cancelled is not repeated, whatever it threw.
 template <class T = boost::asio::steady_timer, class Function>
 [[nodiscard]] auto with_retry(const RetryPolicy& policy, Function function, VerdictFunction verdict = &verdict_of) {
     static_assert(Timer<T>, "sluice::Timer: the timer of with_retry() must have the interface of asio::steady_timer");

@@ -12,6 +12,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <exception>
 #include <optional>
@@ -23,10 +24,10 @@ namespace sluice::detail {
 // streams, of ranges and asynchronous sources.
 //
 // Workers take one query after another; they begin one by one, and each lets in the next. Each query has a place while
-// it runs; a worker that finds none free idles until one may be, or ends if enough others idle. For a range, a worker
-// takes a place and then a query. An asynchronous source is asked by one worker at a time, while a place is free; a
-// query that arrives when none is free any more waits in line for one. So a source that is slow keeps no place from a
-// query that returns from its backoff.
+// it runs. A worker that finds none free idles until there may be one, or ends if as many others idle as there are
+// places. For a range, a worker takes a place and then a query. An asynchronous source is asked by one worker at a
+// time, while a place is free; a query that arrives when none is free any more waits in line for one. So a source that
+// is slow keeps no place from a query that returns from its backoff.
 //
 // `State` runs a query (`process(result, run)`), `Input` has pull() or the coroutine next(), and `Output` takes the
 // results: `begin()` when a query is taken, `end(index, result, place)` when it has run, which may keep the place, and
@@ -56,7 +57,7 @@ public:
         co_await with_task_group<Executor>(body);
     }
 
-    // Takes no further query, and cancels those that run.
+    // Takes no further query, and cancels those that are running.
     void cancel() noexcept {
         cancelled_ = true;
         if (group_) {
@@ -83,12 +84,12 @@ private:
         if (!group_ || group_->cancelled() || input_ended_ || asking_ || admitting_) {
             return;
         }
-        admitting_ = true;
         if (idle_->waiting() != 0) {
             idle_->notify_one();
         } else {
             add_worker();
         }
+        admitting_ = true;
     }
 
     boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
@@ -164,9 +165,11 @@ private:
         co_return std::nullopt;
     }
 
-    // Waits until a place may be free. Returns false, without waiting, if enough other workers do.
+    // Waits until a place may be free. Returns false, without waiting, if as many other workers do as there are places;
+    // one waits even if the window has none, while every stage is paused.
     static boost::asio::awaitable<bool, Executor> idle(Pooled, QueryWindow& window) {
-        if (static_cast<std::ptrdiff_t>(window.idle_->waiting()) >= window.places().limit()) {
+        if (static_cast<std::ptrdiff_t>(window.idle_->waiting()) >=
+            std::max<std::ptrdiff_t>(1, window.places().limit())) {
             co_return false;
         }
         Waiter waiter;

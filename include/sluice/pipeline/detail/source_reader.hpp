@@ -5,6 +5,9 @@
 #include <sluice/query.hpp>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
 
 #include <cstddef>
 #include <functional>
@@ -25,7 +28,11 @@ public:
     // Returns the next query, or nothing once the source has ended. Throws what it throws.
     template <class Executor>
     boost::asio::awaitable<std::optional<Query>, Executor> next() {
-        for (;;) {
+        for (int skipped = 0;; ++skipped) {
+            if (skipped % 64 == 63) {  // the source may answer without suspending
+                const Executor executor = co_await boost::asio::this_coro::executor;
+                co_await boost::asio::post(executor, boost::asio::deferred);
+            }
             auto item = co_await source_.next();
             if (!item) {
                 co_return std::nullopt;

@@ -137,6 +137,7 @@ private:
     boost::asio::awaitable<void, Executor> run() override {
         const auto self = this->shared_from_this();
         const Executor executor = co_await boost::asio::this_coro::executor;
+        state_->check_context(executor);
         Window window(executor, *state_, std::move(input_), *this);
         const struct Reset {
             Window*& window;

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <exception>
 #include <random>
+#include <string>
 #include <string_view>
 
 namespace sluice::detail {
@@ -41,15 +42,17 @@ struct RetryDecision {
 };
 
 // Decides after `attempts` attempts, the last of which ended with `error`. If user code throws, `error` becomes a
-// RetryPredicateError with the model's error nested in it. `verdict()` is asked only if there may be a retry.
+// RetryPredicateError with the model's error nested in it. `get_verdict` is called only if there may be a retry.
 template <class GetVerdict>
 RetryDecision decide_retry(const RetryPolicy& policy, int attempts, std::uint64_t stage_run, std::exception_ptr& error,
                            const GetVerdict& get_verdict) {
     if (attempts > policy.max_retries) {
         return {};
     }
+    const char* asked = "verdict function";
     try {
         const Verdict verdict = get_verdict(error);
+        asked = "retry predicate";
         if (!policy.should_retry(attempts, error, verdict)) {
             return {};
         }
@@ -61,7 +64,7 @@ RetryDecision decide_retry(const RetryPolicy& policy, int attempts, std::uint64_
             std::rethrow_exception(error);
         } catch (...) {
             error = std::make_exception_ptr(
-                RetryPredicateError("the retry predicate threw " + thrown.type() + ": " + thrown.message()));
+                RetryPredicateError(std::string("the ") + asked + " threw " + thrown.type() + ": " + thrown.message()));
         }
         return {};
     }

@@ -23,9 +23,8 @@
 #include <sluice/sync/timeout.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/cancellation_state.hpp>
-#include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
@@ -86,6 +85,11 @@ public:
                                                                   StageResult<>& result,
                                                                   std::optional<Value<Args...>>& data, Args&... args) {
         StageSemaphore& line = stage.endpoint->line;
+        if (state_of(line)->context_gone()) {
+            stage.notify(query, &Observer::on_queued, result);
+            stage.finish_closed(query, result, Observer::Event::queued);
+            co_return;
+        }
         boost::asio::execution_context& context = state_of(line)->context();
         const std::uint64_t number = stage.runs_++;
         const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
@@ -98,7 +102,7 @@ public:
                 try {
                     slot = co_await line.acquire();
                 } catch (...) {
-                    failure = {std::current_exception(), Reason::closed};
+                    failure.set(std::current_exception());
                 }
                 const auto queued = std::exchange(started, query.read_clock(context));
                 result.queue_time += started - queued;
@@ -132,13 +136,19 @@ public:
                              Observer::Event::started);
                 co_return;
             }
-            // A cancellation that predates this run is ignored; but a wait in an open line fails only if it is
-            // cancelled.
-            const bool is_now_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
-            if (was_cancelled ? !failure.attempted && !state_of(line)->closed() : is_now_cancelled) {
-                stage.finish_cancelled(query, result, std::make_exception_ptr(operation_aborted("Stage::run")),
-                                       failure.attempted ? Observer::Event::started : Observer::Event::queued);
-                std::rethrow_exception(result.error.exception());
+            const auto last_event = failure.attempted ? Observer::Event::started : Observer::Event::queued;
+            // A cancellation that predates this run is ignored.
+            const bool cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled;
+            if (cancelled || (!failure.attempted && !state_of(line)->closed())) {
+                if (cancelled) {
+                    failure.set(std::make_exception_ptr(operation_aborted("Stage::run")));
+                }
+                stage.finish_cancelled(query, result, failure.error, last_event);
+                std::rethrow_exception(failure.error);
+            }
+            if (!failure.attempted) {
+                stage.finish_closed(query, result, last_event);
+                co_return;
             }
             if (!co_await try_again<RunExecutor<Args...>>(Pooled(), stage, query, result, failure, number,
                                                           was_cancelled)) {
@@ -151,7 +161,7 @@ public:
     const std::shared_ptr<EndpointState> endpoint;
 
 private:
-    // How an attempt failed, or the wait for a slot.
+    // How an attempt failed, or the wait for a slot before it.
     struct Failure {
         std::exception_ptr error;  // null as long as nothing failed
         Reason reason = Reason::model;
@@ -160,10 +170,6 @@ private:
 
         void set(std::exception_ptr thrown) noexcept { error = std::move(thrown); }
     };
-
-    static bool is_cancelled(const boost::asio::cancellation_state& state) noexcept {
-        return state.cancelled() != boost::asio::cancellation_type::none;
-    }
 
     void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
         if (options_.observer) {
@@ -176,6 +182,12 @@ private:
                           Observer::Event last) const noexcept {
         result.error = std::move(error);
         notify(query, &Observer::on_finished, result, Observer::Outcome::cancelled, last);
+    }
+
+    void finish_closed(QueryRun<T>& query, StageResult<>& result, Observer::Event last) const noexcept {
+        result.error = std::make_exception_ptr(operation_aborted("the stage was closed"));
+        result.reason = Reason::closed;
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last);
     }
 
     // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
@@ -199,20 +211,14 @@ private:
         }
     }
 
-    // After a failure: ends the stage run, or waits until it is time for another attempt. Returns whether it is.
+    // After a failed attempt: ends the stage run, or waits until it is time for another attempt. Returns whether it is.
     template <class Executor>
     static boost::asio::awaitable<bool, Executor> try_again(Pooled, StageState& stage, QueryRun<T>& query,
                                                             StageResult<>& result, Failure& failure,
                                                             std::uint64_t number, bool was_cancelled) {
-        auto last_event = Observer::Event::queued;
-        RetryDecision decision;
-        if (failure.attempted) {
-            last_event = Observer::Event::attempt_failed;
-            stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
-            decision = stage.decide(result.attempts, number, failure);
-        } else {
-            failure.error = std::make_exception_ptr(operation_aborted("the stage was closed"));
-        }
+        constexpr auto last_event = Observer::Event::attempt_failed;
+        stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
+        const RetryDecision decision = stage.decide(result.attempts, number, failure);
         if (!decision.retry) {
             result.error = std::move(failure.error);
             result.reason = failure.reason;

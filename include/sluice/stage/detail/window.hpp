@@ -12,8 +12,8 @@ namespace sluice::detail {
 // The window of one batch or stream: the places of the queries that run at once.
 //
 // A query in backoff leaves its place to another. When the backoff ends it waits in line for a place, ahead of every
-// new query, since those only take one that is free while nothing waits. How many queries are away in this way is
-// bounded too; a query beyond that bound keeps its place during its backoff.
+// new query but one that a source has already delivered: new ones only take a place that is free while nothing waits.
+// How many queries are away in this way is bounded too; a query beyond that bound keeps its place during its backoff.
 class Window : public ListHook {
 public:
     template <class Executor>

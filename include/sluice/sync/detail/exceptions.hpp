@@ -3,6 +3,8 @@
 
 #include <sluice/sync/detail/requirements.hpp>
 
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/cancellation_type.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/experimental/channel_error.hpp>
 #include <boost/asio/multiple_exceptions.hpp>
@@ -56,6 +58,10 @@ bool any_of_chain(std::exception_ptr error, Holds holds) {
 // The exception with which a cancelled operation ends. `operation` comes first in its message.
 inline boost::system::system_error operation_aborted(const char* operation) {
     return {boost::asio::error::operation_aborted, operation};
+}
+
+inline bool is_cancelled(const boost::asio::cancellation_state& state) noexcept {
+    return state.cancelled() != boost::asio::cancellation_type::none;
 }
 
 // Whether a cancelled coroutine ends with `error`, including by way of a channel or a parallel group.
