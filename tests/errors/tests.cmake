@@ -22,7 +22,7 @@ sluice_error_test(generate_takes_other_types "sluice::InferencePipeline: generat
 sluice_error_test(executors_differ "the awaitables of classify, extract and generate must have the same executor type")
 sluice_error_test(sink_without_put "sluice::DeadLetterSink: the sink must have put[(]")
 sluice_error_test(sink_takes_other_types "sluice::DeadLetterSink: the sink must have put[(]")
-sluice_error_test(timer_without_clock "(requires  Timer<|because .* does not satisfy 'Timer')")
+sluice_error_test(timer_without_clock "sluice::Timer: the timer of timed_by[(][)] must have the interface of asio::steady_timer and a clock")
 sluice_error_test(range_of_another_type "sluice::QueryRange: process_batch[(][)] needs a range or an asynchronous source of")
 sluice_error_test(stage_takes_other_arguments "sluice::Stage: the model function cannot be called with the arguments of run[(][)]")
 set_tests_properties("errors: stage takes other arguments" PROPERTIES FAIL_REGULAR_EXPRESSION "Pooled")

@@ -164,7 +164,7 @@ public:
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Queries&& queries,
                                                                                       Projection projection = {}) {
         static_assert(is_input<Queries, Projection>,
-                      "sluice::QueryRange, QuerySource: process_batch() needs a range or an asynchronous source of "
+                      "sluice::QueryRange: process_batch() needs a range or an asynchronous source of "
                       "sluice::Query, or "
                       "of items that the projection turns into one");
         check_source<Queries>();
@@ -181,7 +181,7 @@ public:
     template <class Queries, class Projection = std::identity>
     Stream process_stream(Queries&& queries, Projection projection = {}) {
         static_assert(is_input<Queries, Projection>,
-                      "sluice::QueryRange, QuerySource: process_stream() needs a range or an asynchronous source of "
+                      "sluice::QueryRange: process_stream() needs a range or an asynchronous source of "
                       "sluice::Query, "
                       "or of items that the projection turns into one");
         check_source<Queries>();

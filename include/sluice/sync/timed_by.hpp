@@ -9,7 +9,7 @@ namespace sluice {
 
 /// An executor, and the type of timer that whatever is constructed with it uses to wait and to measure time.
 /// timed_by() returns it.
-template <Timer T, class Executor>
+template <class T, class Executor>
 class TimedExecutor {
 public:
     using timer_type = T;
@@ -28,8 +28,10 @@ private:
 /// @code
 /// sluice::Stage stage(sluice::timed_by<sluice::testing::VirtualTimer>(executor), "classify", 20, classify);
 /// @endcode
-template <Timer T, class Executor>
+template <class T, class Executor>
 TimedExecutor<T, Executor> timed_by(Executor executor) {
+    static_assert(Timer<T>,
+                  "sluice::Timer: the timer of timed_by() must have the interface of asio::steady_timer and a clock");
     return TimedExecutor<T, Executor>(std::move(executor));
 }
 
