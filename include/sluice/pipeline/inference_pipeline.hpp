@@ -108,7 +108,10 @@ public:
                   "sluice::DeadLetterSink: the sink must have put(const sluice::Query&, const sluice::StageResult<>&)");
 
     /// @param executor That of the coroutines; with another timer than `asio::steady_timer` if it is timed_by() one.
+    /// @param classify_fn,extract_fn,generate_fn The model functions.
+    /// @param limits How many attempts may run at once in each stage.
     /// @param dead_letters Gets the queries that failed for good; must outlive the pipeline's operations.
+    /// @param options Retries, timeouts, the window and the observer.
     /// @throws std::invalid_argument naming the stage or option and its value if a limit or an option is out of
     /// range, or if a function or the executor is empty.
     InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,

@@ -49,6 +49,7 @@ public:
 
     /// @param executor Resumes the queries that wait for a slot.
     /// @param name Appears in messages.
+    /// @param options The limit, and what an error means.
     /// @throws std::invalid_argument naming the endpoint and the option, with its value, that is out of range.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value

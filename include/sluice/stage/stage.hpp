@@ -74,7 +74,10 @@ public:
 
     /// A stage with an endpoint of its own, of the same name.
     /// @param executor Resumes the queries that wait for a slot.
+    /// @param name Appears in results and messages.
     /// @param limit How many attempts may run at once; at least 1.
+    /// @param function The model function.
+    /// @param options Retries, timeout and observer.
     /// @throws std::invalid_argument as above, or if `executor` is empty or `limit` is less than 1.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value
