@@ -95,8 +95,8 @@ template <class T = boost::asio::steady_timer, class Function>
     if (!verdict) {
         throw std::invalid_argument("with_retry: the verdict function must not be empty");
     }
-    return detail::RetriedRun<T, Function>::run(detail::require_valid("with_retry", policy), std::move(function),
-                                                verdict);
+    detail::require_valid("with_retry", policy);
+    return detail::RetriedRun<T, Function>::run(policy, std::move(function), verdict);
 }
 
 }  // namespace sluice

@@ -70,10 +70,11 @@ private:
             return true;
         } else {
             std::optional<Query> projected = std::invoke(projection_, std::forward<Element>(element));
-            if (projected) {
+            const bool found = projected.has_value();
+            if (found) {
                 query = *std::move(projected);
             }
-            return projected.has_value();
+            return found;
         }
     }
 

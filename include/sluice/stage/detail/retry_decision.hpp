@@ -17,8 +17,8 @@
 
 namespace sluice::detail {
 
-// Returns `policy`, or throws std::invalid_argument naming the option that is out of range and its value.
-inline const RetryPolicy& require_valid(std::string_view owner, const RetryPolicy& policy) {
+// Throws std::invalid_argument naming the option of `policy` that is out of range, and its value, if one is.
+inline void require_valid(std::string_view owner, const RetryPolicy& policy) {
     const Backoff& backoff = policy.backoff;
     require(policy.max_retries >= 0, owner, "max_retries must not be negative", policy.max_retries);
     require(backoff.initial.count() >= 0, owner, "initial must not be negative", backoff.initial.count(), " ns");
@@ -26,7 +26,6 @@ inline const RetryPolicy& require_valid(std::string_view owner, const RetryPolic
             "multiplier must be finite and at least 1", backoff.multiplier);
     require(policy.cap() >= backoff.initial, owner, "cap must be at least initial", policy.cap().count(), " ns");
     require(backoff.jitter >= 0 && backoff.jitter <= 1, owner, "jitter must be from 0 to 1", backoff.jitter);
-    return policy;
 }
 
 // Returns a different number each time.

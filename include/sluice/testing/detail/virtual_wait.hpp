@@ -114,8 +114,8 @@ public:
     using executor_type = boost::asio::any_io_executor;
     using allocator_type = boost::asio::associated_allocator_t<Handler, boost::asio::recycling_allocator<void>>;
 
-    OnOwnExecutor(const executor_type& of_timer, const Executor& own, Handler&& handler)
-        : executor_(of_timer), work_(own), handler_(std::move(handler)) {}
+    OnOwnExecutor(executor_type of_timer, const Executor& own, Handler&& handler)
+        : executor_(std::move(of_timer)), work_(own), handler_(std::move(handler)) {}
 
     void operator()(boost::system::error_code error) {
         boost::asio::dispatch(boost::asio::append(std::move(handler_), error));
@@ -146,11 +146,11 @@ struct DropWait {
     void operator()(VirtualWait* wait) const noexcept { wait->drop(); }
 };
 
-// Returns a wait that calls `handler`, an rvalue, on its own executor, or on `executor`, the timer's, if it has none.
+// Returns a wait that calls `handler` on its own executor, or on `executor`, the timer's, if it has none.
 template <class Handler>
-std::unique_ptr<VirtualWait, DropWait> make_wait(const boost::asio::any_io_executor& executor, Handler&& handler) {
+std::unique_ptr<VirtualWait, DropWait> make_wait(const boost::asio::any_io_executor& executor, Handler handler) {
     struct None {};
-    const auto create = [&]<class H>(H&& with_executor) {
+    const auto create = [&]<class H>(H with_executor) {
         return std::unique_ptr<VirtualWait, DropWait>(VirtualWaitFor<H>::create(executor, std::move(with_executor)));
     };
     if constexpr (std::same_as<boost::asio::associated_executor_t<Handler, None>, None>) {
