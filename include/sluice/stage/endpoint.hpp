@@ -57,7 +57,7 @@ public:
         : state_(detail::EndpointState::make("Endpoint", std::move(executor), std::move(name), options.limit,
                                              options.verdict)) {}
     template <class Executor>
-    Endpoint(TimedExecutor<T, Executor> executor, SharedString name, EndpointOptions options)
+    Endpoint(const TimedExecutor<T, Executor>& executor, SharedString name, EndpointOptions options)
         : Endpoint(executor.executor(), std::move(name), options) {}
 
     const SharedString& name() const noexcept { return state_->name; }

@@ -81,15 +81,15 @@ public:
     /// @throws std::invalid_argument as above, or if `executor` is empty or `limit` is less than 1.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value
-    Stage(Executor executor, SharedString name, std::ptrdiff_t limit, Function function,
+    Stage(Executor executor, const SharedString& name, std::ptrdiff_t limit, Function function,
           const StageOptions& options = {})
         : state_(std::make_shared<State>(
               name, detail::EndpointState::make("Stage", std::move(executor), name, limit, &verdict_of),
               std::move(function), options)) {}
     template <class Executor>
-    Stage(TimedExecutor<T, Executor> executor, SharedString name, std::ptrdiff_t limit, Function function,
+    Stage(const TimedExecutor<T, Executor>& executor, const SharedString& name, std::ptrdiff_t limit, Function function,
           const StageOptions& options = {})
-        : Stage(executor.executor(), std::move(name), limit, std::move(function), options) {}
+        : Stage(executor.executor(), name, limit, std::move(function), options) {}
 
     /// When awaited, runs one query through the stage and returns a `StageResult<Value>`. It waits for a slot, calls
     /// `function(args...)`, and awaits the result within the timeout. If the attempt fails, the slot is returned; if

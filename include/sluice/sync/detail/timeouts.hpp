@@ -77,8 +77,8 @@ private:
 
     struct TimerOf {
         template <class Executor>
-        explicit TimerOf(const Executor& coroutine_executor)
-            : executor(coroutine_executor), timer(executor), post(&Timeouts::post<Executor>) {}
+        explicit TimerOf(Executor coroutine_executor)
+            : executor(std::move(coroutine_executor)), timer(executor), post(&Timeouts::post<Executor>) {}
 
         typename T::executor_type executor;
         T timer;
@@ -125,7 +125,7 @@ private:
         auto handler = [self = boost::intrusive_ptr<Timeouts>(&timeouts), step] { ((*self).*step)(); };
         const auto& executor = timeouts.timer_->executor;
         if constexpr (requires { executor.template target<Executor>(); }) {
-            if (const Executor* const typed = executor.template target<Executor>()) {
+            if (const auto* const typed = executor.template target<Executor>()) {
                 boost::asio::post(*typed, std::move(handler));
                 return;
             }
