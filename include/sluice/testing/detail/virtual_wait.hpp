@@ -133,12 +133,12 @@ private:
 };
 
 template <class Executor>
-bool is_same_executor(const boost::asio::any_io_executor& any, const Executor& executor) {
+bool is_same_executor(const boost::asio::any_io_executor& executor, const Executor& own) {
     if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
-        return any == executor;
+        return executor == own;
     } else {
-        const auto* const target = any.target<Executor>();
-        return target && *target == executor;
+        const auto* const target = executor.target<Executor>();
+        return target && *target == own;
     }
 }
 
