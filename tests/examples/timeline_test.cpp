@@ -32,7 +32,6 @@ using namespace std::chrono_literals;
 using sluice::StageError;
 using sluice::StageResult;
 using support::Timeline;
-using test::InferencePipelineOptions;
 using test::retries;
 using test::StageOptions;
 using test::Task;

@@ -35,7 +35,6 @@ using namespace std::chrono_literals;
 using sluice::InferencePipeline;
 using sluice::Query;
 using sluice::StageResult;
-using test::Endpoint;
 using test::idle;
 using test::InferencePipelineOptions;
 using test::is_complete;
