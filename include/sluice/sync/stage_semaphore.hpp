@@ -44,7 +44,7 @@ public:
     StageSemaphore(Executor executor, std::ptrdiff_t limit)
         : state_(detail::make_queue<detail::SemaphoreState>("StageSemaphore", std::move(executor), limit)) {}
 
-    ~StageSemaphore() { state_->abandon(); }
+    ~StageSemaphore() { state_->close(); }
 
     StageSemaphore(const StageSemaphore&) = delete;
     StageSemaphore& operator=(const StageSemaphore&) = delete;

@@ -45,14 +45,7 @@ public:
         wake_all(WaitOutcome::closed);
     }
 
-    // The StageSemaphore is being destroyed.
-    void abandon() noexcept {
-        abandoned_ = true;
-        close();
-    }
-
     bool closed() const noexcept { return closed_ || context_gone(); }
-    bool abandoned() const noexcept { return abandoned_; }
     std::ptrdiff_t limit() const noexcept { return limit_; }
     std::ptrdiff_t active() const noexcept { return active_; }
 
@@ -87,7 +80,6 @@ private:
     std::ptrdiff_t limit_;
     std::ptrdiff_t active_ = 0;  // taken slots, including those granted to a waiter that has not resumed yet
     bool closed_ = false;
-    bool abandoned_ = false;
 };
 
 }  // namespace sluice::detail
