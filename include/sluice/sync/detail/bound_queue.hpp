@@ -5,10 +5,7 @@
 #include <sluice/sync/detail/wait_queue.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/execution/context.hpp>
-#include <boost/asio/execution_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/query.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <optional>
@@ -23,9 +20,7 @@ public:
     template <class... Args>
     explicit BoundQueue(Executor executor, Args&&... args)
         : Queue(std::forward<Args>(args)...), executor_(std::move(executor)) {
-        auto& context = boost::asio::query(*executor_, boost::asio::execution::context);
-        boost::asio::use_service<ContextBound::Service>(static_cast<boost::asio::execution_context&>(context))
-            .add(*this);
+        this->bind_to(*executor_);
     }
 
     boost::asio::any_io_executor get_executor() const override {

@@ -87,6 +87,13 @@ protected:
         }
     }
 
+    // From now on the context of `executor` shuts this object down.
+    template <class Executor>
+    void bind_to(const Executor& executor) {
+        auto& context = boost::asio::query(executor, boost::asio::execution::context);
+        boost::asio::use_service<Service>(static_cast<boost::asio::execution_context&>(context)).add(*this);
+    }
+
 private:
     // The context is going. Called once, after context_gone() has become true.
     virtual void on_context_gone() noexcept = 0;

@@ -7,10 +7,7 @@
 #include <sluice/sync/detail/intrusive_list.hpp>
 
 #include <boost/asio/deferred.hpp>
-#include <boost/asio/execution/context.hpp>
-#include <boost/asio/execution_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/query.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
@@ -89,8 +86,7 @@ private:
     void add(Call& call, const Executor& executor) {
         check_clock<T>(executor);
         if (context_gone()) {  // or none yet
-            auto& context = boost::asio::query(executor, boost::asio::execution::context);
-            boost::asio::use_service<Service>(static_cast<boost::asio::execution_context&>(context)).add(*this);
+            bind_to(executor);
         }
         if (!timer_) {
             timer_.emplace(executor);
