@@ -80,8 +80,8 @@ private:
         group_->spawn([this] { return work(*group_); });
     }
 
-    void on_place_free() override {
-        if (!group_ || group_->cancelled() || input_ended_ || asking_ || admitting_) {
+    void admit() override {
+        if (!has_free_place() || !group_ || group_->cancelled() || input_ended_ || asking_ || admitting_) {
             return;
         }
         if (idle_->waiting() != 0) {
@@ -130,9 +130,7 @@ private:
             if (group.cancelled()) {
                 co_return;
             }
-            if (has_free_place()) {
-                on_place_free();
-            }
+            admit();
             co_await state_.process(result, run);
             output_.end(index, std::move(result), run.place);
         }

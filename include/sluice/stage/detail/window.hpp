@@ -35,24 +35,20 @@ public:
 
     void give_back(Slot& place) {
         place.release();
-        if (has_free_place()) {
-            on_place_free();
-        }
+        admit();
     }
 
     void resize(std::ptrdiff_t size) {
         places_.set_limit(size);
-        if (has_free_place()) {
-            on_place_free();
-        }
+        admit();
     }
 
 protected:
     ~Window() { unlink(); }
 
 private:
-    // Lets in another query, if there is one.
-    virtual void on_place_free() = 0;
+    // Lets in another query, if a place is free and there is one.
+    virtual void admit() = 0;
 
     StageSemaphore places_;
     StageSemaphore backoffs_;
