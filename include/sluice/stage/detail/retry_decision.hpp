@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
@@ -34,29 +35,24 @@ inline std::uint64_t random_seed() {
     return (std::uint64_t{device()} << 32) | device();
 }
 
-// A decision on an attempt that failed.
-struct RetryDecision {
-    bool retry = false;
-    std::chrono::nanoseconds delay{};  // before the next attempt
-};
-
-// Decides after `attempts` attempts, the last of which ended with `error`. If user code throws, `error` becomes a
-// RetryPredicateError with the model's error nested in it. `get_verdict` is called only if there may be a retry.
+// Decides after `attempts` attempts, the last of which ended with `error`: returns the wait before the next one, or
+// nothing if there is to be none. If user code throws, `error` becomes a RetryPredicateError with the model's error
+// nested in it. `get_verdict` is called only if there may be a retry.
 template <class GetVerdict>
-RetryDecision decide_retry(const RetryPolicy& policy, int attempts, std::uint64_t stage_run, std::exception_ptr& error,
-                           const GetVerdict& get_verdict) {
+std::optional<std::chrono::nanoseconds> delay_before_retry(const RetryPolicy& policy, int attempts,
+                                                           std::uint64_t stage_run, std::exception_ptr& error,
+                                                           const GetVerdict& get_verdict) {
     if (attempts > policy.max_retries) {
-        return {};
+        return std::nullopt;
     }
     const char* asked = "verdict function";
     try {
         const Verdict verdict = get_verdict(error);
         asked = "retry predicate";
         if (!policy.should_retry(attempts, error, verdict)) {
-            return {};
+            return std::nullopt;
         }
-        return {true,
-                std::max(policy.delay(attempts, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)))};
+        return std::max(policy.delay(attempts, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)));
     } catch (...) {
         const StageError thrown(std::current_exception());
         try {
@@ -65,7 +61,7 @@ RetryDecision decide_retry(const RetryPolicy& policy, int attempts, std::uint64_
             error = std::make_exception_ptr(
                 RetryPredicateError(std::string("the ") + asked + " threw " + thrown.type() + ": " + thrown.message()));
         }
-        return {};
+        return std::nullopt;
     }
 }
 

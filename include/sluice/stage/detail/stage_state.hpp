@@ -102,7 +102,7 @@ public:
                 try {
                     slot = co_await line.acquire();
                 } catch (...) {
-                    failure.set(std::current_exception());
+                    failure.error = std::current_exception();
                 }
                 const auto queued = std::exchange(started, query.read_clock(context));
                 result.queue_time += started - queued;
@@ -118,9 +118,9 @@ public:
                         data.emplace(co_await callee(stage.function_)(args...));
                     }
                 } catch (const ModelError&) {
-                    failure.set(std::current_exception());
+                    failure.error = std::current_exception();
                 } catch (...) {
-                    failure.set(std::current_exception());
+                    failure.error = std::current_exception();
                     failure.is_plain = true;
                 }
                 const std::chrono::nanoseconds took = query.read_clock(context) - started;
@@ -141,7 +141,7 @@ public:
             const bool cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled;
             if (cancelled || (!failure.attempted && !state_of(line)->closed())) {
                 if (cancelled) {
-                    failure.set(std::make_exception_ptr(operation_aborted("Stage::run")));
+                    failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
                 }
                 stage.finish_cancelled(query, result, failure.error, last_event);
                 std::rethrow_exception(failure.error);
@@ -167,8 +167,6 @@ private:
         Reason reason = Reason::model;
         bool attempted = false;
         bool is_plain = false;  // no ModelError; finding that out later would take as long as the rest of the failure
-
-        void set(std::exception_ptr thrown) noexcept { error = std::move(thrown); }
     };
 
     void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
@@ -218,16 +216,16 @@ private:
                                                             std::uint64_t number, bool was_cancelled) {
         constexpr auto last_event = Observer::Event::attempt_failed;
         stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
-        const RetryDecision decision = stage.decide(result.attempts, number, failure);
-        if (!decision.retry) {
+        const auto delay = stage.delay_before_retry(result.attempts, number, failure);
+        if (!delay) {
             result.error = std::move(failure.error);
             result.reason = failure.reason;
             stage.notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last_event);
             co_return false;
         }
         try {
-            if (decision.delay.count() > 0) {
-                co_await back_off<Executor>(Pooled(), query, decision.delay);
+            if (delay->count() > 0) {
+                co_await back_off<Executor>(Pooled(), query, *delay);
             } else if (result.attempts % 64 == 0) {  // an attempt may fail without suspending
                 co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
             }
@@ -243,10 +241,12 @@ private:
         co_return true;
     }
 
-    RetryDecision decide(int attempts, std::uint64_t number, Failure& failure) const {
-        return decide_retry(options_.retry, attempts, number, failure.error, [&](const std::exception_ptr& error) {
-            return failure.is_plain && endpoint->verdict == &verdict_of ? Verdict() : endpoint->verdict(error);
-        });
+    std::optional<std::chrono::nanoseconds> delay_before_retry(int attempts, std::uint64_t number,
+                                                               Failure& failure) const {
+        return detail::delay_before_retry(
+            options_.retry, attempts, number, failure.error, [&](const std::exception_ptr& error) {
+                return failure.is_plain && endpoint->verdict == &verdict_of ? Verdict() : endpoint->verdict(error);
+            });
     }
 
     // Waits, and leaves the place in the window to another query meanwhile.
