@@ -166,13 +166,11 @@ public:
     template <class Queries, class Projection = std::identity>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Queries&& queries,
                                                                                       Projection projection = {}) {
-        static_assert(is_input<Queries, Projection>,
-                      "sluice::QueryRange: process_batch() needs a range or an asynchronous source of "
-                      "sluice::Query, or "
-                      "of items that the projection turns into one");
-        check_source<Queries>();
-        using Input = InputOf<Queries, Projection>;
-        return run_batch(state_, Input(std::forward<Queries>(queries), std::move(projection)));
+        static_assert(
+            is_input<Queries, Projection>,
+            "sluice::QueryRange: process_batch() needs a range or an asynchronous source of sluice::Query, or of "
+            "items that the projection turns into one");
+        return run_batch(state_, input_of<Queries>(std::forward<Queries>(queries), std::move(projection)));
     }
 
     /// Returns a stream of the results of a range of queries, which may be lazy or endless, or of an asynchronous
@@ -183,14 +181,12 @@ public:
     /// @endcode
     template <class Queries, class Projection = std::identity>
     Stream process_stream(Queries&& queries, Projection projection = {}) {
-        static_assert(is_input<Queries, Projection>,
-                      "sluice::QueryRange: process_stream() needs a range or an asynchronous source of "
-                      "sluice::Query, "
-                      "or of items that the projection turns into one");
-        check_source<Queries>();
-        using Input = InputOf<Queries, Projection>;
-        return Stream(std::make_shared<detail::PipelineStream<State, Input>>(
-            state_, Input(std::forward<Queries>(queries), std::move(projection))));
+        static_assert(
+            is_input<Queries, Projection>,
+            "sluice::QueryRange: process_stream() needs a range or an asynchronous source of sluice::Query, or of "
+            "items that the projection turns into one");
+        auto input = input_of<Queries>(std::forward<Queries>(queries), std::move(projection));
+        return Stream(std::make_shared<detail::PipelineStream<State, decltype(input)>>(state_, std::move(input)));
     }
 
     /// The stages: to inspect their endpoints or change the limits, or to run one alone.
@@ -207,18 +203,18 @@ private:
     template <class Queries, class Projection>
     static constexpr bool is_input = QueryRange<Queries, Projection> || QuerySource<Queries, Projection>;
 
-    template <class Queries>
-    static constexpr void check_source() noexcept {
-        if constexpr (requires { typename detail::next_t<Queries>::executor_type; }) {
+    // What takes queries out of a range or source.
+    template <class Queries, class Projection>
+    static auto input_of(Queries&& queries, Projection projection) {
+        if constexpr (QuerySource<Queries, Projection>) {
             static_assert(std::same_as<typename detail::next_t<Queries>::executor_type, Executor>,
                           "sluice::QuerySource: the awaitable of next() must have the executor type of the models' "
                           "awaitables");
+            return detail::SourceReader<Queries, Projection>(std::forward<Queries>(queries), std::move(projection));
+        } else {
+            return detail::QueryReader<Queries, Projection>(std::forward<Queries>(queries), std::move(projection));
         }
     }
-
-    template <class Queries, class Projection>
-    using InputOf = std::conditional_t<QuerySource<Queries, Projection>, detail::SourceReader<Queries, Projection>,
-                                       detail::QueryReader<Queries, Projection>>;
 
     static boost::asio::awaitable<Result, Executor> run_one(detail::Pooled, std::shared_ptr<State> state, Query query) {
         if constexpr (detail::checks_context) {
