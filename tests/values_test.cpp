@@ -294,15 +294,7 @@ namespace {
 // `inner` nested in an exception of another type.
 template <class Inner>
 std::exception_ptr nested(Inner inner, const char* outer) {
-    try {
-        try {
-            throw inner;
-        } catch (...) {
-            std::throw_with_nested(std::logic_error(outer));
-        }
-    } catch (...) {
-        return std::current_exception();
-    }
+    return test::nested_in_logic_error(std::make_exception_ptr(inner), outer);
 }
 
 }  // namespace

@@ -81,6 +81,13 @@ Task<Rig<>::Results> start_batch(Rig<>& rig, Rig<>::Pipeline& pipeline, SlowSour
     return Task<Rig<>::Results>(rig.context.get_executor(), [&] { return pipeline.process_batch(source); });
 }
 
+// One retry, after a backoff of 5 ms.
+test::InferencePipelineOptions one_at_a_time() {
+    auto options = test::every_stage({.retry = test::retries(1, 5ms)});
+    options.window = 1;
+    return options;
+}
+
 using Channel = asio::experimental::channel<void(boost::system::error_code, Query)>;
 
 }  // namespace
@@ -131,11 +138,7 @@ TEST_CASE("source: a slow consumer of a stream slows it", "[source]") {
 TEST_CASE("source: one that is quiet keeps no place from a query that returns from its backoff", "[source]") {
     Rig<> rig;
     rig.classify.failures["t0"] = 1;
-    auto pipeline = rig.pipeline({1, 1, 1}, [] {
-        auto options = test::every_stage({.retry = test::retries(1, 5ms)});
-        options.window = 1;
-        return options;
-    }());
+    auto pipeline = rig.pipeline({1, 1, 1}, one_at_a_time());
     SlowSource source{1, 1h};
     source.delay = 0ms;
     auto stream = pipeline.process_stream(source);
@@ -154,9 +157,7 @@ TEST_CASE("source: a query that arrives when the window is full again waits for 
     Rig<> rig;
     rig.classify.failures["t0"] = 1;
     rig.classify.latency = 50ms;
-    auto options = test::every_stage({.retry = test::retries(1, 5ms)});
-    options.window = 1;
-    auto pipeline = rig.pipeline({9, 9, 9}, options);
+    auto pipeline = rig.pipeline({9, 9, 9}, one_at_a_time());
     SlowSource source{2, 20ms};  // the second arrives at 70 + 20 ms, while the first is back since 75 ms
     auto batch = start_batch(rig, pipeline, source);
     while (test::step(rig.context)) {

@@ -284,17 +284,7 @@ TEST_CASE("retry: retry_on() looks into exceptions that contain others", "[retry
     const auto in_several = [](std::exception_ptr first) {
         return std::make_exception_ptr(boost::asio::multiple_exceptions(std::move(first)));
     };
-    const auto nest = [](const std::exception_ptr& inner) {
-        try {
-            try {
-                std::rethrow_exception(inner);
-            } catch (...) {
-                std::throw_with_nested(std::logic_error("outer"));
-            }
-        } catch (...) {
-            return std::current_exception();
-        }
-    };
+    const auto nest = [](const std::exception_ptr& inner) { return test::nested_in_logic_error(inner); };
     const auto inner = thrown(std::range_error("x"));
     CHECK(predicate(in_several(inner)));
     CHECK(predicate(nest(inner)));

@@ -41,18 +41,6 @@ using test::Task;
 using test::timed;
 using test::VirtualTimer;
 
-std::exception_ptr nested_in_another(const std::exception_ptr& inner) {
-    try {
-        try {
-            std::rethrow_exception(inner);
-        } catch (...) {
-            std::throw_with_nested(std::logic_error("outer"));
-        }
-    } catch (...) {
-        return std::current_exception();
-    }
-}
-
 const std::exception_ptr busy = std::make_exception_ptr(
     ModelError("busy", {.kind = Verdict::throttled, .retry_after = 20ms}, 429, "rate_limit_exceeded"));
 
@@ -107,7 +95,7 @@ std::pair<std::chrono::nanoseconds, Task<int>> retried(const RetryPolicy& policy
 TEST_CASE("verdict: by default it is that of the ModelError, and other errors are transient", "[verdict]") {
     CHECK(verdict_of(busy).kind == Verdict::throttled);
     CHECK(verdict_of(busy).retry_after == 20ms);
-    CHECK(verdict_of(nested_in_another(busy)).kind == Verdict::transient);
+    CHECK(verdict_of(test::nested_in_logic_error(busy)).kind == Verdict::transient);
     CHECK(verdict_of(std::make_exception_ptr(std::runtime_error("x"))).kind == Verdict::transient);
     CHECK(verdict_of(std::make_exception_ptr(1)).kind == Verdict::transient);
     CHECK_FALSE(verdict_of(std::make_exception_ptr(1)).retry_after);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -67,6 +68,19 @@ std::string refusal_of(Function function) {
         return error.what();
     }
     return "no error";
+}
+
+/// `inner` nested in a std::logic_error.
+inline std::exception_ptr nested_in_logic_error(const std::exception_ptr& inner, const char* outer = "outer") {
+    try {
+        try {
+            std::rethrow_exception(inner);
+        } catch (...) {
+            std::throw_with_nested(std::logic_error(outer));
+        }
+    } catch (...) {
+        return std::current_exception();
+    }
 }
 
 /// A type of cancellation; the test runs once for each.
