@@ -57,7 +57,7 @@ using test::Live;
 using test::Task;
 using Void = asio::awaitable<void>;
 
-using Time = std::chrono::system_clock::time_point;
+using SystemTime = std::chrono::system_clock::time_point;
 
 static_assert(std::convertible_to<const char*, SharedString> && std::convertible_to<std::string, SharedString> &&
               std::convertible_to<std::string_view, SharedString>);
@@ -353,7 +353,7 @@ TEST_CASE("stage error: it can be read while another exception is being handled"
 }
 
 TEST_CASE("query: it holds id, text and timestamp", "[values]") {
-    const Time when(5s);
+    const SystemTime when(5s);
     const Query query("q1", "What is it?", when);
     CHECK(query.id == "q1");
     CHECK(query.text == "What is it?");
@@ -362,11 +362,11 @@ TEST_CASE("query: it holds id, text and timestamp", "[values]") {
     const Query copied = {"q3", "text"};
     CHECK(braced.id == "q2");
     CHECK(copied.text == "text");
-    CHECK(copied.timestamp > Time());  // the time of its construction
+    CHECK(copied.timestamp > SystemTime());  // the time of its construction
     const Query none;
     CHECK(none.id.empty());
     CHECK(none.text.empty());
-    CHECK(none.timestamp == Time());
+    CHECK(none.timestamp == SystemTime());
     const Query copy = query;
     CHECK(&copy.id.str() == &query.id.str());
 }
@@ -396,7 +396,7 @@ TEST_CASE("temporaries in the operand of co_await: Query", "[values]") {
     run_coroutine([]() -> Void {
         const std::string by_type = co_await text_of(Query{"id", "text"});
         const std::string braced = co_await text_of({"id", "text"});
-        const std::string with_time = co_await text_of({"id", long_text, Time()});
+        const std::string with_time = co_await text_of({"id", long_text, SystemTime()});
         const std::string parentheses = co_await text_of(Query(long_text, "text"));
         const Query passed = co_await pass(Query{SharedString(long_text), long_text});
         co_await drop(Query{});

@@ -107,7 +107,7 @@ std::vector<json::object> events(const Timeline& timeline, const std::string& ph
 }
 
 // Converts microseconds with three decimals to nanoseconds.
-std::int64_t nanoseconds(const json::value& microseconds) {
+std::int64_t to_nanoseconds(const json::value& microseconds) {
     return std::llround(microseconds.to_number<double>() * 1000);
 }
 
@@ -205,8 +205,8 @@ TEST_CASE("timeline: no two attempts on one track of a trace overlap", "[timelin
     const Recorded recorded;
     std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::pair<std::int64_t, std::int64_t>>> tracks;
     for (const json::object& event : events(recorded.timeline, "X")) {
-        const auto begin = nanoseconds(event.at("ts"));
-        const auto duration = nanoseconds(event.at("dur"));
+        const auto begin = to_nanoseconds(event.at("ts"));
+        const auto duration = to_nanoseconds(event.at("dur"));
         CHECK(begin >= 0);
         CHECK(duration >= 0);
         tracks[{event.at("pid").as_int64(), event.at("tid").as_int64()}].emplace_back(begin, begin + duration);
@@ -255,8 +255,8 @@ TEST_CASE("timeline: a trace counts the queries that wait, and marks failures an
     std::map<std::int64_t, std::pair<std::int64_t, std::int64_t>> last;  // by process: the time and the count
     for (const json::object& event : events(recorded.timeline, "C")) {
         auto& [at, waiting] = last.try_emplace(event.at("pid").as_int64(), -1, 0).first->second;
-        CHECK(nanoseconds(event.at("ts")) > at);
-        at = nanoseconds(event.at("ts"));
+        CHECK(to_nanoseconds(event.at("ts")) > at);
+        at = to_nanoseconds(event.at("ts"));
         waiting = event.at("args").at("queries").as_int64();
         CHECK(waiting >= 0);
     }

@@ -32,6 +32,7 @@ using test::is_partial;
 using test::make_queries;
 using test::make_query;
 using test::retries;
+using test::Rig;
 using test::run_until;
 using test::SlowDeadLetters;
 using test::Source;
@@ -39,11 +40,10 @@ using test::StageOptions;
 using test::start_batch;
 using test::start_one;
 using test::with_window;
-using Rig = test::Rig<>;
 using Strings = std::vector<std::string>;
 
 TEST_CASE("pipeline: operation_aborted from a model that was not cancelled is a failure", "[pipeline][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     const auto extract = [](const std::string& text) -> asio::awaitable<std::string> {
         co_await test::yield();
         if (text == "t1") {
@@ -67,7 +67,7 @@ TEST_CASE("pipeline: a query that is cancelled in a stage is no dead letter", "[
     const int stage = GENERATE(0, 1, 2);
     const auto type = test::any_cancellation();
     const bool queued = GENERATE(false, true);
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({1, 1, 1}, test::every_stage(StageOptions{.retry = retries(5)}));
     auto endpoint = stage == 0   ? pipeline.classify().endpoint()
                     : stage == 1 ? pipeline.extract().endpoint()
@@ -89,7 +89,7 @@ TEST_CASE("pipeline: a query that is cancelled in a stage is no dead letter", "[
 TEST_CASE("pipeline: a cancelled batch starts no further query and cancels those that run",
           "[pipeline][cancellation]") {
     const auto type = test::any_cancellation();
-    Rig rig;
+    Rig<> rig;
     rig.classify.failures["t1"] = 1;
     auto pipeline = rig.pipeline({4, 3, 2});
     Source source(test::endless);
@@ -111,7 +111,7 @@ TEST_CASE("pipeline: a cancelled batch starts no further query and cancels those
 }
 
 TEST_CASE("pipeline: a cancelled batch waits until its queries have cleaned up", "[pipeline][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     rig.generate.clean_up = 30ms;
     auto pipeline = rig.pipeline();
     const auto queries = make_queries(7);

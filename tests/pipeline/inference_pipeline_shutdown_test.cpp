@@ -24,19 +24,19 @@ using test::idle;
 using test::is_complete;
 using test::make_queries;
 using test::make_query;
+using test::Rig;
 using test::run_until;
 using test::Source;
 using test::start_batch;
 using test::start_one;
 using test::Task;
-using Rig = test::Rig<>;
-using Result = Rig::Result;
-using Results = Rig::Results;
+using Result = Rig<>::Result;
+using Results = Rig<>::Results;
 using Strings = std::vector<std::string>;
 
 TEST_CASE("pipeline: queries that wait for a stage when it is closed, or reach it later, are dead letters",
           "[pipeline][shutdown]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({2, 1, 1});
     const auto queries = make_queries(4);
     auto task = start_batch(rig.context, pipeline, queries);
@@ -52,12 +52,12 @@ TEST_CASE("pipeline: queries that wait for a stage when it is closed, or reach i
 
 TEST_CASE("pipeline: it may be destroyed while its operations run, or before they begin", "[pipeline][shutdown]") {
     const bool begun = GENERATE(false, true);
-    Rig rig;
+    Rig<> rig;
     rig.extract.failures["t1"] = 1;
-    std::optional<Rig::Pipeline> pipeline(rig.pipeline({2, 2, 1}));
+    std::optional<Rig<>::Pipeline> pipeline(rig.pipeline({2, 2, 1}));
     auto one = start_one(rig.context, *pipeline, make_query(0));
-    asio::awaitable<Rig::Results> batch = pipeline->process_batch(make_queries(3));
-    Task<Rig::Results> all(rig.context.get_executor(), [&] { return std::move(batch); });
+    asio::awaitable<Rig<>::Results> batch = pipeline->process_batch(make_queries(3));
+    Task<Rig<>::Results> all(rig.context.get_executor(), [&] { return std::move(batch); });
     if (begun) {
         run_until(rig.context, 60ms);
     } else {

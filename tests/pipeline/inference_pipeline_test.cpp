@@ -43,6 +43,7 @@ using test::make_queries;
 using test::make_query;
 using test::refusal_of;
 using test::retries;
+using test::Rig;
 using test::run_until;
 using test::SlowDeadLetters;
 using test::Source;
@@ -52,9 +53,8 @@ using test::start_batch;
 using test::start_one;
 using test::Task;
 using test::with_window;
-using Rig = test::Rig<>;
-using Result = Rig::Result;
-using Results = Rig::Results;
+using Result = Rig<>::Result;
+using Results = Rig<>::Results;
 using Strings = std::vector<std::string>;
 
 namespace {
@@ -86,7 +86,7 @@ std::chrono::nanoseconds makespan(std::size_t queries, const std::vector<std::si
 
 TEST_CASE("pipeline: a query passes through the three stages in order, and each fills in its part of the result",
           "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     const auto when = std::chrono::system_clock::time_point(42s);
     auto task = start_one(rig.context, pipeline, Query("q", "t", when));
@@ -115,7 +115,7 @@ TEST_CASE("pipeline: a query passes through the three stages in order, and each 
 
 TEST_CASE("pipeline: after a failure no later stage runs, and the dead letter says where and why", "[pipeline]") {
     const int stage = GENERATE(0, 1, 2);
-    Rig rig;
+    Rig<> rig;
     rig.model(stage).failures["t"] = 1;
     auto pipeline = rig.pipeline();
     auto task = start_one(rig.context, pipeline, Query("q", "t"));
@@ -147,7 +147,7 @@ TEST_CASE("pipeline: after a failure no later stage runs, and the dead letter sa
 }
 
 TEST_CASE("pipeline: the limits are reached and never exceeded", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({20, 10, 5});
     const auto queries = make_queries(50);
     auto task = start_batch(rig.context, pipeline, queries);
@@ -178,7 +178,7 @@ TEST_CASE("pipeline: a batch takes as long as a first-come, first-served simulat
                 latencies[stage].emplace_back(random() % 1'000'000'000 + 1);
             }
         }
-        Rig rig;
+        Rig<> rig;
         for (int stage = 0; stage != 3; ++stage) {
             rig.model(stage).latency_of = [&, stage](const std::string& text) {
                 return latencies[static_cast<std::size_t>(stage)][std::stoul(text.substr(1))];
@@ -196,7 +196,7 @@ TEST_CASE("pipeline: a batch takes as long as a first-come, first-served simulat
 }
 
 TEST_CASE("pipeline: no slot is held between stages", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({1, 1, 1}, with_window(10));
     const auto queries = make_queries(4);
     auto task = start_batch(rig.context, pipeline, queries);
@@ -213,7 +213,7 @@ TEST_CASE("pipeline: no slot is held between stages", "[pipeline]") {
 }
 
 TEST_CASE("pipeline: a batch returns its results in the order of the input", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     rig.classify.latency_of = [](const std::string& text) { return 100ms - std::stoi(text.substr(1)) * 1ms; };
     rig.classify.failures["t7"] = 1;
     auto pipeline = rig.pipeline({60, 60, 60});
@@ -229,7 +229,7 @@ TEST_CASE("pipeline: a batch returns its results in the order of the input", "[p
 }
 
 TEST_CASE("pipeline: queries start in the order of the input", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     const auto queries = make_queries(50);
     auto task = start_batch(rig.context, pipeline, queries);
@@ -245,15 +245,15 @@ TEST_CASE("pipeline: queries start in the order of the input", "[pipeline]") {
 
 TEST_CASE("pipeline: a failed query does not affect the others", "[pipeline]") {
     const auto queries = make_queries(9);
-    const auto run = [&](Rig& rig) {
+    const auto run = [&](Rig<>& rig) {
         auto pipeline = rig.pipeline({9, 9, 9});
         auto task = start_batch(rig.context, pipeline, queries);
         rig.run();
         return std::move(task.value());
     };
-    Rig healthy;
+    Rig<> healthy;
     const Results expected = run(healthy);
-    Rig rig;
+    Rig<> rig;
     for (int stage = 0; stage != 3; ++stage) {
         rig.model(stage).failures["t" + std::to_string(2 + stage)] = 1;
     }
@@ -276,7 +276,7 @@ TEST_CASE("pipeline: a failed query does not affect the others", "[pipeline]") {
 }
 
 TEST_CASE("pipeline: each stage has its own retries, and the dead letter counts the attempts", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     InferencePipelineOptions options;
     options.classify.retry = retries(1, 10ms);
     options.generate.retry = retries(3, 20ms);
@@ -303,7 +303,7 @@ TEST_CASE("pipeline: each stage has its own retries, and the dead letter counts 
 }
 
 TEST_CASE("pipeline: one set of stage options can serve all three stages", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     for (int stage = 0; stage != 3; ++stage) {
         rig.model(stage).failures["t0"] = 1;
     }
@@ -317,7 +317,7 @@ TEST_CASE("pipeline: one set of stage options can serve all three stages", "[pip
 }
 
 TEST_CASE("pipeline: a query that times out in a stage is a dead letter", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     InferencePipelineOptions options;
     options.generate.timeout = 499ms;
     auto pipeline = rig.pipeline({1, 1, 1}, options);
@@ -330,7 +330,7 @@ TEST_CASE("pipeline: a query that times out in a stage is a dead letter", "[pipe
 }
 
 TEST_CASE("pipeline: the stages are accessible, and their limits can be changed", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({1, 2, 3});
     CHECK(pipeline.classify().name() == "classify");
     CHECK(pipeline.extract().name() == "extract");
@@ -350,7 +350,7 @@ TEST_CASE("pipeline: the stages are accessible, and their limits can be changed"
 }
 
 TEST_CASE("pipeline: one stage can be run alone, and its failure is no dead letter", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     rig.extract.failures["t1"] = 1;
     auto pipeline = rig.pipeline();
     Query queries[] = {make_query(0), make_query(1)};
@@ -372,7 +372,7 @@ TEST_CASE("pipeline: one stage can be run alone, and its failure is no dead lett
 }
 
 TEST_CASE("pipeline: an empty batch returns no results", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     std::vector<Query> none;
     auto a = start_batch(rig.context, pipeline, none);
@@ -388,7 +388,7 @@ TEST_CASE("pipeline: an empty batch returns no results", "[pipeline]") {
 }
 
 TEST_CASE("pipeline: the queries of an lvalue range are copied, and those of an rvalue range are moved", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({1, 1, 1});
     const std::string long_text(200, 'x');
     std::vector<Query> queries;
@@ -414,7 +414,7 @@ TEST_CASE("pipeline: the queries of an lvalue range are copied, and those of an 
 }
 
 TEST_CASE("pipeline: an rvalue range is moved into the operation, even before that is awaited", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Task<Results> task(rig.context.get_executor(), [&] {
         auto queries = make_queries(40);
@@ -427,7 +427,7 @@ TEST_CASE("pipeline: an rvalue range is moved into the operation, even before th
 
 TEST_CASE("pipeline: an input range is never read ahead of the window", "[pipeline]") {
     const std::ptrdiff_t window = GENERATE(1, 2, 7);
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({3, 2, 1}, with_window(window));
     Source source(20);
     std::size_t ended = 0;
@@ -464,7 +464,7 @@ TEST_CASE("pipeline: an exception of the range ends the batch, and the queries t
     if (where == Source::Throw::in_increment && at == 0) {
         return;
     }
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({20, 10, 5}, with_window(20));
     rig.classify.failures["t3"] = 1;
     Source source(50);
@@ -488,7 +488,7 @@ TEST_CASE("pipeline: an exception of the range ends the batch, and the queries t
 
 TEST_CASE("pipeline: the window bounds how many queries of a batch run at once", "[pipeline]") {
     const auto peak = [](std::ptrdiff_t window, std::size_t queries) {
-        Rig rig;
+        Rig<> rig;
         auto pipeline = rig.pipeline({100, 100, 100}, with_window(window));
         CHECK(pipeline.window() == window);
         const auto batch = make_queries(queries);
@@ -506,7 +506,7 @@ TEST_CASE("pipeline: the window bounds how many queries of a batch run at once",
 }
 
 TEST_CASE("pipeline: the default window is the sum of the limits", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     CHECK(rig.pipeline({20, 10, 5}).window() == 35);
     constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max();
     CHECK(rig.pipeline({most, 1, 1}).window() == most);
@@ -527,7 +527,7 @@ TEST_CASE("pipeline: the default window is the sum of the limits", "[pipeline]")
 TEST_CASE("pipeline: a query in backoff leaves its place in the window, as far as max_in_backoff allows",
           "[pipeline]") {
     const bool leaves = GENERATE(false, true);
-    Rig rig;
+    Rig<> rig;
     rig.classify.failures["t0"] = 1;
     auto pipeline = rig.pipeline(
         {1, 1, 1}, {.classify = {.retry = retries(1, 10s)}, .window = 1, .max_in_backoff = leaves ? 1 : 0});
@@ -633,7 +633,7 @@ TEST_CASE("pipeline: a sink that throws does not replace the query's own error o
 }
 
 TEST_CASE("pipeline: process_one, process_batch and process_stream share the limits", "[pipeline][stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({4, 3, 2});
     const auto batch = make_queries(20);
     auto task = start_batch(rig.context, pipeline, batch);
@@ -725,7 +725,7 @@ TEST_CASE("pipeline: 100,000 lazy queries run in a bounded window", "[pipeline][
 
 TEST_CASE("pipeline: the constructor rejects invalid arguments, naming the stage or option and the value",
           "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     const auto with_limits = [&](sluice::StageLimits limits) { return refusal_of([&] { rig.pipeline(limits); }); };
     CHECK(with_limits({0, 1, 1}) == "Stage 'classify': limit must be at least 1, got 0");
     CHECK(with_limits({1, -1, 1}) == "Stage 'extract': limit must be at least 1, got -1");
@@ -764,7 +764,7 @@ TEST_CASE("pipeline: the constructor rejects invalid arguments, naming the stage
 }
 
 TEST_CASE("pipeline: nothing begins until the operation is awaited", "[pipeline]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(3);
     {

@@ -44,17 +44,17 @@ using test::is_partial;
 using test::make_queries;
 using test::make_query;
 using test::retries;
+using test::Rig;
 using test::SlowDeadLetters;
 using test::StageOptions;
 using test::start_one;
 using test::Task;
 using test::VirtualTimer;
-using Rig = test::Rig<>;
-using Results = Rig::Results;
+using Results = Rig<>::Results;
 using Strings = std::vector<std::string>;
 
 TEST_CASE("pipeline: a batch may be any input range of queries", "[pipeline][typed]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({2, 2, 2});
     const auto check = [&](auto make, std::size_t n) {
         Task<Results> task(rig.context.get_executor(), [&] { return pipeline.process_batch(make()); });
@@ -96,7 +96,7 @@ TEST_CASE("pipeline: a sink is anything with a suitable put", "[pipeline][typed]
     static_assert(sluice::DeadLetterSink<Overloaded> && sluice::DeadLetterSink<const Overloaded>);
     static_assert(sluice::DeadLetterSink<test::DeadLetters> && sluice::DeadLetterSink<SlowDeadLetters>);
     static_assert(!sluice::DeadLetterSink<Wrong> && !sluice::DeadLetterSink<int>);
-    Rig rig;
+    Rig<> rig;
     rig.extract.failures["t0"] = 1;
     Strings out;
     const Overloaded sink{&out};
@@ -212,7 +212,7 @@ TEST_CASE("pipeline: it uses the executor of the model functions' coroutines", "
 TEST_CASE("pipeline: it runs on a strand", "[pipeline][typed]") {
     asio::io_context context;
     const auto strand = asio::make_strand(context.get_executor());
-    Rig rig;
+    Rig<> rig;
     test::DeadLetters dead_letters;
     InferencePipeline pipeline(test::timed(strand), Endpoint{&rig.classify}, Endpoint{&rig.extract},
                                Endpoint{&rig.generate}, {2, 2, 2}, dead_letters, InferencePipelineOptions{});

@@ -144,13 +144,13 @@ asio::awaitable<Top> rag_pipeline_as_party(Rag& rag, Barrier& barrier) {
 }
 
 // One run on one io_context.
-struct Run {
+struct RagRun {
     Rag rag;
     asio::io_context context{1};
     Barrier barrier;
     bool as_party;
 
-    explicit Run(std::size_t chunks, unsigned seed = 0, bool party = false)
+    explicit RagRun(std::size_t chunks, unsigned seed = 0, bool party = false)
         : rag(chunks, seed),
           barrier(context.get_executor(), static_cast<std::ptrdiff_t>(chunks) + (party ? 1 : 0)),
           as_party(party) {}
@@ -181,7 +181,7 @@ TEST_CASE("rag: no chunk enters phase 2 before all have left phase 1, and phase 
           "[rag]") {
     const bool as_party = GENERATE(false, true);
     for (unsigned seed = 0; seed != 50; ++seed) {
-        Run run(6, seed, as_party);
+        RagRun run(6, seed, as_party);
         auto task = run.start();
         while (test::step(run.context)) {
             REQUIRE((run.rag.count(2, true) == 0 || run.rag.count(1, false) == 6));
@@ -197,7 +197,7 @@ TEST_CASE("rag: no chunk enters phase 2 before all have left phase 1, and phase 
 }
 
 TEST_CASE("rag: one barrier serves both boundaries, and any number of documents", "[rag]") {
-    Run run(6);
+    RagRun run(6);
     for (std::uint64_t document = 0; document != 5; ++document) {
         CHECK(run.barrier.phase() == 2 * document);
         run.rag.events.clear();
@@ -214,7 +214,7 @@ TEST_CASE("rag: one barrier serves both boundaries, and any number of documents"
 
 TEST_CASE("rag: within a phase all chunks work concurrently", "[rag]") {
     const std::size_t chunks = GENERATE(std::size_t{1}, std::size_t{2}, std::size_t{6}, std::size_t{2000});
-    Run run(chunks, 5);
+    RagRun run(chunks, 5);
     auto task = run.start();
     const auto expected = std::ranges::max(run.rag.embed) + std::ranges::max(run.rag.score) + 20ms;
     CHECK(run.run() == expected);
@@ -228,7 +228,7 @@ TEST_CASE("rag: a failed chunk does not hang the others, and its exception propa
     const int phase = GENERATE(1, 2);
     const bool as_party = GENERATE(false, true);
     for (std::size_t chunk = 0; chunk != 6; ++chunk) {
-        Run run(6, 3, as_party);
+        RagRun run(6, 3, as_party);
         run.rag.on_phase = [&](int p, std::size_t c) {
             if (p == phase && c == chunk) {
                 throw std::runtime_error("chunk " + std::to_string(c));
@@ -249,7 +249,7 @@ TEST_CASE("rag: a failed chunk does not hang the others, and its exception propa
 }
 
 TEST_CASE("rag: siblings of a failed chunk are cancelled at once, not when their model answers", "[rag]") {
-    Run run(3);
+    RagRun run(3);
     run.rag.embed = {100ms, 200ms, 1h};
     run.rag.on_phase = [](int, std::size_t chunk) {
         if (chunk == 1) {
@@ -263,7 +263,7 @@ TEST_CASE("rag: siblings of a failed chunk are cancelled at once, not when their
 }
 
 TEST_CASE("rag: after a failed document the same barrier serves the next one", "[rag]") {
-    Run run(6, 1);
+    RagRun run(6, 1);
     run.rag.on_phase = [](int phase, std::size_t chunk) {
         if (phase == 1 && chunk == 4) {
             throw std::runtime_error("no embedding");
@@ -283,7 +283,7 @@ TEST_CASE("rag: after a failed document the same barrier serves the next one", "
 
 TEST_CASE("rag: a chunk that drops out of the barrier leaves the answer to the others", "[rag]") {
     for (std::size_t chunk = 0; chunk != 6; ++chunk) {
-        Run run(6, 2);
+        RagRun run(6, 2);
         run.rag.degrade = true;
         run.rag.on_phase = [&](int phase, std::size_t c) {
             if (phase == 1 && c == chunk) {
@@ -305,7 +305,7 @@ TEST_CASE("rag: after a cancellation at any step, every chunk ends and no party 
           "[rag][cancellation][stress]") {
     const bool as_party = GENERATE(false, true);
     test::for_every_step([&](test::Steps& steps) {
-        Run run(4, 7, as_party);
+        RagRun run(4, 7, as_party);
         auto task = run.start();
         test::step(run.context);
         steps.take(run.context);
@@ -321,7 +321,7 @@ TEST_CASE("rag: after a cancellation at any step, every chunk ends and no party 
 
 TEST_CASE("rag: a deadline over the whole run cancels every chunk", "[rag][cancellation]") {
     const auto deadline = GENERATE(150ms, 320ms);
-    Run run(6, 4);
+    RagRun run(6, 4);
     run.rag.embed[2] = 300ms;
     Task<Top> task(run.context.get_executor(), [&run, deadline] {
         return sluice::with_timeout<test::VirtualTimer>(deadline,

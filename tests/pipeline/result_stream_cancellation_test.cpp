@@ -33,6 +33,7 @@ using test::Indexes;
 using test::make_queries;
 using test::next;
 using test::retries;
+using test::Rig;
 using test::run_until;
 using test::SlowDeadLetters;
 using test::sorted;
@@ -41,11 +42,10 @@ using test::start_drain;
 using test::Stream;
 using test::Task;
 using test::with_window;
-using Rig = test::Rig<>;
 using Strings = std::vector<std::string>;
 
 TEST_CASE("stream: a consumer that leaves early stops the stream of an endless range", "[stream][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     rig.classify.failures["t3"] = 1;
     auto pipeline = rig.pipeline({4, 3, 2});
     Source source(endless);
@@ -60,8 +60,8 @@ TEST_CASE("stream: a consumer that leaves early stops the stream of an endless r
         calls = rig.calls();
         made = source.made;
     });
-    const auto other = Task<Rig::Result>(rig.context.get_executor(),
-                                         [&] { return pipeline.process_one(sluice::Query("other", "other")); });
+    const auto other = Task<Rig<>::Result>(rig.context.get_executor(),
+                                           [&] { return pipeline.process_one(sluice::Query("other", "other")); });
     rig.run();
     CHECK(consumer.succeeded());
     CHECK(source.made == made);
@@ -73,7 +73,7 @@ TEST_CASE("stream: a consumer that leaves early stops the stream of an endless r
 }
 
 TEST_CASE("stream: queries that are cancelled with their stream are no dead letters", "[stream][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     rig.generate.clean_up = 30ms;
     auto pipeline = rig.pipeline({4, 3, 2});
     auto stream = std::make_unique<Stream>(pipeline.process_stream(make_queries(10)));
@@ -94,7 +94,7 @@ TEST_CASE("stream: queries that are cancelled with their stream are no dead lett
 
 TEST_CASE("stream: cancelling the coroutine that owns a stream stops the stream", "[stream][cancellation]") {
     const auto type = test::any_cancellation();
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({4, 3, 2});
     Source source(endless);
     Task<> consumer(rig.context.get_executor(), [&]() -> asio::awaitable<void> {
@@ -114,7 +114,7 @@ TEST_CASE("stream: cancelling the coroutine that owns a stream stops the stream"
 
 TEST_CASE("stream: close() waits until nothing runs, and discards results that were not taken",
           "[stream][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     rig.generate.latency_of = [](const std::string& text) { return text == "t0" || text == "t1" ? 1ms : 1s; };
     rig.generate.clean_up = 30ms;
     auto pipeline = rig.pipeline({9, 9, 9}, with_window(4));
@@ -148,7 +148,7 @@ TEST_CASE("stream: close() waits until nothing runs, and discards results that w
 }
 
 TEST_CASE("stream: a close() that is cancelled has still stopped the stream", "[stream][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     rig.classify.clean_up = 30ms;
     auto pipeline = rig.pipeline();
     Source source(endless);
@@ -170,7 +170,7 @@ TEST_CASE("stream: a close() that is cancelled has still stopped the stream", "[
 
 TEST_CASE("stream: cancelling next() cancels that wait alone", "[stream][cancellation]") {
     const auto type = test::any_cancellation();
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     auto stream = pipeline.process_stream(make_queries(3));
     auto first = next(rig, stream);
@@ -188,7 +188,7 @@ TEST_CASE("stream: cancelling next() cancels that wait alone", "[stream][cancell
 TEST_CASE("stream: next() cancelled at any step loses no result", "[stream][cancellation][stress]") {
     const bool another_waits = GENERATE(false, true);
     test::for_every_step([&](test::Steps& steps) {
-        Rig rig;
+        Rig<> rig;
         rig.extract.failures["t1"] = 1;
         auto pipeline = rig.pipeline({2, 2, 1}, with_window(3));
         Source source(6);
@@ -219,7 +219,7 @@ TEST_CASE("stream: next() cancelled at any step loses no result", "[stream][canc
 TEST_CASE("stream: a wait that is cancelled as its result arrives passes the result on to the next waiter",
           "[stream][cancellation][stress]") {
     test::for_every_step([&](test::Steps& steps) {
-        Rig rig;
+        Rig<> rig;
         rig.classify.latency_of = [](const std::string& text) { return text == "t0" ? 50ms : 1h; };
         auto pipeline = rig.pipeline();
         auto stream = pipeline.process_stream(make_queries(2));
@@ -241,7 +241,7 @@ TEST_CASE("stream: a wait that is cancelled as its result arrives passes the res
 }
 
 TEST_CASE("stream: assigning to a stream stops its previous work", "[stream][cancellation]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({2, 2, 2});
     Source source(endless);
     auto stream = pipeline.process_stream(source);
@@ -353,7 +353,7 @@ TEST_CASE("stream: a stream left at any step starts no further query and returns
 TEST_CASE("stream: no result is lost when consumers come and go at random", "[stream][cancellation][stress]") {
     for (unsigned seed = 0; seed != 20; ++seed) {
         std::mt19937 random(seed);
-        Rig rig;
+        Rig<> rig;
         for (int stage = 0; stage != 3; ++stage) {
             rig.model(stage).latency_of = [&](const std::string&) { return std::chrono::milliseconds(random() % 20); };
             rig.model(stage).failures["t" + std::to_string(random() % 60)] = 1;

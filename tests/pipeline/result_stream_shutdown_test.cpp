@@ -31,6 +31,7 @@ using test::Indexes;
 using test::Item;
 using test::make_queries;
 using test::next;
+using test::Rig;
 using test::run_until;
 using test::sorted;
 using test::Source;
@@ -38,10 +39,9 @@ using test::start_drain;
 using test::Stream;
 using test::Task;
 using test::with_window;
-using Rig = test::Rig<>;
 
 TEST_CASE("stream: after its context is destroyed, next() in another context returns the end", "[stream][shutdown]") {
-    auto rig = std::make_unique<Rig>();
+    auto rig = std::make_unique<Rig<>>();
     auto stream = rig->pipeline({1, 1, 1}).process_stream(test::make_queries(3));
     {
         auto task = next(*rig, stream);
@@ -61,8 +61,8 @@ TEST_CASE("stream: after its context is destroyed, next() in another context ret
 
 TEST_CASE("stream: it keeps what it needs of its pipeline alive", "[stream][shutdown]") {
     const auto when = GENERATE(0ms, 100ms, 600ms);
-    Rig rig;
-    std::optional<Rig::Pipeline> pipeline(rig.pipeline({2, 2, 2}));
+    Rig<> rig;
+    std::optional<Rig<>::Pipeline> pipeline(rig.pipeline({2, 2, 2}));
     auto stream = pipeline->process_stream(make_queries(5));
     Indexes indexes;
     auto consumer = start_drain(rig, stream, indexes);
@@ -74,8 +74,8 @@ TEST_CASE("stream: it keeps what it needs of its pipeline alive", "[stream][shut
 }
 
 TEST_CASE("stream: destroying a stream after its pipeline still cancels its work", "[stream][shutdown]") {
-    Rig rig;
-    std::optional<Rig::Pipeline> pipeline(rig.pipeline({2, 2, 2}));
+    Rig<> rig;
+    std::optional<Rig<>::Pipeline> pipeline(rig.pipeline({2, 2, 2}));
     Source source(endless);
     std::optional<Stream> stream(pipeline->process_stream(source));
     auto task = next(rig, *stream);
@@ -133,10 +133,10 @@ TEST_CASE("stream: the context may be destroyed at any step, before or after the
 
 TEST_CASE("stream: the context may be destroyed while it owns the stream", "[stream][shutdown][stress]") {
     test::for_every_step([](test::Steps& steps) {
-        Rig rig;
+        Rig<> rig;
         std::optional<asio::io_context> context(std::in_place, 1);
-        Rig::Pipeline pipeline(context->get_executor(), Endpoint{&rig.classify}, Endpoint{&rig.extract},
-                               Endpoint{&rig.generate}, {2, 2, 1}, rig.dead_letters, with_window(3));
+        Rig<>::Pipeline pipeline(context->get_executor(), Endpoint{&rig.classify}, Endpoint{&rig.extract},
+                                 Endpoint{&rig.generate}, {2, 2, 1}, rig.dead_letters, with_window(3));
         Task<> consumer(context->get_executor(), [&]() -> asio::awaitable<void> {
             auto stream = pipeline.process_stream(make_queries(6));
             Indexes indexes;

@@ -35,6 +35,7 @@ using test::Indexes;
 using test::Item;
 using test::make_queries;
 using test::next;
+using test::Rig;
 using test::run_until;
 using test::sorted;
 using test::Source;
@@ -42,12 +43,11 @@ using test::start_drain;
 using test::Stream;
 using test::Task;
 using test::with_window;
-using Rig = test::Rig<>;
 using Strings = std::vector<std::string>;
 
 TEST_CASE("stream: results come as they complete, with their index, and then every next() returns the end",
           "[stream]") {
-    Rig rig;
+    Rig<> rig;
     rig.classify.latency_of = [](const std::string& text) { return text == "t0" ? 30ms : text == "t1" ? 10ms : 20ms; };
     auto pipeline = rig.pipeline({3, 3, 3});
     const auto queries = make_queries(3);
@@ -78,7 +78,7 @@ TEST_CASE("stream: results come as they complete, with their index, and then eve
 }
 
 TEST_CASE("stream: an empty range ends at once", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     auto stream = pipeline.process_stream(std::vector<sluice::Query>());
     for (int i = 0; i != 3; ++i) {
@@ -91,7 +91,7 @@ TEST_CASE("stream: an empty range ends at once", "[stream]") {
 }
 
 TEST_CASE("stream: a failed query is a result like any other, and a dead letter", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     rig.extract.failures["t1"] = 1;
     auto pipeline = rig.pipeline();
     auto stream = pipeline.process_stream(make_queries(3));
@@ -109,7 +109,7 @@ TEST_CASE("stream: a failed query is a result like any other, and a dead letter"
 }
 
 TEST_CASE("stream: work begins with the first next()", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(5);
     auto stream = pipeline.process_stream(source);
@@ -128,7 +128,7 @@ TEST_CASE("stream: work begins with the first next()", "[stream]") {
 
 TEST_CASE("stream: a slow consumer slows down the intake", "[stream]") {
     const std::ptrdiff_t window = GENERATE(1, 2, 5);
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({3, 3, 3}, with_window(window));
     Source source(endless);
     std::size_t consumed = 0;
@@ -154,7 +154,7 @@ TEST_CASE("stream: a slow consumer slows down the intake", "[stream]") {
 }
 
 TEST_CASE("stream: results that wait for a consumer fill the window, and intake stops", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({9, 9, 9}, with_window(4));
     Source source(endless);
     auto stream = pipeline.process_stream(source);
@@ -169,7 +169,7 @@ TEST_CASE("stream: results that wait for a consumer fill the window, and intake 
 }
 
 TEST_CASE("stream: when several results are taken at once, as many queries begin", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({9, 9, 9}, with_window(4));
     Source source(endless);
     auto stream = pipeline.process_stream(source);
@@ -192,7 +192,7 @@ TEST_CASE("stream: when several results are taken at once, as many queries begin
 }
 
 TEST_CASE("stream: a stream closed before it began never begins", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(endless);
     auto stream = pipeline.process_stream(source);
@@ -208,7 +208,7 @@ TEST_CASE("stream: a stream closed before it began never begins", "[stream]") {
 }
 
 TEST_CASE("stream: a stream closed at its end stays at its end", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     auto stream = pipeline.process_stream(make_queries(2));
     Indexes indexes;
@@ -223,7 +223,7 @@ TEST_CASE("stream: a stream closed at its end stays at its end", "[stream]") {
 }
 
 TEST_CASE("stream: consumers that wait for a result when it is closed get the end", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(endless);
     auto stream = pipeline.process_stream(source);
@@ -242,7 +242,7 @@ TEST_CASE("stream: consumers that wait for a result when it is closed get the en
 }
 
 TEST_CASE("stream: with two consumers, each result goes to one of them and the end to both", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({4, 3, 1});  // so that results come one at a time
     auto stream = pipeline.process_stream(make_queries(20));
     Indexes a;
@@ -260,7 +260,7 @@ TEST_CASE("stream: with two consumers, each result goes to one of them and the e
 TEST_CASE("stream: an exception of the range comes once, after the results of the queries before it", "[stream]") {
     const auto where = GENERATE(Source::Throw::in_increment, Source::Throw::in_dereference);
     const std::size_t at = GENERATE(std::size_t{1}, std::size_t{3}, std::size_t{10});
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({2, 2, 2}, with_window(4));
     Source source(20);
     source.where = where;
@@ -284,7 +284,7 @@ TEST_CASE("stream: an exception of the range comes once, after the results of th
 
 TEST_CASE("stream: if the range throws at its first query, one next() throws that", "[stream]") {
     const auto where = GENERATE(Source::Throw::in_begin, Source::Throw::in_dereference);
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(20);
     source.where = where;
@@ -298,7 +298,7 @@ TEST_CASE("stream: if the range throws at its first query, one next() throws tha
 }
 
 TEST_CASE("stream: closing a stream discards an exception of its range", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(20);
     source.where = Source::Throw::in_dereference;
@@ -315,7 +315,7 @@ TEST_CASE("stream: closing a stream discards an exception of its range", "[strea
 
 TEST_CASE("stream: a range that destroys its own stream is read no further", "[stream]") {
     const bool moves = GENERATE(false, true);
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(endless);
     std::optional<Stream> stream(pipeline.process_stream(source));
@@ -336,7 +336,7 @@ TEST_CASE("stream: a range that destroys its own stream is read no further", "[s
 }
 
 TEST_CASE("stream: a stream destroyed before the first next() has not touched its range", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(endless);
     {
@@ -348,7 +348,7 @@ TEST_CASE("stream: a stream destroyed before the first next() has not touched it
 }
 
 TEST_CASE("stream: a next() that outlives its stream returns the end", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     Source source(endless);
     std::optional<Stream> stream(pipeline.process_stream(source));
@@ -364,7 +364,7 @@ TEST_CASE("stream: a next() that outlives its stream returns the end", "[stream]
 TEST_CASE("stream: a stream can be moved, even while it works", "[stream]") {
     static_assert(std::is_nothrow_move_constructible_v<Stream> && std::is_nothrow_move_assignable_v<Stream>);
     static_assert(!std::copy_constructible<Stream>);
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({2, 2, 2});
     auto stream = pipeline.process_stream(make_queries(4));
     auto first = next(rig, stream);
@@ -382,7 +382,7 @@ TEST_CASE("stream: a stream can be moved, even while it works", "[stream]") {
 }
 
 TEST_CASE("stream: an lvalue range is copied from, and an rvalue range is moved in and moved from", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline();
     std::vector<sluice::Query> queries;
     queries.emplace_back("q", std::string(200, 'x'));
@@ -400,7 +400,7 @@ TEST_CASE("stream: an lvalue range is copied from, and an rvalue range is moved 
 }
 
 TEST_CASE("stream: each stream of a pipeline has a window of its own", "[stream]") {
-    Rig rig;
+    Rig<> rig;
     auto pipeline = rig.pipeline({9, 9, 9}, with_window(2));
     Source one(endless);
     Source two(endless);

@@ -177,13 +177,13 @@ public:
 };
 
 // One observed model behind one stage, in virtual time.
-struct Bench {
+struct ObservedStage {
     asio::io_context context{1};
     Recorder recorder{&context};
     Model model{"answer", 10ms};
     Stage<Endpoint, VirtualTimer> stage;
 
-    explicit Bench(std::ptrdiff_t limit, StageOptions options = {}, Observer* observer = nullptr)
+    explicit ObservedStage(std::ptrdiff_t limit, StageOptions options = {}, Observer* observer = nullptr)
         : stage(context.get_executor(), "s", limit, Endpoint{&model},
                 observed(std::move(options), observer ? observer : &recorder)) {}
 
@@ -204,7 +204,7 @@ struct Bench {
 
 // Pipelines whose observer is a Recorder.
 template <class Sink = test::DeadLetters>
-struct Rig : test::Rig<Sink> {
+struct ObservedRig : test::Rig<Sink> {
     Recorder recorder{&this->context};
 
     auto observed(sluice::StageLimits limits = {20, 10, 5}, StageOptions stage = {}) {
@@ -220,11 +220,11 @@ Lines only(const Lines& lines, const std::string& what) {
     return result;
 }
 
-struct ThrowingSink {
+struct FullSink {
     void put(const Query&, const StageResult<>&) { throw std::runtime_error("disk full"); }
 };
 
-struct SlowThrowingSink {
+struct SlowFullSink {
     asio::awaitable<void> put(const Query&, const StageResult<>&) {
         co_await test::sleep(40ms);
         throw std::runtime_error("disk full");
@@ -236,14 +236,14 @@ struct SlowThrowingSink {
 // One stage run
 
 TEST_CASE("observer: a stage run that succeeds is queued, started and finished", "[observer]") {
-    Bench bench(1);
+    ObservedStage bench(1);
     Run a = bench.start("a");
     CHECK(bench.run() ==
           Lines{"0 queued a in s 0", "0 started a in s 1", "10 finished a in s succeeded after started"});
 }
 
 TEST_CASE("observer: a query that waits starts when it gets a slot", "[observer]") {
-    Bench bench(1);
+    ObservedStage bench(1);
     Run a = bench.start("a");
     Run b = bench.start("b");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "0 queued b in s 0",
@@ -252,7 +252,7 @@ TEST_CASE("observer: a query that waits starts when it gets a slot", "[observer]
 }
 
 TEST_CASE("observer: every failed attempt is reported, and each attempt queues for a slot", "[observer]") {
-    Bench bench(1, StageOptions{.retry = retries(5, 5ms)});
+    ObservedStage bench(1, StageOptions{.retry = retries(5, 5ms)});
     bench.model.failures["a"] = 2;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -262,7 +262,7 @@ TEST_CASE("observer: every failed attempt is reported, and each attempt queues f
 }
 
 TEST_CASE("observer: without a backoff the next attempt is queued at once", "[observer]") {
-    Bench bench(1, StageOptions{.retry = retries(1)});
+    ObservedStage bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -271,7 +271,7 @@ TEST_CASE("observer: without a backoff the next attempt is queued at once", "[ob
 }
 
 TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed by on_finished at once", "[observer]") {
-    Bench bench(1, StageOptions{.retry = retries(1, 5ms)});
+    ObservedStage bench(1, StageOptions{.retry = retries(1, 5ms)});
     bench.model.failures["a"] = 2;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -281,7 +281,7 @@ TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed 
 }
 
 TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
-    Bench bench(1, StageOptions{.timeout = 4ms, .retry = retries(0)});
+    ObservedStage bench(1, StageOptions{.timeout = 4ms, .retry = retries(0)});
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1",
                                "4 attempt failed a in s 1: timed out after 4 ms",
@@ -291,8 +291,9 @@ TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
 TEST_CASE(
     "observer: if the retry predicate throws, the attempt has the model's error and the stage run the predicate's",
     "[observer]") {
-    Bench bench(1, StageOptions{.retry = retries(
-                                    1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })});
+    ObservedStage bench(
+        1,
+        StageOptions{.retry = retries(1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -344,7 +345,7 @@ TEST_CASE("observer: all events of a stage run get the same object, with its tim
 TEST_CASE("observer: when an attempt has failed or a stage run has finished, its slot has been returned",
           "[observer]") {
     Caller observer;
-    Bench bench(1, StageOptions{.retry = retries(1)}, &observer);
+    ObservedStage bench(1, StageOptions{.retry = retries(1)}, &observer);
     bench.model.failures["a"] = 1;
     std::vector<std::pair<std::string, std::ptrdiff_t>> active;
     observer.call = [&](const std::string& event, const StageResult<>&) {
@@ -359,7 +360,7 @@ TEST_CASE("observer: when an attempt has failed or a stage run has finished, its
 
 TEST_CASE("observer: a function that is not overridden does nothing", "[observer]") {
     Observer observer;
-    Bench bench(1, StageOptions{.retry = retries(1)}, &observer);
+    ObservedStage bench(1, StageOptions{.retry = retries(1)}, &observer);
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     bench.run();
@@ -380,7 +381,7 @@ TEST_CASE("observer: its functions are noexcept, and so are their overrides", "[
 // Cancellation, closing, destruction
 
 TEST_CASE("observer: a stage run that is cancelled while it waits finishes after queued", "[observer][cancellation]") {
-    Bench bench(1);
+    ObservedStage bench(1);
     Run a = bench.start("a");
     Run b = bench.start("b");
     run_until(bench.context, 3ms);
@@ -393,7 +394,7 @@ TEST_CASE("observer: a stage run that is cancelled while it waits finishes after
 
 TEST_CASE("observer: a stage run that is cancelled between being granted a slot and resuming has not started",
           "[observer][cancellation]") {
-    Bench bench(1);
+    ObservedStage bench(1);
     Run a = bench.start("a");
     Run b = bench.start("b");
     while (bench.stage.endpoint().waiting() == 1 || !a.done()) {
@@ -407,7 +408,7 @@ TEST_CASE("observer: a stage run that is cancelled between being granted a slot 
 
 TEST_CASE("observer: a stage run that is cancelled during an attempt finishes after started, when the attempt ends",
           "[observer][cancellation]") {
-    Bench bench(1, StageOptions{.retry = retries(3)});
+    ObservedStage bench(1, StageOptions{.retry = retries(3)});
     bench.model.clean_up = 4ms;
     Run a = bench.start("a");
     run_until(bench.context, 3ms);
@@ -454,7 +455,7 @@ TEST_CASE("observer: an attempt that succeeds despite its cancellation has succe
 
 TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after the failed attempt",
           "[observer][cancellation]") {
-    Bench bench(1, StageOptions{.retry = retries(3, 1h)});
+    ObservedStage bench(1, StageOptions{.retry = retries(3, 1h)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     run_until(bench.context, 20ms);
@@ -464,7 +465,7 @@ TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after
 }
 
 TEST_CASE("observer: when the endpoint is closed, stage runs that wait fail after queued", "[observer]") {
-    Bench bench(1, StageOptions{.retry = retries(1)});
+    ObservedStage bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
     Run a = bench.start("a");
     Run b = bench.start("b");
@@ -478,7 +479,7 @@ TEST_CASE("observer: when the endpoint is closed, stage runs that wait fail afte
 }
 
 TEST_CASE("observer: a stage run that was cancelled before it began has no events", "[observer][cancellation]") {
-    Bench bench(1);
+    ObservedStage bench(1);
     Task<> task(bench.context.get_executor(), [&]() -> asio::awaitable<void> {
         co_await asio::this_coro::throw_if_cancelled(false);
         co_await test::sleep(5ms);
@@ -531,7 +532,7 @@ TEST_CASE("observer: it may close the endpoint, or change the limit, of the stag
           "[observer]") {
     const bool close = GENERATE(false, true);
     Caller observer;
-    Bench bench(1, {}, &observer);
+    ObservedStage bench(1, {}, &observer);
     observer.call = [&](const std::string& event, const StageResult<>&) {
         if (event == "started") {
             close ? bench.stage.endpoint().close() : bench.stage.endpoint().set_limit(3);
@@ -576,7 +577,7 @@ TEST_CASE("observer: destroying the context delivers no events, at any step", "[
 // Pipelines
 
 TEST_CASE("observer: a query of a pipeline is one stage run in each stage", "[observer]") {
-    Rig<> rig;
+    ObservedRig<> rig;
     auto pipeline = rig.observed();
     Task<test::Rig<>::Result> task(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
     rig.run();
@@ -588,7 +589,7 @@ TEST_CASE("observer: a query of a pipeline is one stage run in each stage", "[ob
 }
 
 TEST_CASE("observer: a batch queues its queries in order and each stage starts them in turn", "[observer]") {
-    Rig<> rig;
+    ObservedRig<> rig;
     auto pipeline = rig.observed({2, 1, 1});
     Task<test::Rig<>::Results> task(rig.context.get_executor(),
                                     [&] { return pipeline.process_batch(test::make_queries(3)); });
@@ -605,14 +606,14 @@ TEST_CASE("observer: a batch queues its queries in order and each stage starts t
 }
 
 TEST_CASE("observer: a stream has the same events as a batch", "[observer]") {
-    Rig<> batch;
+    ObservedRig<> batch;
     auto batch_pipeline = batch.observed({2, 1, 1}, StageOptions{.retry = retries(1, 5ms)});
     batch.extract.failures = {{"t1", 1}, {"t2", 2}};
     Task<test::Rig<>::Results> task(batch.context.get_executor(),
                                     [&] { return batch_pipeline.process_batch(test::make_queries(5)); });
     batch.run();
 
-    Rig<> stream;
+    ObservedRig<> stream;
     auto stream_pipeline = stream.observed({2, 1, 1}, StageOptions{.retry = retries(1, 5ms)});
     stream.extract.failures = {{"t1", 1}, {"t2", 2}};
     Task<> consumer(stream.context.get_executor(), [&]() -> asio::awaitable<void> {
@@ -646,7 +647,7 @@ TEST_CASE("observer: leaving a stream finishes every stage run that has begun", 
 }
 
 TEST_CASE("observer: on_dead_letter comes last, when the sink has the query", "[observer]") {
-    Rig<> rig;
+    ObservedRig<> rig;
     auto pipeline = rig.observed();
     rig.classify.failures["t"] = 1;
     Task<test::Rig<>::Result> task(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
@@ -675,7 +676,7 @@ TEST_CASE("observer: on_dead_letter is called after the sink's put has returned"
 }
 
 TEST_CASE("observer: with an awaitable sink, on_dead_letter is called when the awaitable has ended", "[observer]") {
-    Rig<test::SlowDeadLetters> rig;
+    ObservedRig<test::SlowDeadLetters> rig;
     auto pipeline = rig.observed();
     rig.extract.failures["t"] = 1;
     Task<test::Rig<test::SlowDeadLetters>::Result> task(rig.context.get_executor(),
@@ -690,7 +691,7 @@ TEST_CASE("observer: with an awaitable sink, on_dead_letter is called when the a
 
 TEST_CASE("observer: a dead letter that is being put when its query is cancelled is still reported",
           "[observer][cancellation]") {
-    Rig<test::SlowDeadLetters> rig;
+    ObservedRig<test::SlowDeadLetters> rig;
     auto pipeline = rig.observed();
     rig.extract.failures["t"] = 1;
     Task<test::Rig<test::SlowDeadLetters>::Result> task(rig.context.get_executor(),
@@ -703,26 +704,26 @@ TEST_CASE("observer: a dead letter that is being put when its query is cancelled
 }
 
 TEST_CASE("observer: if the sink throws, on_dead_letter gets the exception", "[observer]") {
-    Rig<ThrowingSink> plain;
+    ObservedRig<FullSink> plain;
     plain.classify.failures["t"] = 1;
     auto plain_pipeline = plain.observed();
-    Task<test::Rig<ThrowingSink>::Result> a(plain.context.get_executor(),
-                                            [&] { return plain_pipeline.process_one(Query("q", "t")); });
+    Task<test::Rig<FullSink>::Result> a(plain.context.get_executor(),
+                                        [&] { return plain_pipeline.process_one(Query("q", "t")); });
     plain.run();
     CHECK(plain.recorder.lines.back() == "50 dead letter q in classify cannot classify t, but disk full");
 
-    Rig<SlowThrowingSink> slow;
+    ObservedRig<SlowFullSink> slow;
     slow.classify.failures["t"] = 1;
     auto slow_pipeline = slow.observed();
-    Task<test::Rig<SlowThrowingSink>::Result> b(slow.context.get_executor(),
-                                                [&] { return slow_pipeline.process_one(Query("q", "t")); });
+    Task<test::Rig<SlowFullSink>::Result> b(slow.context.get_executor(),
+                                            [&] { return slow_pipeline.process_one(Query("q", "t")); });
     slow.run();
     CHECK(slow.recorder.lines.back() == "90 dead letter q in classify cannot classify t, but disk full");
 }
 
 TEST_CASE("observer: a cancelled query is no dead letter", "[observer][cancellation]") {
     const auto at = GENERATE(10ms, 60ms);  // queries are in the first stage; in the first two
-    Rig<> rig;
+    ObservedRig<> rig;
     auto pipeline = rig.observed({2, 1, 1});
     Task<test::Rig<>::Results> task(rig.context.get_executor(),
                                     [&] { return pipeline.process_batch(test::make_queries(3)); });

@@ -80,8 +80,8 @@ TEST_CASE("retry: N retries make N+1 attempts", "[retry]") {
         CHECK(attempts == retries + 1);
         CHECK(policy.max_retries == retries);
     }
-    const RetryPolicy endless(std::numeric_limits<int>::max());
-    CHECK(endless.should_retry(std::numeric_limits<int>::max(), any_error));
+    const RetryPolicy unbounded(std::numeric_limits<int>::max());
+    CHECK(unbounded.should_retry(std::numeric_limits<int>::max(), any_error));
 }
 
 TEST_CASE("retry: it returns the settings that it was given, and the defaults are the documented ones", "[retry]") {

@@ -20,16 +20,16 @@ namespace {
 using sluice::BrokenBarrier;
 using test::any_cancellation;
 using test::Arrival;
+using test::BarrierFixture;
 using test::broken;
 using test::first_numbers;
 using test::indices;
 using test::Order;
-using Fixture = test::BarrierFixture;
 
 }  // namespace
 
 TEST_CASE("barrier: a cancelled waiter is withdrawn as if it had never arrived", "[barrier][cancellation]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     Arrival cancelled = f.arrive();
     cancelled.cancel(any_cancellation());
     CHECK(f.barrier->waiting() == 0);  // at once
@@ -48,7 +48,7 @@ TEST_CASE("barrier: a cancelled waiter is withdrawn as if it had never arrived",
 
 TEST_CASE("barrier: indices stay contiguous when a waiter is cancelled", "[barrier][cancellation]") {
     const std::size_t which = GENERATE(0U, 1U, 2U);
-    Fixture f(4);
+    BarrierFixture f(4);
     auto arrivals = f.arrive(3);
     arrivals[which].cancel();
     CHECK(f.barrier->waiting() == 2);
@@ -65,7 +65,7 @@ TEST_CASE("barrier: indices stay contiguous when a waiter is cancelled", "[barri
 
 TEST_CASE("barrier: a wait that was cancelled stays cancelled when the phase completes before it resumes",
           "[barrier][cancellation]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     Arrival cancelled = f.arrive();
     cancelled.cancel();
     f.barrier->arrive_and_drop();
@@ -76,7 +76,7 @@ TEST_CASE("barrier: a wait that was cancelled stays cancelled when the phase com
 }
 
 TEST_CASE("barrier: once the phase is complete, cancellation is too late", "[barrier][cancellation]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     auto arrivals = f.arrive(2);
     arrivals.push_back(f.start_now());
     REQUIRE(f.barrier->phase() == 1);
@@ -92,7 +92,7 @@ TEST_CASE("barrier: once the phase is complete, cancellation is too late", "[bar
 
 TEST_CASE("barrier: cancellation inside the completion function is too late", "[barrier][cancellation]") {
     std::vector<Arrival> arrivals;
-    Fixture f(2, [&] { arrivals[0].cancel(); });
+    BarrierFixture f(2, [&] { arrivals[0].cancel(); });
     arrivals.push_back(f.arrive());
     arrivals.push_back(f.arrive());
     CHECK(indices(arrivals) == Order{0, 1});
@@ -100,7 +100,7 @@ TEST_CASE("barrier: cancellation inside the completion function is too late", "[
 
 TEST_CASE("barrier: 100,000 parties, every other one cancelled", "[barrier][cancellation][stress]") {
     constexpr std::size_t n = 100'000;
-    Fixture f(n);
+    BarrierFixture f(n);
     const auto start = [&] { return f.start(); };
     std::vector<Arrival> arrivals = test::repeat(n - 1, start);
     f.poll();
@@ -125,7 +125,7 @@ TEST_CASE("barrier: 100,000 parties, every other one cancelled", "[barrier][canc
 
 TEST_CASE("barrier: a wait that is both cancelled and reset, in either order, is counted once",
           "[barrier][cancellation]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     Arrival arrival = f.arrive();
     SECTION("cancelled first") {
         arrival.cancel();
@@ -147,7 +147,7 @@ TEST_CASE("barrier: a wait that is both cancelled and reset, in either order, is
 
 TEST_CASE("barrier: a waiter that is cancelled after another party dropped out leaves one arrival missing",
           "[barrier][cancellation]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     Arrival cancelled = f.arrive();
     f.barrier->arrive_and_drop();
     cancelled.cancel();
@@ -165,7 +165,7 @@ TEST_CASE("barrier: its state agrees with a reference model under random operati
         INFO("seed " << seed);
         std::mt19937 random(seed);
         const auto below = [&](std::size_t n) { return static_cast<std::size_t>(random() % n); };
-        Fixture f(6);
+        BarrierFixture f(6);
         std::vector<Arrival> arrivals;
         std::vector<End> ends;
         Order expected_index;

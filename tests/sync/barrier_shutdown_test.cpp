@@ -29,19 +29,19 @@ namespace asio = boost::asio;
 using sluice::Barrier;
 using test::Arrival;
 using test::AtExit;
+using test::BarrierFixture;
 using test::broken;
 using test::indices;
 using test::Live;
 using test::Order;
 using test::Steps;
 using test::Task;
-using Fixture = test::BarrierFixture;
 
 }  // namespace
 
 TEST_CASE("barrier: the completion function may destroy the barrier", "[barrier][shutdown]") {
     std::function<void()> completion;
-    Fixture f(2, [&] { completion(); });
+    BarrierFixture f(2, [&] { completion(); });
     const auto owned = std::make_shared<int>(1);
     bool throws = false;
     completion = [&, owned] {
@@ -76,7 +76,7 @@ TEST_CASE("barrier: the completion function may destroy the barrier", "[barrier]
 }
 
 TEST_CASE("barrier: when the barrier is destroyed, each waiter ends with operation_aborted", "[barrier][shutdown]") {
-    Fixture f(4);
+    BarrierFixture f(4);
     auto arrivals = f.arrive(3);
     arrivals[1].cancel();
     f.barrier = std::nullopt;
@@ -86,7 +86,7 @@ TEST_CASE("barrier: when the barrier is destroyed, each waiter ends with operati
 }
 
 TEST_CASE("barrier: a completed phase stays complete when the barrier is destroyed", "[barrier][shutdown]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     auto arrivals = f.arrive(1);
     arrivals.push_back(f.start_now());
     f.barrier = std::nullopt;
@@ -96,7 +96,7 @@ TEST_CASE("barrier: a completed phase stays complete when the barrier is destroy
 
 TEST_CASE("barrier: an arrival that is awaited after the barrier was destroyed ends with operation_aborted",
           "[barrier][shutdown]") {
-    Fixture f(1);
+    BarrierFixture f(1);
     f.barrier->abort();  // the destruction takes precedence
     std::optional early = f.barrier->arrive_and_wait();
     const Task<> task(f.context->get_executor(),
@@ -107,7 +107,7 @@ TEST_CASE("barrier: an arrival that is awaited after the barrier was destroyed e
 }
 
 TEST_CASE("barrier: after its context is destroyed, it has no executor and no waiters", "[barrier][shutdown]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     auto arrivals = f.arrive(2);
     SECTION("in the middle of a phase") {}
     SECTION("with waiters of a completed phase that have not resumed") { arrivals.push_back(f.start_now()); }
@@ -145,10 +145,10 @@ TEST_CASE("barrier: after its context is destroyed, arrivals fail at once, howev
 namespace {
 
 // Parties go through three phases, while one is cancelled and another drops out in its place.
-struct Run {
+struct BarrierRun {
     static constexpr std::size_t parties = 5;
 
-    Run() {
+    BarrierRun() {
         for (std::size_t i = 0; i != parties; ++i) {
             std::vector<asio::awaitable<std::size_t>> arrivals;
             for (int phase = 0; phase != 3; ++phase) {
@@ -192,7 +192,7 @@ struct Run {
 
 TEST_CASE("barrier: its context may be destroyed first, at every step", "[barrier][shutdown]") {
     test::for_every_step([](Steps& steps) {
-        Run run;
+        BarrierRun run;
         steps.take(*run.context);
         run.context = std::nullopt;
         CHECK(run.frames == 0);
@@ -203,11 +203,11 @@ TEST_CASE("barrier: its context may be destroyed first, at every step", "[barrie
 }
 
 TEST_CASE("barrier: it may be destroyed before its context, at every step", "[barrier][shutdown]") {
-    test::destroy_before_context_at_every_step<Run>(&Run::barrier);
+    test::destroy_before_context_at_every_step<BarrierRun>(&BarrierRun::barrier);
 }
 
 TEST_CASE("barrier: without destruction, the run above completes every phase", "[barrier]") {
-    Run run;
+    BarrierRun run;
     run.context->poll();
     CHECK(run.tasks[0].aborted());
     CHECK(std::all_of(run.tasks.begin() + 1, run.tasks.end(), [](const auto& task) { return task.succeeded(); }));
@@ -219,7 +219,7 @@ TEST_CASE("barrier: a waiter destroyed with its context may cancel, abort and re
           "[barrier][shutdown]") {
     // The service of the strands is created after that of the barriers and so is shut down first. After that, Asio
     // destroys frames immediately, while the barrier is still releasing its waiters.
-    Fixture f(1);
+    BarrierFixture f(1);
     std::vector<Arrival> arrivals;
     std::function<void()> in_destructor;
     std::size_t deaths = 0;

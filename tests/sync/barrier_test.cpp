@@ -44,12 +44,12 @@ using Catch::Matchers::MessageMatches;
 using sluice::Barrier;
 using sluice::BrokenBarrier;
 using test::Arrival;
+using test::BarrierFixture;
 using test::broken;
 using test::first_numbers;
 using test::indices;
 using test::Order;
 using test::Task;
-using Fixture = test::BarrierFixture;
 
 static_assert(!std::is_copy_constructible_v<Barrier> && !std::is_move_constructible_v<Barrier>);
 static_assert(!std::is_copy_assignable_v<Barrier> && !std::is_move_assignable_v<Barrier>);
@@ -60,7 +60,7 @@ static_assert(!std::is_copy_constructible_v<Barrier::Arrival>);
 }  // namespace
 
 TEST_CASE("barrier: a new barrier is in phase 0 and not broken", "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     CHECK(f.barrier->parties() == 3);
     CHECK(f.barrier->waiting() == 0);
     CHECK(f.barrier->phase() == 0);
@@ -76,7 +76,7 @@ TEST_CASE("barrier: fewer than one party throws, and the message names the value
 }
 
 TEST_CASE("barrier: no party leaves a phase until every party has arrived", "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     auto arrivals = f.arrive(2);
     CHECK(f.barrier->waiting() == 2);
     CHECK(f.barrier->phase() == 0);
@@ -89,7 +89,7 @@ TEST_CASE("barrier: no party leaves a phase until every party has arrived", "[ba
 
 TEST_CASE("barrier: the last arrival continues without suspending, the others resume through the executor in order",
           "[barrier]") {
-    Fixture f(4);
+    BarrierFixture f(4);
     auto arrivals = f.arrive(3);
     arrivals.push_back(f.start_now());
     CHECK(f.order == Order{3});
@@ -102,7 +102,7 @@ TEST_CASE("barrier: the last arrival continues without suspending, the others re
 }
 
 TEST_CASE("barrier: a call that ends a wait does not resume the waiter itself", "[barrier]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     Arrival waiter = f.arrive();
     SECTION("abort") { f.barrier->abort(); }
     SECTION("reset") { f.barrier->reset(); }
@@ -116,7 +116,7 @@ TEST_CASE("barrier: a call that ends a wait does not resume the waiter itself", 
 }
 
 TEST_CASE("barrier: a fast party may arrive for the next phase before slow ones have resumed", "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     auto slow = f.arrive(2);
     Order fast;
     const Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
@@ -141,7 +141,7 @@ TEST_CASE("barrier: over 1000 phases each party gets its own index, and none is 
     constexpr std::size_t parties = 7;
     constexpr std::size_t phases = 1000;
     std::size_t completions = 0;
-    Fixture f(parties, [&] { ++completions; });
+    BarrierFixture f(parties, [&] { ++completions; });
     std::mt19937 random(1);
     std::vector<std::size_t> arrived(parties, 0);  // the number of arrivals of each party
     std::vector<std::size_t> next_index(phases, 0);
@@ -174,7 +174,7 @@ TEST_CASE("barrier: over 1000 phases each party gets its own index, and none is 
 
 TEST_CASE("barrier: with one party no arrival waits", "[barrier]") {
     std::uint64_t completions = 0;
-    Fixture f(1, [&] { ++completions; });
+    BarrierFixture f(1, [&] { ++completions; });
     Order seen;
     const Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         for (int i = 0; i != 1000; ++i) {
@@ -215,7 +215,7 @@ TEST_CASE("barrier: the completion function runs once per phase, at the last arr
 
 TEST_CASE("barrier: a completion function that throws breaks the barrier and leaves no party suspended", "[barrier]") {
     bool throws = true;
-    Fixture f(3, [&] {
+    BarrierFixture f(3, [&] {
         if (throws) {
             throw std::domain_error("no");
         }
@@ -238,7 +238,7 @@ TEST_CASE("barrier: a completion function that throws breaks the barrier and lea
 }
 
 TEST_CASE("barrier: the completion function may throw something other than a std::exception", "[barrier]") {
-    Fixture f(2, [] { throw 42; });
+    BarrierFixture f(2, [] { throw 42; });
     const auto arrivals = f.arrive(2);
     CHECK(broken(arrivals[0]));
     CHECK(arrivals[1].failed_with<int>());
@@ -247,7 +247,7 @@ TEST_CASE("barrier: the completion function may throw something other than a std
 
 TEST_CASE("barrier: a completion function that throws also breaks the arrivals made inside it", "[barrier]") {
     std::function<void()> completion;
-    Fixture f(2, [&] { completion(); });
+    BarrierFixture f(2, [&] { completion(); });
     std::optional<Arrival> early;
     completion = [&] {
         f.barrier->reset();  // does not prevent a later break
@@ -264,7 +264,7 @@ TEST_CASE("barrier: a completion function that throws also breaks the arrivals m
 
 TEST_CASE("barrier: abort inside the completion function applies to the next phase", "[barrier]") {
     std::function<void()> completion;
-    Fixture f(2, [&] { completion(); });
+    BarrierFixture f(2, [&] { completion(); });
     completion = [&] { f.barrier->abort(); };
     auto arrivals = f.arrive(2);
     CHECK(indices(arrivals) == Order{0, 1});
@@ -275,7 +275,7 @@ TEST_CASE("barrier: abort inside the completion function applies to the next pha
 
 TEST_CASE("barrier: reset inside the completion function applies to the next phase", "[barrier]") {
     std::function<void()> completion;
-    Fixture f(2, [&] { completion(); });
+    BarrierFixture f(2, [&] { completion(); });
     completion = [&] { f.barrier->reset(); };
     auto arrivals = f.arrive(2);
     CHECK(indices(arrivals) == Order{0, 1});
@@ -287,7 +287,7 @@ TEST_CASE("barrier: reset inside the completion function applies to the next pha
 
 TEST_CASE("barrier: arrivals inside the completion function belong to the next phase", "[barrier]") {
     std::function<void()> completion;
-    Fixture f(2, [&] { completion(); });
+    BarrierFixture f(2, [&] { completion(); });
     std::vector<Arrival> next;
     int completions = 0;
     completion = [&] {
@@ -331,7 +331,7 @@ TEST_CASE("barrier: arrivals inside the completion function belong to the next p
 
 TEST_CASE("barrier: a party may drop out inside the completion function", "[barrier]") {
     std::function<void()> completion;
-    Fixture f(3, [&] { completion(); });
+    BarrierFixture f(3, [&] { completion(); });
     int completions = 0;
     completion = [&] {
         if (++completions == 1) {
@@ -349,7 +349,7 @@ TEST_CASE("barrier: a party may drop out inside the completion function", "[barr
 }
 
 TEST_CASE("barrier: abort ends every wait and every arrival until reset", "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     const auto arrivals = f.arrive(2);
     f.barrier->abort();
     CHECK(f.barrier->broken());
@@ -372,7 +372,7 @@ TEST_CASE("barrier: abort ends every wait and every arrival until reset", "[barr
 }
 
 TEST_CASE("barrier: reset ends every wait and restarts the phase", "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     const auto arrivals = f.arrive(2);
     f.barrier->reset();
     CHECK(f.barrier->waiting() == 0);
@@ -388,7 +388,7 @@ TEST_CASE("barrier: reset ends every wait and restarts the phase", "[barrier]") 
 }
 
 TEST_CASE("barrier: abort and reset do not affect waiters whose phase is complete", "[barrier]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     auto arrivals = f.arrive(1);
     arrivals.push_back(f.start_now());
     SECTION("abort") { f.barrier->abort(); }
@@ -398,7 +398,7 @@ TEST_CASE("barrier: abort and reset do not affect waiters whose phase is complet
 }
 
 TEST_CASE("barrier: abort and reset post nothing if no party waits", "[barrier]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     f.barrier->abort();
     f.barrier->reset();
     CHECK(f.poll() == 0);
@@ -406,7 +406,7 @@ TEST_CASE("barrier: abort and reset post nothing if no party waits", "[barrier]"
 
 TEST_CASE("barrier: a party that drops out arrives without waiting, and later phases need one party fewer",
           "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     auto arrivals = f.arrive(1);
     f.barrier->arrive_and_drop();
     CHECK(f.barrier->parties() == 2);
@@ -422,7 +422,7 @@ TEST_CASE("barrier: a party that drops out arrives without waiting, and later ph
 
 TEST_CASE("barrier: the last arrival of a phase may drop out", "[barrier]") {
     int completions = 0;
-    Fixture f(3, [&] { ++completions; });
+    BarrierFixture f(3, [&] { ++completions; });
     auto arrivals = f.arrive(2);
     f.barrier->arrive_and_drop();
     CHECK(completions == 1);
@@ -436,7 +436,7 @@ TEST_CASE("barrier: the last arrival of a phase may drop out", "[barrier]") {
 
 TEST_CASE("barrier: once every party has dropped out, later arrivals throw instead of waiting", "[barrier]") {
     int completions = 0;
-    Fixture f(2, [&] { ++completions; });
+    BarrierFixture f(2, [&] { ++completions; });
     f.barrier->arrive_and_drop();
     CHECK(completions == 0);
     f.barrier->arrive_and_drop();
@@ -459,7 +459,7 @@ TEST_CASE("barrier: once every party has dropped out, later arrivals throw inste
 }
 
 TEST_CASE("barrier: the completion function may throw when a party drops out", "[barrier]") {
-    Fixture f(2, [] { throw std::domain_error("no"); });
+    BarrierFixture f(2, [] { throw std::domain_error("no"); });
     const Arrival waiter = f.arrive();
     CHECK_THROWS_AS(f.barrier->arrive_and_drop(), std::domain_error);
     CHECK(f.barrier->parties() == 1);  // it has dropped out
@@ -470,7 +470,7 @@ TEST_CASE("barrier: the completion function may throw when a party drops out", "
 }
 
 TEST_CASE("barrier: parties that dropped out stay out after reset", "[barrier]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     const Arrival waiter = f.arrive();
     f.barrier->arrive_and_drop();
     f.barrier->reset();
@@ -488,7 +488,7 @@ TEST_CASE("barrier: an empty executor is rejected", "[barrier]") {
 }
 
 TEST_CASE("barrier: an arrival that is never awaited does not count", "[barrier]") {
-    Fixture f(1);
+    BarrierFixture f(1);
     {
         const asio::awaitable<std::size_t> never = f.barrier->arrive_and_wait();
     }
@@ -519,7 +519,7 @@ TEST_CASE("barrier: an exception that escapes from a resumed coroutine into the 
 
 TEST_CASE("barrier: 100,000 parties are released at once, in order and without stack growth", "[barrier][stress]") {
     constexpr std::size_t n = 100'000;
-    Fixture f(n);
+    BarrierFixture f(n);
     Order in_order;
     test::StackSpan stack;
     const auto party = [&]() -> asio::awaitable<void> {
@@ -556,7 +556,7 @@ static_assert(std::is_convertible_v<Barrier::Arrival, asio::awaitable<std::size_
 }  // namespace
 
 TEST_CASE("barrier: coroutines with a typed executor can wait, pass and be cancelled", "[barrier][typed]") {
-    Fixture f(3);
+    BarrierFixture f(3);
     asio::cancellation_signal signal;
     std::vector<std::exception_ptr> ends;
     Order order;
@@ -579,7 +579,7 @@ TEST_CASE("barrier: coroutines with a typed executor can wait, pass and be cance
 }
 
 TEST_CASE("barrier: coroutines with a typed executor are destroyed with their context", "[barrier][typed][shutdown]") {
-    Fixture f(2);
+    BarrierFixture f(2);
     Order order;
     asio::co_spawn(f.context->get_executor(), typed_party<TypedExecutor>(*f.barrier, order), asio::detached);
     f.poll();

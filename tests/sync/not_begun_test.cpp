@@ -36,7 +36,7 @@ using test::is_aborted;
 using test::Task;
 
 // Runs the context to its end. Returns how often operation_aborted escaped.
-int run(asio::io_context& context) {
+int run_to_end(asio::io_context& context) {
     for (int escaped = 0;;) {
         try {
             context.restart();
@@ -65,7 +65,7 @@ TEST_CASE("not begun: a parallel group made outside the loop loses no slot", "[n
     int calls = 0;
     race(context.get_executor(), acquire(semaphore), acquire(semaphore))
         .async_wait(experimental::wait_for_one(), [&](auto&&...) { ++calls; });
-    const int escaped = run(context);
+    const int escaped = run_to_end(context);
     CHECK(escaped + calls == 1);  // Boost 1.83: it escapes; later versions: the handler is called
     CHECK(semaphore.active() == 0);
     CHECK(semaphore.waiting() == 0);
@@ -80,11 +80,11 @@ TEST_CASE("not begun: a parallel group made outside the loop leaves the barrier 
     int calls = 0;
     race(context.get_executor(), arrive(barrier), arrive(barrier))
         .async_wait(experimental::wait_for_one(), [&](auto&&...) { ++calls; });
-    const int escaped = run(context);
+    const int escaped = run_to_end(context);
     CHECK(escaped + calls == 1);
     CHECK(barrier.waiting() == 0);
     const Task<std::size_t> next(context.get_executor(), [&] { return barrier.arrive_and_wait(); });
-    run(context);
+    run_to_end(context);
     CHECK(next.succeeded());
 }
 
@@ -107,7 +107,7 @@ TEST_CASE("not begun: a parallel group made inside a coroutine works", "[not_beg
                 .async_wait(experimental::wait_for_one(), asio::deferred);
         met = !error3 + !error4;
     });
-    CHECK(run(context) == 0);
+    CHECK(run_to_end(context) == 0);
     CHECK(task.succeeded());
     CHECK(acquired == 1);
     CHECK(aborted == 1);
@@ -132,7 +132,7 @@ TEST_CASE("not begun: a task group cancels children that have not begun", "[not_
             co_return;
         });
     });
-    CHECK(run(context) == 0);
+    CHECK(run_to_end(context) == 0);
     CHECK(task.succeeded());
     CHECK(acquired == 1);
     CHECK(semaphore.active() == 0);
@@ -143,7 +143,7 @@ struct CountingSink {
     void put(const sluice::Query&, const sluice::StageResult<>&) { ++count; }
 };
 
-struct Batch {
+struct UnbegunBatch {
     static asio::awaitable<int> model(const std::string&) {
         co_await test::yield();
         co_return 1;
@@ -174,27 +174,27 @@ struct Batch {
         const int before = aborted;
         calls = 0;
         spawn();
-        CHECK(run(context) == 0);
+        CHECK(run_to_end(context) == 0);
         CHECK(calls == 1);
         CHECK(aborted == before);
     }
 };
 
 TEST_CASE("not begun: a batch that is cancelled before it begins loses nothing", "[not_begun][pipeline]") {
-    Batch batch;
+    UnbegunBatch batch;
     batch.spawn();
     batch.signal.emit(asio::cancellation_type::terminal);
-    const int escaped = run(batch.context);
+    const int escaped = run_to_end(batch.context);
     CHECK(escaped + batch.calls == 1);  // Boost 1.83: it escapes; later versions: the handler is called
     CHECK(batch.aborted == batch.calls);
     batch.check_that_nothing_is_lost();
 }
 
 TEST_CASE("not begun: a batch can be cancelled through its executor", "[not_begun][pipeline]") {
-    Batch batch;
+    UnbegunBatch batch;
     batch.spawn();
     asio::post(batch.context, [&] { batch.signal.emit(asio::cancellation_type::terminal); });
-    CHECK(run(batch.context) == 0);
+    CHECK(run_to_end(batch.context) == 0);
     CHECK(batch.calls == 1);
     CHECK(batch.aborted == 1);
     batch.check_that_nothing_is_lost();

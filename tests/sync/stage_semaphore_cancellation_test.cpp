@@ -26,8 +26,8 @@ using sluice::StageSemaphore;
 using test::any_cancellation;
 using test::first_numbers;
 using test::Order;
+using test::SemaphoreFixture;
 using test::Task;
-using Fixture = test::SemaphoreFixture;
 
 // Is cancelled while it does not look, and then acquires a slot.
 asio::awaitable<Slot> acquire_after_cancellation(StageSemaphore& semaphore, bool looks) {
@@ -52,7 +52,7 @@ TEST_CASE("semaphore: a cancelled waiter leaves the queue and the others keep th
           "[semaphore][cancellation]") {
     const auto type = any_cancellation();
     const std::size_t which = GENERATE(1U, 2U, 3U);
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(4);
     tasks[which].cancel(type);
     CHECK(f.counts(1, 2));  // at once
@@ -68,7 +68,7 @@ TEST_CASE("semaphore: a cancelled waiter leaves the queue and the others keep th
 
 TEST_CASE("semaphore: after the only waiter is cancelled, the slot is free for the next acquire",
           "[semaphore][cancellation]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot held = f.semaphore->try_acquire();
     Task<Slot> waiter = f.acquire();
     waiter.cancel(any_cancellation());
@@ -81,7 +81,7 @@ TEST_CASE("semaphore: after the only waiter is cancelled, the slot is free for t
 }
 
 TEST_CASE("semaphore: a cancelled waiter that acquires again has lost its place", "[semaphore][cancellation]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     Task<> impatient(f.context->get_executor(), [&f]() -> asio::awaitable<void> {
         const bool served = co_await was_served(*f.semaphore);
         CHECK_FALSE(served);
@@ -102,7 +102,7 @@ TEST_CASE("semaphore: a cancelled waiter that acquires again has lost its place"
 TEST_CASE("semaphore: a slot granted to a waiter that is cancelled before it resumes goes to the next",
           "[semaphore][cancellation]") {
     const auto type = any_cancellation();
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot held = f.semaphore->try_acquire();
     auto tasks = f.acquire(4);
     held.release();
@@ -124,7 +124,7 @@ TEST_CASE("semaphore: a slot granted to a waiter that is cancelled before it res
 
 TEST_CASE("semaphore: a slot granted to a waiter that is cancelled before it resumes is free if nothing else waits",
           "[semaphore][cancellation]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot held = f.semaphore->try_acquire();
     Task<Slot> waiter = f.acquire();
     held.release();
@@ -139,7 +139,7 @@ TEST_CASE("semaphore: a slot granted to a waiter that is cancelled before it res
 
 TEST_CASE("semaphore: a granted slot that cancellation returns is not handed on above a lowered limit",
           "[semaphore][cancellation]") {
-    Fixture f(2);
+    SemaphoreFixture f(2);
     auto tasks = f.acquire(4);
     tasks[0].value().release();
     f.semaphore->set_limit(1);
@@ -152,7 +152,7 @@ TEST_CASE("semaphore: a granted slot that cancellation returns is not handed on 
 
 TEST_CASE("semaphore: cancellation wins until the waiter runs, even if it is the next to resume",
           "[semaphore][cancellation]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     std::vector<Task<Slot>> tasks;
     const Task<> killer(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         const Slot slot = co_await f.semaphore->acquire();
@@ -170,7 +170,7 @@ TEST_CASE("semaphore: cancellation wins until the waiter runs, even if it is the
 
 TEST_CASE("semaphore: once the waiter has its slot, cancellation does not take the slot away",
           "[semaphore][cancellation]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot kept;
     Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         kept = co_await f.semaphore->acquire();
@@ -189,7 +189,7 @@ TEST_CASE("semaphore: once the waiter has its slot, cancellation does not take t
 
 TEST_CASE("semaphore: a waiter that is both closed out and cancelled, in either order, is counted once",
           "[semaphore][cancellation]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     auto tasks = f.acquire(2);
     tasks[0].cancel();
     f.semaphore->close();
@@ -207,7 +207,7 @@ TEST_CASE("semaphore: its counts agree with a reference model under random opera
         INFO("seed " << seed);
         std::mt19937 random(seed);
         const auto below = [&](std::size_t n) { return static_cast<std::size_t>(random() % n); };
-        Fixture f(2);
+        SemaphoreFixture f(2);
         std::vector<Task<Slot>> tasks;
         std::ptrdiff_t limit = 2;
         std::deque<std::size_t> waiting;
@@ -295,7 +295,7 @@ TEST_CASE("semaphore: its counts agree with a reference model under random opera
 TEST_CASE("semaphore: 100,000 waiters, half of them granted a slot, are cancelled and leave none behind",
           "[semaphore][cancellation][stress]") {
     constexpr std::size_t n = 100'000;
-    Fixture f(0);
+    SemaphoreFixture f(0);
     auto tasks = test::repeat(n, [&] { return f.start(); });
     f.poll();
     f.semaphore->set_limit(n / 2);
@@ -313,7 +313,7 @@ TEST_CASE("semaphore: 100,000 waiters, half of them granted a slot, are cancelle
 
 TEST_CASE("semaphore: cancellation wins over a free slot that comes through the executor",
           "[semaphore][cancellation]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     std::size_t taken = 0;
     Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         for (;;) {
@@ -336,7 +336,7 @@ TEST_CASE("semaphore: a coroutine that was cancelled earlier takes no free slot,
           "[semaphore][cancellation]") {
     const bool looks = GENERATE(true, false);
     const auto type = any_cancellation();
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Task<Slot> task(f.context->get_executor(), [&] { return acquire_after_cancellation(*f.semaphore, looks); });
     f.context->poll_one();
     task.cancel(type);

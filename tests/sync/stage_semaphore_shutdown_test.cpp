@@ -26,16 +26,16 @@ using sluice::Slot;
 using sluice::StageSemaphore;
 using test::AtExit;
 using test::Live;
+using test::SemaphoreFixture;
 using test::StackSpan;
 using test::Steps;
 using test::Task;
-using Fixture = test::SemaphoreFixture;
 
 }  // namespace
 
 TEST_CASE("semaphore: when the semaphore is destroyed, each waiter ends with operation_aborted",
           "[semaphore][shutdown]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(4);
     tasks[0].value().release();  // granted before the destruction: this slot outlives the semaphore
     tasks[3].cancel();
@@ -50,7 +50,7 @@ TEST_CASE("semaphore: when the semaphore is destroyed, each waiter ends with ope
 }
 
 TEST_CASE("semaphore: a slot may outlive the semaphore", "[semaphore][shutdown]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot slot = f.semaphore->try_acquire();
     f.semaphore = std::nullopt;
     CHECK(slot);
@@ -62,7 +62,7 @@ TEST_CASE("semaphore: a slot may outlive the semaphore", "[semaphore][shutdown]"
 }
 
 TEST_CASE("semaphore: a slot may outlive the context", "[semaphore][shutdown]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot slot = f.semaphore->try_acquire();
     const auto waiter = f.acquire();
     SECTION("and so may the semaphore") {
@@ -89,7 +89,7 @@ TEST_CASE("semaphore: a slot may outlive the context", "[semaphore][shutdown]") 
 
 TEST_CASE("semaphore: after its context is destroyed, it has no executor and can still be used",
           "[semaphore][shutdown]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(3);
     tasks[0].value().release();  // one is granted, one waits
     f.context = std::nullopt;
@@ -138,10 +138,10 @@ TEST_CASE("semaphore: an acquire that is awaited after the semaphore was destroy
 namespace {
 
 // Workers acquire a slot twice each, while the limit changes and some of them are cancelled.
-struct Run {
+struct SemaphoreRun {
     static constexpr std::size_t workers = 6;
 
-    Run() {
+    SemaphoreRun() {
         for (std::size_t i = 0; i != workers; ++i) {
             tasks.emplace_back(context->get_executor(),
                                [this, i, first = semaphore->acquire(), second = semaphore->acquire()]() mutable {
@@ -192,7 +192,7 @@ struct Run {
 
 TEST_CASE("semaphore: its context may be destroyed first, at every step", "[semaphore][shutdown]") {
     test::for_every_step([](Steps& steps) {
-        Run run;
+        SemaphoreRun run;
         steps.take(*run.context);
         run.context = std::nullopt;
         CHECK(run.frames == 0);
@@ -206,14 +206,14 @@ TEST_CASE("semaphore: its context may be destroyed first, at every step", "[sema
 }
 
 TEST_CASE("semaphore: it may be destroyed before its context, at every step", "[semaphore][shutdown]") {
-    test::destroy_before_context_at_every_step<Run>(&Run::semaphore);
+    test::destroy_before_context_at_every_step<SemaphoreRun>(&SemaphoreRun::semaphore);
 }
 
 TEST_CASE("semaphore: without destruction, the run above returns every slot except the one that is kept",
           "[semaphore]") {
-    Run run;
+    SemaphoreRun run;
     run.context->poll();
-    for (std::size_t i = 0; i != Run::workers; ++i) {
+    for (std::size_t i = 0; i != SemaphoreRun::workers; ++i) {
         INFO("worker " << i);
         CHECK(run.tasks[i].aborted() == (i == 2 || i == 4));
         CHECK(run.tasks[i].done());
@@ -227,7 +227,7 @@ TEST_CASE("semaphore: a waiter destroyed with its context may release, cancel an
           "[semaphore][shutdown]") {
     // The service of the strands is created after that of the semaphores and so is shut down first. After that, Asio
     // destroys frames immediately, while the semaphore is still releasing its waiters.
-    Fixture f(0);
+    SemaphoreFixture f(0);
     std::vector<Task<Slot>> tasks;
     std::function<void()> in_destructor;
     std::size_t deaths = 0;

@@ -50,9 +50,9 @@ using sluice::Slot;
 using sluice::StageSemaphore;
 using test::first_numbers;
 using test::Order;
+using test::SemaphoreFixture;
 using test::StackSpan;
 using test::Task;
-using Fixture = test::SemaphoreFixture;
 
 static_assert(!std::is_copy_constructible_v<Slot> && !std::is_copy_assignable_v<Slot>);
 static_assert(std::is_nothrow_default_constructible_v<Slot>);
@@ -70,7 +70,7 @@ static_assert(!std::is_invocable_v<StageSemaphore::Acquisition, void (*)(std::ex
 }  // namespace
 
 TEST_CASE("semaphore: a new semaphore has all its slots free", "[semaphore]") {
-    Fixture f(3);
+    SemaphoreFixture f(3);
     CHECK(f.semaphore->limit() == 3);
     CHECK(f.counts(0, 0));
     CHECK(f.semaphore->get_executor() == asio::any_io_executor(f.context->get_executor()));
@@ -82,7 +82,7 @@ TEST_CASE("semaphore: a negative limit throws, names the value, and changes noth
     const auto names_value = MessageMatches(ContainsSubstring(std::to_string(limit)));
     CHECK_THROWS_MATCHES(StageSemaphore(context.get_executor(), limit), std::invalid_argument, names_value);
 
-    Fixture f(1);
+    SemaphoreFixture f(1);
     const auto tasks = f.acquire(2);
     CHECK_THROWS_MATCHES(f.semaphore->set_limit(limit), std::invalid_argument, names_value);
     CHECK(f.semaphore->limit() == 1);
@@ -91,7 +91,7 @@ TEST_CASE("semaphore: a negative limit throws, names the value, and changes noth
 }
 
 TEST_CASE("semaphore: acquire continues without suspending if a slot is free", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     bool others_ran = true;
     const Task<> task(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         bool other_ran = false;
@@ -106,7 +106,7 @@ TEST_CASE("semaphore: acquire continues without suspending if a slot is free", "
 }
 
 TEST_CASE("semaphore: at most as many coroutines get a slot as the limit allows", "[semaphore]") {
-    Fixture f(3);
+    SemaphoreFixture f(3);
     const auto tasks = f.acquire(5);
     CHECK(f.counts(3, 2));
     CHECK(f.order == Order{0, 1, 2});
@@ -115,7 +115,7 @@ TEST_CASE("semaphore: at most as many coroutines get a slot as the limit allows"
 }
 
 TEST_CASE("semaphore: a slot is returned when it is released, destroyed, or assigned to", "[semaphore]") {
-    Fixture f(2);
+    SemaphoreFixture f(2);
     std::optional<Slot> slot = f.semaphore->try_acquire();
     REQUIRE(*slot);
     REQUIRE(f.counts(1, 0));
@@ -145,7 +145,7 @@ TEST_CASE("semaphore: releasing an empty slot has no effect", "[semaphore]") {
     empty.release();
     CHECK_FALSE(empty);
 
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot slot = f.semaphore->try_acquire();
     slot.release();
     slot.release();
@@ -153,7 +153,7 @@ TEST_CASE("semaphore: releasing an empty slot has no effect", "[semaphore]") {
 }
 
 TEST_CASE("semaphore: a slot that is moved still counts once", "[semaphore]") {
-    Fixture f(2);
+    SemaphoreFixture f(2);
     Slot first = f.semaphore->try_acquire();
     Slot second(std::move(first));
     CHECK_FALSE(first);  // NOLINT(bugprone-use-after-move)
@@ -173,7 +173,7 @@ TEST_CASE("semaphore: a slot that is moved still counts once", "[semaphore]") {
 }
 
 TEST_CASE("semaphore: strictly first come, first served", "[semaphore]") {
-    Fixture f(3);
+    SemaphoreFixture f(3);
     auto tasks = f.acquire(100);
     for (std::size_t i = 0; i != tasks.size(); ++i) {
         REQUIRE(tasks[i].succeeded());
@@ -188,7 +188,7 @@ TEST_CASE("semaphore: strictly first come, first served", "[semaphore]") {
 }
 
 TEST_CASE("semaphore: a holder that releases and acquires again at once does not overtake", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Order order;
     const auto visit_twice = [&](std::size_t number) {
         return Task<>(f.context->get_executor(), [&f, &order, number]() -> asio::awaitable<void> {
@@ -207,7 +207,7 @@ TEST_CASE("semaphore: a holder that releases and acquires again at once does not
 
 TEST_CASE("semaphore: a newcomer does not overtake a waiter that was granted a slot and has not resumed",
           "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot held = f.semaphore->try_acquire();
     const auto waiter = f.acquire();
     const auto newcomer = f.start();  // begins before the waiter is resumed
@@ -222,7 +222,7 @@ TEST_CASE("semaphore: a newcomer does not overtake a waiter that was granted a s
 }
 
 TEST_CASE("semaphore: try_acquire takes a free slot, and returns an empty one if none is free", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     const Slot slot = f.semaphore->try_acquire();
     CHECK(slot);
     CHECK(f.counts(1, 0));
@@ -231,7 +231,7 @@ TEST_CASE("semaphore: try_acquire takes a free slot, and returns an empty one if
 }
 
 TEST_CASE("semaphore: try_acquire returns an empty slot while any coroutine waits", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(3);
     for (Task<Slot>& task : tasks) {
         CHECK_FALSE(f.semaphore->try_acquire());
@@ -242,7 +242,7 @@ TEST_CASE("semaphore: try_acquire returns an empty slot while any coroutine wait
 }
 
 TEST_CASE("semaphore: limit 0 means paused", "[semaphore]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     auto tasks = f.acquire(2);
     CHECK_FALSE(f.semaphore->try_acquire());
     CHECK(f.counts(0, 2));
@@ -260,7 +260,7 @@ TEST_CASE("semaphore: limit 0 means paused", "[semaphore]") {
 }
 
 TEST_CASE("semaphore: raising the limit wakes exactly one waiter for each new slot", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     const auto tasks = f.acquire(6);
     f.semaphore->set_limit(3);
     CHECK(f.semaphore->limit() == 3);
@@ -277,7 +277,7 @@ TEST_CASE("semaphore: raising the limit wakes exactly one waiter for each new sl
 }
 
 TEST_CASE("semaphore: lowering the limit takes no slot away and takes effect as slots are returned", "[semaphore]") {
-    Fixture f(4);
+    SemaphoreFixture f(4);
     auto tasks = f.acquire(6);
     f.semaphore->set_limit(2);
     CHECK(f.semaphore->limit() == 2);
@@ -297,7 +297,7 @@ TEST_CASE("semaphore: lowering the limit takes no slot away and takes effect as 
 }
 
 TEST_CASE("semaphore: raising a limit that stays at or below active wakes no waiter", "[semaphore]") {
-    Fixture f(4);
+    SemaphoreFixture f(4);
     const auto tasks = f.acquire(6);
     f.semaphore->set_limit(1);
     f.semaphore->set_limit(4);
@@ -308,7 +308,7 @@ TEST_CASE("semaphore: raising a limit that stays at or below active wakes no wai
 }
 
 TEST_CASE("semaphore: a call that ends a wait does not resume the waiter itself", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot held = f.semaphore->try_acquire();
     Task<Slot> waiter = f.acquire();
     SECTION("release") { held.release(); }
@@ -324,7 +324,7 @@ TEST_CASE("semaphore: a call that ends a wait does not resume the waiter itself"
 }
 
 TEST_CASE("semaphore: a coroutine that releases continues before the one that gets its slot", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     std::vector<std::string> log;
     const Task<> holder(f.context->get_executor(), [&]() -> asio::awaitable<void> {
         Slot slot = co_await f.semaphore->acquire();
@@ -342,7 +342,7 @@ TEST_CASE("semaphore: a coroutine that releases continues before the one that ge
 }
 
 TEST_CASE("semaphore: a burst of returned slots posts one handler", "[semaphore]") {
-    Fixture f(3);
+    SemaphoreFixture f(3);
     auto tasks = f.acquire(6);
     for (const std::size_t i : {0U, 1U, 2U}) {
         tasks[i].value().release();
@@ -356,7 +356,7 @@ TEST_CASE("semaphore: a burst of returned slots posts one handler", "[semaphore]
 }
 
 TEST_CASE("semaphore: a waiter woken by one that was just resumed lets other handlers run first", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(1);
     const auto pass_on = [&] {
         return Task<>(f.context->get_executor(), [&f]() -> asio::awaitable<void> {
@@ -373,7 +373,7 @@ TEST_CASE("semaphore: a waiter woken by one that was just resumed lets other han
 }
 
 TEST_CASE("semaphore: close ends every wait and every later acquire", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(3);
     f.semaphore->close();
     CHECK(f.counts(1, 0));
@@ -394,7 +394,7 @@ TEST_CASE("semaphore: close ends every wait and every later acquire", "[semaphor
 
 TEST_CASE("semaphore: the error of a waiter that was closed out says so, that of a cancelled one does not",
           "[semaphore]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     auto cancelled = f.acquire();
     auto closed = f.acquire();
     f.poll();
@@ -417,7 +417,7 @@ TEST_CASE("semaphore: an empty executor is rejected", "[semaphore]") {
 }
 
 TEST_CASE("semaphore: closing again has no effect", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(2);
     f.semaphore->close();
     f.semaphore->close();
@@ -429,7 +429,7 @@ TEST_CASE("semaphore: closing again has no effect", "[semaphore]") {
 }
 
 TEST_CASE("semaphore: a slot granted before close reaches its waiter and can be returned", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     auto tasks = f.acquire(3);
     tasks[0].value().release();
     f.semaphore->close();
@@ -450,7 +450,7 @@ TEST_CASE("semaphore: a slot granted before close reaches its waiter and can be 
 }
 
 TEST_CASE("semaphore: an acquire that is never awaited takes no slot", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     {
         const asio::awaitable<Slot> never = f.semaphore->acquire();
         CHECK(f.counts(0, 0));
@@ -489,14 +489,14 @@ namespace {
 struct Crowd {
     static constexpr std::size_t size = 100'000;
 
-    explicit Crowd(Fixture& f) {
+    explicit Crowd(SemaphoreFixture& f) {
         for (std::size_t i = 0; i != size; ++i) {
             asio::co_spawn(f.context->get_executor(), visit(f, i), asio::detached);
         }
         f.poll();
     }
 
-    asio::awaitable<void> visit(Fixture& f, std::size_t number) {
+    asio::awaitable<void> visit(SemaphoreFixture& f, std::size_t number) {
         const Slot slot = co_await f.semaphore->acquire();
         f.order.push_back(number);
         stack.touch();
@@ -508,7 +508,7 @@ struct Crowd {
 }  // namespace
 
 TEST_CASE("semaphore: 100,000 waiters are served in a cascade without stack growth", "[semaphore][stress]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     Slot held = f.semaphore->try_acquire();
     const Crowd crowd(f);
     REQUIRE(f.counts(1, Crowd::size));
@@ -520,7 +520,7 @@ TEST_CASE("semaphore: 100,000 waiters are served in a cascade without stack grow
 }
 
 TEST_CASE("semaphore: 100,000 waiters are served at once by set_limit without stack growth", "[semaphore][stress]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     const Crowd crowd(f);
     REQUIRE(f.counts(0, Crowd::size));
     f.semaphore->set_limit(static_cast<std::ptrdiff_t>(Crowd::size));
@@ -533,7 +533,7 @@ TEST_CASE("semaphore: 100,000 waiters are served at once by set_limit without st
 
 TEST_CASE("semaphore: 100,000 waiters are closed out or destroyed with their context",
           "[semaphore][shutdown][stress]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     const Crowd crowd(f);
     SECTION("closed out") {
         f.semaphore->close();
@@ -559,7 +559,7 @@ static_assert(std::is_convertible_v<StageSemaphore::Acquisition, asio::awaitable
 }  // namespace
 
 TEST_CASE("semaphore: an acquisition can be used wherever an awaitable is expected", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     StageSemaphore& semaphore = *f.semaphore;
     const auto executor = f.context->get_executor();
     int slots = 0;
@@ -585,7 +585,7 @@ TEST_CASE("semaphore: an acquisition can be used wherever an awaitable is expect
 }
 
 TEST_CASE("semaphore: a loop over free slots bounds the stack and lets other handlers run", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     StackSpan stack;
     bool other_ran = false;
     std::size_t taken_before_other = 0;
@@ -659,7 +659,7 @@ asio::awaitable<std::size_t> take_in_turn(StageSemaphore& first, StageSemaphore&
 
 // Acquires 60 slots, waits for one that another handler returns, and acquires 60 more; counts those that it got after
 // the wait and before `other_ran`.
-asio::awaitable<std::size_t> take_around_a_wait(Fixture& f, bool& other_ran) {
+asio::awaitable<std::size_t> take_around_a_wait(SemaphoreFixture& f, bool& other_ran) {
     co_await take_in_a_row(*f.semaphore, 60, other_ran);
     Slot held = f.semaphore->try_acquire();
     asio::post(*f.context, [&held] { held.release(); });
@@ -672,7 +672,7 @@ asio::awaitable<std::size_t> take_around_a_wait(Fixture& f, bool& other_ran) {
 
 TEST_CASE("semaphore: 64 acquires in a row continue at once, and the next lets other handlers run", "[semaphore]") {
     const bool closed = GENERATE(false, true);
-    Fixture f(1);
+    SemaphoreFixture f(1);
     if (closed) {
         f.semaphore->close();
     }
@@ -688,7 +688,7 @@ TEST_CASE("semaphore: 64 acquires in a row continue at once, and the next lets o
 }
 
 TEST_CASE("semaphore: a loop over two free semaphores lets other handlers run", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     StageSemaphore second(f.context->get_executor(), 1);
     bool other_ran = false;
     Task<std::size_t> task(f.context->get_executor(),
@@ -700,7 +700,7 @@ TEST_CASE("semaphore: a loop over two free semaphores lets other handlers run", 
 }
 
 TEST_CASE("semaphore: a wait ends a row of acquires that continue at once", "[semaphore]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     bool other_ran = false;
     Task<std::size_t> task(f.context->get_executor(), [&] { return take_around_a_wait(f, other_ran); });
     f.poll();
@@ -709,7 +709,7 @@ TEST_CASE("semaphore: a wait ends a row of acquires that continue at once", "[se
 }
 
 TEST_CASE("semaphore: coroutines with a typed executor can wait, be served and be cancelled", "[semaphore][typed]") {
-    Fixture f(1);
+    SemaphoreFixture f(1);
     asio::cancellation_signal signal;
     std::vector<std::exception_ptr> ends;
     const auto note_end = [&](const std::exception_ptr& error) { ends.push_back(error); };
@@ -735,7 +735,7 @@ TEST_CASE("semaphore: coroutines with a typed executor can wait, be served and b
 
 TEST_CASE("semaphore: coroutines with a typed executor are destroyed with their context",
           "[semaphore][typed][shutdown]") {
-    Fixture f(0);
+    SemaphoreFixture f(0);
     asio::co_spawn(f.context->get_executor(), typed_visit<TypedExecutor>(*f.semaphore, f.order, 0), asio::detached);
     f.poll();
     REQUIRE(f.counts(0, 1));

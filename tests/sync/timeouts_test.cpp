@@ -64,11 +64,11 @@ using Log = std::vector<std::string>;
 using Done = std::optional<std::monostate>;
 
 template <class T>
-using Shared = boost::intrusive_ptr<sluice::detail::Timeouts<T>>;
+using SharedTimeouts = boost::intrusive_ptr<sluice::detail::Timeouts<T>>;
 
 template <class T = VirtualTimer>
-Shared<T> make_timeouts(nanoseconds timeout, WhenIdle when_idle = WhenIdle::cancel_later) {
-    return Shared<T>(new sluice::detail::Timeouts<T>(timeout, when_idle));
+SharedTimeouts<T> make_timeouts(nanoseconds timeout, WhenIdle when_idle = WhenIdle::cancel_later) {
+    return SharedTimeouts<T>(new sluice::detail::Timeouts<T>(timeout, when_idle));
 }
 
 // How long a call took, and how it ended.
@@ -80,7 +80,7 @@ struct Ended {
 };
 
 // Runs `body` under the timeouts and notes its end.
-Void call(Shared<VirtualTimer> timeouts, Void body, std::string name, std::vector<Ended>& ends) {
+Void call(SharedTimeouts<VirtualTimer> timeouts, Void body, std::string name, std::vector<Ended>& ends) {
     const asio::any_io_executor executor = co_await this_coro::executor;
     sluice::detail::Timeouts<VirtualTimer>::Call running(*timeouts, executor);
     timeouts.reset();  // the call keeps it
@@ -109,7 +109,7 @@ Log names(const std::vector<Ended>& ends) {
 // The calls of one test.
 struct Calls {
     asio::io_context context;
-    Shared<VirtualTimer> timeouts = make_timeouts(10ms);
+    SharedTimeouts<VirtualTimer> timeouts = make_timeouts(10ms);
     std::vector<Ended> ends;
     std::vector<Task<>> tasks;
 
@@ -294,7 +294,7 @@ namespace {
 
 // Makes `n` calls, one after the other, that do not suspend or that yield once.
 template <class T>
-Void make_calls(Shared<T> timeouts, int n, bool yields) {
+Void make_calls(SharedTimeouts<T> timeouts, int n, bool yields) {
     const asio::any_io_executor executor = co_await this_coro::executor;
     for (int i = 0; i != n; ++i) {
         typename sluice::detail::Timeouts<T>::Call running(*timeouts, executor);
@@ -471,7 +471,8 @@ static_assert(sluice::Timer<CoarseTimer>);
 
 asio::awaitable<void, Io> typed_sleep(nanoseconds duration) { return sluice::sleep_for<VirtualTimer, Io>(duration); }
 
-asio::awaitable<void, Io> coarse_call(Shared<CoarseTimer> timeouts, nanoseconds begin, nanoseconds duration, Log& log) {
+asio::awaitable<void, Io> coarse_call(SharedTimeouts<CoarseTimer> timeouts, nanoseconds begin, nanoseconds duration,
+                                      Log& log) {
     const Io executor = co_await this_coro::executor;
     co_await typed_sleep(begin);
     sluice::detail::Timeouts<CoarseTimer>::Call running(*timeouts, executor);
@@ -513,7 +514,7 @@ TEST_CASE("timeouts: zero and less expire at once, and the longest timeout does 
 }
 
 TEST_CASE("timeouts: a strand may be destroyed before the timeouts that were used on it", "[timeouts][shutdown]") {
-    Shared<asio::steady_timer> timeouts = make_timeouts<asio::steady_timer>(1h);
+    SharedTimeouts<asio::steady_timer> timeouts = make_timeouts<asio::steady_timer>(1h);
     {
         asio::io_context context;
         const auto strand = asio::make_strand(context);

@@ -44,15 +44,15 @@ using test::Live;
 using test::refusal_of;
 using test::Task;
 using Void = asio::awaitable<void>;
-using Order = std::vector<int>;
+using Sequence = std::vector<int>;
 
 std::size_t first(std::size_t) { return 0; }
 std::size_t last(std::size_t n) { return n - 1; }
 
 TEST_CASE("interleaving: a function chooses which handler is next, and 0 is the one that was submitted first",
           "[interleaving]") {
-    Order asked;
-    Order order;
+    Sequence asked;
+    Sequence order;
     const auto run = [&](std::vector<std::size_t> choices) {
         asked.clear();
         order.clear();
@@ -66,16 +66,16 @@ TEST_CASE("interleaving: a function chooses which handler is next, and 0 is the 
         context.run();
         return order;
     };
-    CHECK(run({0, 0, 0}) == Order{0, 1, 2, 3});
-    CHECK(run({3, 2, 1}) == Order{3, 2, 1, 0});
-    CHECK(run({2, 0, 1}) == Order{2, 0, 3, 1});
-    CHECK(asked == Order{4, 3, 2});  // a single handler is not a choice
+    CHECK(run({0, 0, 0}) == Sequence{0, 1, 2, 3});
+    CHECK(run({3, 2, 1}) == Sequence{3, 2, 1, 0});
+    CHECK(run({2, 0, 1}) == Sequence{2, 0, 3, 1});
+    CHECK(asked == Sequence{4, 3, 2});  // a single handler is not a choice
 }
 
 TEST_CASE("interleaving: no handler runs inside the call that submits it", "[interleaving]") {
     InterleavingContext context(first);
     const auto executor = context.get_executor();
-    Order order;
+    Sequence order;
     asio::dispatch(executor, [&] {
         asio::dispatch(executor, [&] { order.push_back(2); });
         asio::dispatch(asio::any_io_executor(executor), [&] { order.push_back(3); });
@@ -84,28 +84,28 @@ TEST_CASE("interleaving: no handler runs inside the call that submits it", "[int
     CHECK(order.empty());
     CHECK(context.ready() == 1);
     context.run();
-    CHECK(order == Order{1, 2, 3});
+    CHECK(order == Sequence{1, 2, 3});
 }
 
 TEST_CASE("interleaving: run_one() runs one handler, and returns whether there was one", "[interleaving]") {
     InterleavingContext context(first);
-    Order order;
+    Sequence order;
     CHECK_FALSE(context.run_one());
     for (int i = 0; i != 2; ++i) {
         asio::post(context.get_executor(), [&order, i] { order.push_back(i); });
     }
     CHECK(context.ready() == 2);
     CHECK(context.run_one());
-    CHECK(order == Order{0});
+    CHECK(order == Sequence{0});
     CHECK(context.ready() == 1);
     CHECK(context.run_one());
     CHECK_FALSE(context.run_one());
-    CHECK(order == Order{0, 1});
+    CHECK(order == Sequence{0, 1});
 }
 
 TEST_CASE("interleaving: when nothing is ready, time advances to the next wait", "[interleaving]") {
     InterleavingContext context(last);
-    Order order;
+    Sequence order;
     const auto sleeper = [&](std::chrono::milliseconds time) {
         return Task(context.get_executor(), [&order, time]() -> Void {
             co_await test::sleep(time);
@@ -114,16 +114,16 @@ TEST_CASE("interleaving: when nothing is ready, time advances to the next wait",
     };
     const std::vector<Task<>> tasks{sleeper(3ms), sleeper(1ms), sleeper(2ms)};
     CHECK(context.run() == 3ms);
-    CHECK(order == Order{1, 2, 3});
+    CHECK(order == Sequence{1, 2, 3});
     CHECK(VirtualTime::of(context).now().time_since_epoch() == 3ms);
     CHECK(context.run() == 0ms);
 }
 
 // The order in which ten coroutines take three turns each.
-Order turns(unsigned seed) {
+Sequence turns(unsigned seed) {
     std::mt19937 random(seed);
     InterleavingContext context([&](std::size_t n) { return random() % n; });
-    Order order;
+    Sequence order;
     std::vector<Task<>> tasks;
     for (int i = 0; i != 10; ++i) {
         tasks.emplace_back(context.get_executor(), [&order, i]() -> Void {
@@ -149,7 +149,7 @@ TEST_CASE("interleaving: the same seed leads to the same order, another seed to 
 TEST_CASE("interleaving: choosing a handler that does not exist is an error, and loses none", "[interleaving]") {
     std::size_t choice = 2;
     InterleavingContext context([&](std::size_t) { return choice; });
-    Order order;
+    Sequence order;
     for (int i = 0; i != 2; ++i) {
         asio::post(context.get_executor(), [&order, i] { order.push_back(i); });
     }
@@ -157,7 +157,7 @@ TEST_CASE("interleaving: choosing a handler that does not exist is an error, and
     CHECK(context.ready() == 2);
     choice = 1;
     context.run();
-    CHECK(order == Order{1, 0});
+    CHECK(order == Sequence{1, 0});
 }
 
 TEST_CASE("interleaving: the choosing function must not be empty", "[interleaving]") {
@@ -192,12 +192,12 @@ TEST_CASE("interleaving: the waits that end at the same time, expired or cancell
           "[interleaving]") {
     const bool cancelled = GENERATE(false, true);
     const bool one_timer = GENERATE(false, true);
-    std::set<Order> orders;
+    std::set<Sequence> orders;
     for (std::size_t choice = 0; choice != 6; ++choice) {
         InterleavingContext context([choice](std::size_t n) { return n == 3 ? choice / 2 : choice % 2; });
         VirtualTimer timer(context.get_executor(), 1ms);
         VirtualTimer other(context.get_executor(), 1ms);
-        Order order;
+        Sequence order;
         for (int i = 0; i != 3; ++i) {
             (i == 1 && !one_timer ? other : timer).async_wait([&order, i](error_code) { order.push_back(i); });
         }
@@ -208,7 +208,7 @@ TEST_CASE("interleaving: the waits that end at the same time, expired or cancell
         CHECK(context.run() == (cancelled ? 0ms : 1ms));
         orders.insert(order);
     }
-    CHECK(orders == std::set<Order>{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}});
+    CHECK(orders == std::set<Sequence>{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}});
 }
 
 TEST_CASE("interleaving: an exception of a handler leaves run(), and the remaining handlers run the next time",

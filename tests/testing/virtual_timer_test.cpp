@@ -124,9 +124,9 @@ private:
 };
 
 // Many timers, some with a wait, beside a simple model of what they must do. Each wait has a number, from 1 on.
-class Crowd {
+class Sleepers {
 public:
-    Crowd(std::size_t timers, unsigned seed) : random_(seed) {
+    Sleepers(std::size_t timers, unsigned seed) : random_(seed) {
         for (std::size_t i = 0; i != timers; ++i) {
             members_.push_back(std::make_unique<Member>(context_));
         }
@@ -328,7 +328,7 @@ TEST_CASE("virtual timer: waits that begin, are cancelled and end in any order e
     const bool destroyed = GENERATE(false, true);
     for (const unsigned timers : {1U, 2U, 5U, 6U, 100U, 3000U}) {
         CAPTURE(timers);
-        Crowd crowd(timers, timers);
+        Sleepers crowd(timers, timers);
         for (int i = 0; i != 10'000; ++i) {
             crowd.act();
             if (crowd.random() % (1 + timers / 8) == 0) {
