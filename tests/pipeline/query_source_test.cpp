@@ -285,6 +285,84 @@ TEST_CASE("source: the stream of one pipeline feeds another, which may leave som
     CHECK(rig.dead_letters.letters.size() == 1);
 }
 
+namespace {
+
+// Takes 50 ms for each dead letter, which no cancellation shortens.
+struct SlowSink {
+    int begun = 0;
+    int ended = 0;
+
+    asio::awaitable<void> put(const Query&, const sluice::StageResult<>&) {
+        ++begun;
+        co_await test::sleep(50ms);
+        ++ended;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("source: one that is owned is closed and waited for, however the batch or stream ends", "[source]") {
+    const auto way = GENERATE(as<std::string>(), "batch cancelled", "batch fails", "stream closed", "stream cancelled");
+    CAPTURE(way);
+    Rig<SlowSink> rig;
+    rig.classify.failures["t0"] = 1;
+    auto first = rig.pipeline({2, 2, 2});
+    Rig<> other;
+    Rig<>::Pipeline second(test::timed(rig.context.get_executor()), test::Endpoint{&other.classify},
+                           test::Endpoint{&other.extract}, test::Endpoint{&other.generate}, {1, 1, 1},
+                           other.dead_letters);
+    const auto input = test::make_queries(8);
+    const auto fails_after_one = [&, seen = 0](auto&& item) mutable -> Query {
+        if (way == "batch fails" && ++seen == 2) {
+            throw std::range_error("x");
+        }
+        return item.result.query;
+    };
+    std::optional<std::chrono::nanoseconds> ended;
+    int unfinished = -1;
+    Task<> task(rig.context.get_executor(), [&] {
+        return [](auto& from, auto& to, auto& queries, auto projection, auto on_end, bool is_batch,
+                  bool closes) -> asio::awaitable<void> {
+            const struct AtEnd {
+                decltype(on_end)& call;
+                ~AtEnd() { call(); }
+            } at_end{on_end};
+            if (is_batch) {
+                co_await to.process_batch(from.process_stream(queries), projection);
+            } else {
+                auto stream = to.process_stream(from.process_stream(queries), projection);
+                if (closes) {
+                    co_await stream.next();
+                    co_await stream.close();
+                } else {
+                    while (co_await stream.next()) {
+                    }
+                }
+            }
+        }(
+                                   first, second, input, fails_after_one,
+                                   [&] {
+                                       ended = test::now(rig.context);
+                                       unfinished = rig.dead_letters.begun - rig.dead_letters.ended;
+                                   },
+                                   way.starts_with("batch"), way == "stream closed");
+    });
+    if (way.ends_with("cancelled")) {
+        while (rig.dead_letters.begun == 0 && test::step(rig.context)) {
+        }
+        task.cancel();
+    }
+    rig.run();
+    CHECK(task.done());
+    REQUIRE(ended);
+    CHECK(rig.dead_letters.begun == 1);
+    CHECK(rig.dead_letters.ended == 1);
+    if (way != "stream cancelled") {  // there, only the wait for a result was cancelled, and the stream was destroyed
+        CHECK(unfinished == 0);
+    }
+    CHECK(first.classify().endpoint().active() == 0);
+}
+
 TEST_CASE("source: a projection makes queries of the elements of a range too", "[source]") {
     Rig<> rig;
     auto pipeline = rig.pipeline();

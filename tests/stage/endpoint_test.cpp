@@ -105,7 +105,7 @@ TEST_CASE("endpoint: a limit of 0 pauses it, and a negative one is refused", "[e
     Run a = shared.start(shared.draft, "a");
     sluice::testing::run_until_stalled(shared.context);
     CHECK_FALSE(a.done());
-    CHECK(refusal_of([&] { shared.endpoint.set_limit(-1); }) == "StageSemaphore: limit must not be negative, got -1");
+    CHECK(refusal_of([&] { shared.endpoint.set_limit(-1); }) == "Endpoint 'gpt': limit must not be negative, got -1");
     CHECK(shared.endpoint.limit() == 0);
     shared.endpoint.set_limit(1);
     sluice::testing::run(shared.context);
@@ -173,6 +173,32 @@ TEST_CASE("endpoint: the timer is deduced from the executor", "[endpoint]") {
     Stage on_simulated(simulated, "s", test::Endpoint{&model}, sluice::StageOptions{});
     static_assert(std::same_as<decltype(on_real), Stage<test::Endpoint, asio::steady_timer>>);
     static_assert(std::same_as<decltype(on_simulated), TestStage>);
+}
+
+TEST_CASE("endpoint: a stage whose context is gone gives others a turn with each run", "[endpoint]") {
+    auto gone = std::make_unique<asio::io_context>(1);
+    const sluice::Stage stage(gone->get_executor(), "gone", 1, []() -> asio::awaitable<int> { co_return 1; });
+    gone.reset();
+    asio::io_context context(1);
+    int turns = 0;
+    int runs = 0;
+    const Task<> busy(context.get_executor(), [&] {
+        return [](const auto& closed, int& count) -> asio::awaitable<void> {
+            for (; count != 10; ++count) {
+                static_cast<void>(co_await closed.run("q"));
+            }
+        }(stage, runs);
+    });
+    const Task<> other(context.get_executor(), [&] {
+        return [](const int& others, int& count) -> asio::awaitable<void> {
+            for (; others != 10; ++count) {
+                co_await test::yield();
+            }
+        }(runs, turns);
+    });
+    sluice::testing::run(context);
+    CHECK(busy.succeeded());
+    CHECK(turns >= 9);
 }
 
 TEST_CASE("endpoint: a stage whose context is gone is closed", "[endpoint]") {

@@ -174,6 +174,26 @@ TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][can
     CHECK(task.value().error.message() == "cannot answer a");
 }
 
+TEST_CASE("stage: under a timeout, a second cancellation is told from one that predates the run",
+          "[stage][cancellation]") {
+    Bench bench(1, StageOptions{.timeout = 1h, .retry = retries(1)});
+    Run task(bench.context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
+        co_await asio::this_coro::throw_if_cancelled(false);
+        co_await cancelled_within(1h);
+        std::string text = "a";
+        co_return co_await bench.stage.run("q", text);
+    });
+    bench.context.poll();
+    task.cancel();
+    run_until(bench.context, 1ms);
+    REQUIRE(bench.model.calls() == 1);
+    task.cancel();
+    bench.run();
+    CHECK(task.aborted());
+    CHECK(bench.model.calls() == 1);
+    CHECK(bench.idle());
+}
+
 TEST_CASE("stage: a run cancelled while a timed-out attempt cleans up is not retried", "[stage][cancellation]") {
     Bench bench(1, StageOptions{.timeout = 5ms, .retry = retries(3)});
     bench.model.clean_up = 10ms;

@@ -42,7 +42,7 @@ TEST_CASE("stage: closing the endpoint fails runs that wait for a slot, and not 
     CHECK(b.value().queue_time == 3ms);
     CHECK(b.value().latency == 0ms);
     CHECK(b.value().error.type() == "boost::system::system_error");
-    CHECK(b.value().error.message().starts_with("the stage was closed"));
+    CHECK(b.value().error.message().starts_with("the endpoint was closed"));
 
     Run c = bench.start("c");
     bench.run();

@@ -13,6 +13,8 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/multiple_exceptions.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <chrono>
@@ -100,6 +102,20 @@ TEST_CASE("verdict: by default it is that of the ModelError, and other errors ar
     CHECK(verdict_of(std::make_exception_ptr(1)).kind == Verdict::transient);
     CHECK_FALSE(verdict_of(std::make_exception_ptr(1)).retry_after);
     CHECK(verdict_of(std::make_exception_ptr(ModelError("x"))).kind == Verdict::transient);
+}
+
+TEST_CASE("verdict: of several exceptions it is that of the first, as a && throws them", "[verdict][stage]") {
+    const auto in_several = [](std::exception_ptr first) {
+        return std::make_exception_ptr(asio::multiple_exceptions(std::move(first)));
+    };
+    CHECK(verdict_of(in_several(busy)).kind == Verdict::throttled);
+    CHECK(verdict_of(in_several(in_several(busy))).retry_after == 20ms);
+    CHECK(verdict_of(in_several(std::make_exception_ptr(1))).kind == Verdict::transient);
+    CHECK(verdict_of(in_several(nullptr)).kind == Verdict::transient);
+
+    Failing model{{in_several(model_error({Verdict::invalid}))}};
+    CHECK_FALSE(run(model).success);
+    CHECK(model.calls == 1);
 }
 
 TEST_CASE("verdict: a ModelError carries status and code, and is copied without throwing", "[verdict]") {
@@ -299,6 +315,29 @@ TEST_CASE("with_retry: a call that was cancelled is not repeated, whatever it th
     task.cancel();
     sluice::testing::run(context);
     CHECK(task.failed_with<std::runtime_error>());
+    CHECK(calls == 1);
+}
+
+TEST_CASE("with_retry: it does not call again if the cancellation comes when the backoff has ended", "[with_retry]") {
+    asio::io_context context(1);
+    int calls = 0;
+    const auto fails = [&calls]() -> asio::awaitable<int> {
+        ++calls;
+        throw 1;
+    };
+    Task<int> task(context.get_executor(), [&] {
+        return [](auto function) -> asio::awaitable<int> {
+            co_await asio::this_coro::throw_if_cancelled(false);
+            co_return co_await sluice::with_retry<VirtualTimer>(test::retries(3, 10ms), function);
+        }(fails);
+    });
+    test::poll(context);
+    CHECK(calls == 1);
+    context.restart();
+    sluice::testing::VirtualTime::of(context).advance();  // the wait is over; the coroutine has not resumed
+    task.cancel();
+    sluice::testing::run(context);
+    CHECK(task.aborted());
     CHECK(calls == 1);
 }
 

@@ -31,12 +31,12 @@ using next_value_t = typename next_t<Source>::value_type;
 /// the end. A ResultStream is one, so that one pipeline can feed another, and so is a ChannelSource.
 ///
 /// next() is awaited on the pipeline's executor, only while there is room for another query, and never again before it
-/// has completed. It is not called after the end. If it throws, it must have taken nothing, and the input ends as if a
-/// range had thrown. next() is cancelled together with the batch or stream.
+/// has completed. It is not called after the end. If it throws, it must not have consumed an item, and the input ends
+/// as if a range had thrown. next() is cancelled together with the batch or stream.
 ///
-/// An lvalue is stored by reference, and must outlive the operation; an rvalue is moved in. Closing a stream does not
-/// wait for work of its source: to close two pipelines in order, pass the stream of the first as an lvalue, and close
-/// it after that of the second.
+/// An lvalue is stored by reference, and must outlive the operation; an rvalue is moved in. If an rvalue has a
+/// `close()` that returns an `asio::awaitable`, as a ResultStream has, the batch or stream awaits it before it ends,
+/// however it ends; no cancellation reaches it. So a pipeline that is fed by another ends after it.
 template <class Source, class Projection = std::identity>
 concept QuerySource = requires(std::remove_reference_t<Source>& source) {
     requires Awaitable<decltype(source.next())>;

@@ -45,7 +45,7 @@ namespace sluice {
 /// again inside (a `std::function` with another signature, `std::bind_front`) must not pass a reference to the result
 /// to a coroutine: the result is gone when the coroutine begins.
 ///
-/// A handle: copies refer to the same stage, which lives as long as any of them, or any query running in it, does.
+/// Copies are handles to the same stage. It lives until the last copy is gone and no query runs in it.
 ///
 /// @tparam T The timer with which the stage waits and measures time, deduced from the executor or endpoint; see
 /// timed_by().
@@ -109,7 +109,8 @@ public:
     /// The types that the model function, the line and the timer support. A cancelled run returns its slot and
     /// throws `operation_aborted`, whatever its attempt threw; if the attempt returned a value, that is returned
     /// instead. If a model function throws `operation_aborted` without having been cancelled, that is a failure like
-    /// any other.
+    /// any other. (So it is in a coroutine that was cancelled before and goes on with `throw_if_cancelled(false)`, where a
+    /// stage without a timeout cannot tell the second cancellation from the first.)
     template <class... Args>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) const {
         constexpr bool callable = std::invocable<Function&, Argument<Args>&...>;

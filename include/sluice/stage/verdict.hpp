@@ -3,6 +3,8 @@
 
 #include <sluice/shared_string.hpp>
 
+#include <boost/asio/multiple_exceptions.hpp>
+
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -13,7 +15,7 @@
 
 namespace sluice {
 
-/// What an error means for whoever might call the model again. All policies use the same verdict.
+/// The meaning of an error for the next call of the model. Every policy uses it.
 struct Verdict {
     enum class Kind : std::uint8_t {
         transient,   ///< It may work next time: a connection was lost, a server failed, the time was up.
@@ -32,7 +34,7 @@ struct Verdict {
 };
 
 /// Returns the Verdict on the exception with which an attempt ended, which is never null. If it throws, the attempt is
-/// not retried, and the query's error is a RetryPredicateError.
+/// not retried, and the error is a RetryPredicateError.
 using VerdictFunction = Verdict (*)(const std::exception_ptr&);
 
 /// An error that a client of a model throws, so that policies know what it means.
@@ -59,13 +61,16 @@ private:
     SharedString code_;
 };
 
-/// The default VerdictFunction: the verdict of a ModelError. Other exceptions are transient, even if a ModelError is
-/// nested in them: the outermost exception says what happened, such as a TimeoutError.
+/// The default VerdictFunction: the verdict of a ModelError, and for an `asio::multiple_exceptions` that of its first
+/// exception. Other exceptions are transient, even if a ModelError is nested in them: the outermost exception says what
+/// happened, such as a TimeoutError.
 inline Verdict verdict_of(const std::exception_ptr& error) {
     try {
         std::rethrow_exception(error);
     } catch (const ModelError& model_error) {
         return model_error.verdict();
+    } catch (const boost::asio::multiple_exceptions& several) {
+        return several.first_exception() ? verdict_of(several.first_exception()) : Verdict();
     } catch (...) {
         return {};
     }

@@ -56,6 +56,10 @@ struct RetriedRun {
                 const Executor executor = co_await boost::asio::this_coro::executor;
                 co_await boost::asio::post(executor, boost::asio::deferred);
             }
+            // In case the cancellation came after the backoff.
+            if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
+                throw operation_aborted("with_retry");
+            }
         }
     }
 };
@@ -73,16 +77,17 @@ struct RetriedRun {
 /// StageSemaphore::acquire() returns. A Stage retries by itself, and gives its slot back during the backoff; this is
 /// for calls that belong to no stage.
 ///
-/// With g++ 12 a lambda written in the operand of `co_await` must capture nothing that has a destructor; see
+/// With g++ 12 a lambda written in an expression with `co_await` must capture nothing that has a destructor; see
 /// with_task_group().
 ///
 /// @tparam T The timer to wait with.
 /// @param policy The number of retries, and the waits between them.
 /// @param function Stored until the end.
-/// @param verdict What an error means: those that are not retryable end the attempts, unless RetryPolicy::retry_if
-/// says otherwise; the wait is at least the Verdict's `retry_after`.
+/// @param verdict Returns the meaning of an error: one that is not retryable ends the attempts, unless
+/// RetryPolicy::retry_if says otherwise; the wait is at least the Verdict's `retry_after`.
 /// @throws std::invalid_argument naming the option of `policy` that is out of range and its value, when it is called.
-/// Otherwise rethrows what the last attempt threw; or a RetryPredicateError if `verdict` or `retry_if` threw.
+/// Otherwise rethrows what the last attempt threw; or throws a RetryPredicateError if `verdict` or `retry_if` threw, or
+/// `operation_aborted` if the backoff was cancelled.
 ///
 /// @par Cancellation
 /// The types that `function` and the timer support. A call that was cancelled is not repeated, whatever it threw.

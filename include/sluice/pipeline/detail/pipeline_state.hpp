@@ -14,12 +14,10 @@
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/intrusive_list.hpp>
 #include <sluice/sync/detail/require.hpp>
+#include <sluice/sync/detail/spawn_uncancelled.hpp>
 #include <sluice/sync/timed_by.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/bind_cancellation_slot.hpp>
-#include <boost/asio/cancellation_signal.hpp>
-#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
@@ -161,9 +159,8 @@ private:
             if constexpr (Awaitable<Returned>) {
                 // In a coroutine of its own, which no cancellation reaches.
                 Put<Returned> put{sink, result.query, reason};
-                co_await boost::asio::co_spawn(
-                    co_await boost::asio::this_coro::executor, std::move(put),
-                    boost::asio::bind_cancellation_slot(boost::asio::cancellation_slot(), boost::asio::deferred));
+                const Executor executor = co_await boost::asio::this_coro::executor;
+                co_await spawn_uncancelled(executor, std::move(put));
             } else {
                 sink.put(result.query, reason);
             }

@@ -22,6 +22,7 @@ template <class Range, class Projection>
 class QueryReader {
 public:
     static constexpr bool is_asynchronous = false;
+    static constexpr bool must_be_closed = false;
 
     QueryReader(Range&& range, Projection projection)
         : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}

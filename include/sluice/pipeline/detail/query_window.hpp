@@ -6,10 +6,12 @@
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/spawn_uncancelled.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/task_group.hpp>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
@@ -47,14 +49,30 @@ public:
         state.add_window(*this);
     }
 
-    // Runs until the input has ended and every query that was taken from it.
+    // Runs until the input has ended and every query that was taken from it, and closes a source that it owns.
     boost::asio::awaitable<void, Executor> run() {
         const struct Reset {
             TaskGroup*& group;
             ~Reset() { group = nullptr; }
         } reset{group_};
         const auto body = [this](TaskGroup& group) { return begin(group); };
-        co_await with_task_group<Executor>(body);
+        if constexpr (Input::must_be_closed) {
+            std::exception_ptr error;
+            try {
+                co_await with_task_group<Executor>(body);
+            } catch (...) {
+                error = std::current_exception();
+            }
+            const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
+            co_await boost::asio::this_coro::throw_if_cancelled(false);
+            co_await close(Pooled(), *this, error);
+            co_await boost::asio::this_coro::throw_if_cancelled(throws);
+            if (error) {
+                std::rethrow_exception(error);
+            }
+        } else {
+            co_await with_task_group<Executor>(body);
+        }
     }
 
     // Takes no further query, and cancels those that are running.
@@ -74,6 +92,17 @@ private:
         }
         add_worker();
         co_return;
+    }
+
+    static boost::asio::awaitable<void, Executor> close(Pooled, QueryWindow& window, std::exception_ptr& error) {
+        try {
+            const Executor executor = co_await boost::asio::this_coro::executor;
+            co_await spawn_uncancelled(executor, [&window] { return window.input_.close(); });
+        } catch (...) {
+            if (!error) {
+                error = std::current_exception();
+            }
+        }
     }
 
     void add_worker() {

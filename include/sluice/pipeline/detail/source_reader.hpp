@@ -3,6 +3,7 @@
 
 #include <sluice/pipeline/query_source.hpp>
 #include <sluice/query.hpp>
+#include <sluice/sync/awaitable_function.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <functional>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 namespace sluice::detail {
@@ -21,6 +23,8 @@ template <class Source, class Projection>
 class SourceReader {
 public:
     static constexpr bool is_asynchronous = true;
+    static constexpr bool must_be_closed = !std::is_lvalue_reference_v<Source> &&
+                                           requires(Source& source) { requires Awaitable<decltype(source.close())>; };
 
     SourceReader(Source&& source, Projection projection)
         : source_(std::forward<Source>(source)), projection_(std::move(projection)) {}
@@ -43,6 +47,9 @@ public:
             }
         }
     }
+
+    // Ends the work of a source that this owns.
+    auto close() { return source_.close(); }
 
     static constexpr std::size_t size_hint() noexcept { return 0; }
 

@@ -46,7 +46,7 @@ struct EndpointState {
         : name(std::move(endpoint_name)), line(std::move(executor), limit), verdict(function) {}
 
     void set_limit(std::ptrdiff_t limit) {
-        line.set_limit(limit);
+        line.set_limit(require(limit >= 0, "Endpoint '" + name.str() + "'", "limit must not be negative", limit));
         limit_listeners.for_each([](LimitListener& listener) { listener.on_limit_changed(); });
     }
 

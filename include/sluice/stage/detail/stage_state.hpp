@@ -86,8 +86,7 @@ public:
                                                                   std::optional<Value<Args...>>& data, Args&... args) {
         StageSemaphore& line = stage.endpoint->line;
         if (state_of(line)->context_gone()) {
-            stage.notify(query, &Observer::on_queued, result);
-            stage.finish_closed(query, result, Observer::Event::queued);
+            co_await fail_closed<RunExecutor<Args...>>(Pooled(), stage, query, result);
             co_return;
         }
         boost::asio::execution_context& context = state_of(line)->context();
@@ -121,7 +120,7 @@ public:
                     failure.error = std::current_exception();
                 } catch (...) {
                     failure.error = std::current_exception();
-                    failure.is_plain = true;
+                    failure.is_plain = !may_be_multiple_exceptions();
                 }
                 const std::chrono::nanoseconds took = query.read_clock(context) - started;
                 result.latency += took;
@@ -138,7 +137,9 @@ public:
             }
             const auto last_event = failure.attempted ? Observer::Event::started : Observer::Event::queued;
             // A cancellation that predates this run is ignored.
-            const bool cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled;
+            const bool cancelled =
+                failure.cancelled ||
+                (is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled);
             if (cancelled || (!failure.attempted && !state_of(line)->closed())) {
                 if (cancelled) {
                     failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
@@ -166,7 +167,8 @@ private:
         std::exception_ptr error;  // null as long as nothing failed
         Reason reason = Reason::model;
         bool attempted = false;
-        bool is_plain = false;  // no ModelError; finding that out later would take as long as the rest of the failure
+        bool cancelled = false;  // during the attempt, if the attempt could tell
+        bool is_plain = false;   // contains no ModelError; asking later would take as long as the rest of the failure
     };
 
     void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
@@ -183,9 +185,18 @@ private:
     }
 
     void finish_closed(QueryRun<T>& query, StageResult<>& result, Observer::Event last) const noexcept {
-        result.error = std::make_exception_ptr(operation_aborted("the stage was closed"));
+        result.error = std::make_exception_ptr(operation_aborted("the endpoint was closed"));
         result.reason = Reason::closed;
         notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last);
+    }
+
+    // A stage run on an endpoint whose context is gone. Gives other coroutines a turn, since nothing else here does.
+    template <class Executor>
+    static boost::asio::awaitable<void, Executor> fail_closed(Pooled, StageState& stage, QueryRun<T>& query,
+                                                              StageResult<>& result) {
+        co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
+        stage.notify(query, &Observer::on_queued, result);
+        stage.finish_closed(query, result, Observer::Event::queued);
     }
 
     // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
@@ -202,6 +213,7 @@ private:
             co_await cancelled_by(call, data, Attempt(callee(stage.function_)(args...)));
             result.late = call.expired();
         } catch (...) {
+            failure.cancelled = call.cancelled_from_outside();
             if (call.expired()) {
                 failure.reason = Reason::timeout;
             }

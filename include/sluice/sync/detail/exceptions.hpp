@@ -11,8 +11,23 @@
 #include <boost/system/system_error.hpp>
 
 #include <exception>
+#include <typeinfo>
+
+#if __has_include(<cxxabi.h>)
+#include <cxxabi.h>
+#endif
 
 namespace sluice::detail {
+
+// Whether the exception that is being handled may be an asio::multiple_exceptions. Costs far less than a catch clause.
+inline bool may_be_multiple_exceptions() noexcept {
+#if __has_include(<cxxabi.h>)
+    const std::type_info* const type = abi::__cxa_current_exception_type();
+    return !type || *type == typeid(boost::asio::multiple_exceptions);
+#else
+    return true;
+#endif
+}
 
 // Returns the first of the exceptions in an asio::multiple_exceptions, and any other `error` unchanged.
 inline std::exception_ptr first_exception(std::exception_ptr error) noexcept {
