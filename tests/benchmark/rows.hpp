@@ -17,6 +17,7 @@ std::vector<Row> endpoint_rows(const Settings& settings);
 std::vector<Row> flight_rows(const Settings& settings);
 std::vector<Row> scaling_rows(const Settings& settings);
 std::vector<Row> allocation_rows(const Settings& settings);
+std::vector<Row> virtual_time_rows(const Settings& settings);
 std::vector<Row> clock_rows(const Settings& settings);
 std::vector<Row> makespan_rows(const Settings& settings);
 std::vector<Row> compile_time_rows(const Settings& settings);
