@@ -31,8 +31,8 @@ namespace sluice {
 /// @par Thread safety
 /// The functions are called on the executor of the stage or pipeline, by the coroutine that runs the query, between two
 /// of its steps: nothing else runs there meanwhile. They may do whatever other code there may, such as close or cancel
-/// something or change a limit; but they must not destroy the stage or pipeline that calls them. Cancelling a query in
-/// its on_finished comes too late: one that has failed becomes a dead letter.
+/// something, change a limit, or destroy the last handle to the stage or pipeline that calls them. Cancelling a query
+/// in its on_finished comes too late: one that has failed becomes a dead letter.
 ///
 /// @par Lifetime
 /// An observer must outlive the coroutines that run the stages it observes, including those of abandoned streams.
@@ -63,7 +63,8 @@ public:
     virtual void on_started(const StageResult<>& /*stage_run*/) noexcept {}
 
     /// Attempt number `stage_run.attempts` failed with `error`, a timeout included, and its slot was returned. Next is
-    /// on_queued, after the backoff if there is one; or on_finished, immediately, if there is no retry.
+    /// on_queued, after the backoff and the wait for a place in the window, if there are any; or on_finished,
+    /// immediately, if there is no retry.
     ///
     /// An attempt that was cancelled has not failed.
     virtual void on_attempt_failed(const StageResult<>& /*stage_run*/, const StageError& /*error*/) noexcept {}

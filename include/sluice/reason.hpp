@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/sync/detail/requirements.hpp>
+
 #include <cstdint>
 #include <ostream>
 #include <string_view>
@@ -8,12 +10,13 @@
 namespace sluice {
 
 /// Why a stage run failed, for programs; StageResult::error has the details for people. Set where the failure happens,
-/// never guessed from the type of an exception.
+/// never guessed from the type of an exception: if the decision on a retry threw as well, the reason stays that of the
+/// attempt, and the error is a RetryPredicateError.
 ///
 /// The values do not change between versions. Later versions add others.
 enum class Reason : std::uint8_t {
     none = 0,     ///< It did not fail.
-    model = 1,    ///< The model function threw; perhaps the decision on a retry did too, see RetryPredicateError.
+    model = 1,    ///< The model function threw.
     timeout = 2,  ///< The model function did not return within the timeout of an attempt.
     closed = 3,   ///< The endpoint was closed.
 };

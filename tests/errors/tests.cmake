@@ -34,3 +34,16 @@ sluice_error_test(run_on_with_arguments "sluice::run_on[(][)] needs a function t
 sluice_error_test(run_on_returns_a_reference "sluice::run_on[(][)]: the function must return a value or nothing: no reference")
 sluice_error_test(run_on_of_a_bound_coroutine "sluice::run_on[(][)]: the function's asio::awaitable must be able to run on a")
 add_test(NAME "errors: no program has one without its mistake" COMMAND sh -c "${compile} ${programs} -x c++ /dev/null")
+
+# Every header but version.hpp, which needs nothing, says what it needs before anything else.
+foreach(needs "C[+][+]20;-std=c++17" "exceptions;-std=c++${sluice_standard} -fno-exceptions")
+    list(GET needs 0 words)
+    list(GET needs 1 flags)
+    string(REGEX REPLACE "[][]" "" name ${words})
+    add_test(NAME "errors: each header says that it needs ${name}"
+             COMMAND sh -c "for header in $(find sluice -name '*.hpp' ! -name version.hpp); do \
+                                '${CMAKE_CXX_COMPILER}' ${flags} -fsyntax-only -I . -x c++ $header 2>&1 | grep error: | head -n 1 \
+                                    | grep -q 'sluice needs ${words}' || echo $header; \
+                            done | { ! grep . ; }"
+             WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/include)
+endforeach()

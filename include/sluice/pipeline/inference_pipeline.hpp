@@ -107,7 +107,7 @@ public:
     static_assert(DeadLetterSink<Sink>,
                   "sluice::DeadLetterSink: the sink must have put(const sluice::Query&, const sluice::StageResult<>&)");
 
-    /// @param executor That of the coroutines; with another timer than `asio::steady_timer` if it is timed_by() one.
+    /// @param executor The executor of the pipeline's coroutines; pass `timed_by<T>(executor)` to use another timer.
     /// @param classify_fn,extract_fn,generate_fn The model functions.
     /// @param limits How many attempts may run at once in each stage.
     /// @param dead_letters Gets the queries that failed for good; must outlive the pipeline's operations.
@@ -203,7 +203,7 @@ private:
     template <class Queries, class Projection>
     static constexpr bool is_input = QueryRange<Queries, Projection> || QuerySource<Queries, Projection>;
 
-    // What takes queries out of a range or source.
+    // Returns the object that takes queries out of a range or source.
     template <class Queries, class Projection>
     static auto input_of(Queries&& queries, Projection projection) {
         if constexpr (QuerySource<Queries, Projection>) {

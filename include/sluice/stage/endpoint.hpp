@@ -28,11 +28,11 @@ static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destruct
 /// One model behind one account: a name, a limit, and the line of those that wait for a slot, strictly first come,
 /// first served. Stages that call the same model share its endpoint, and so its limit.
 ///
-/// The time that a query spends in the line is queue time; the timeout of an attempt begins with its slot. Whoever
-/// holds a slot and asks the same endpoint for another waits for itself.
+/// The time that a query spends in the line is queue time; the timeout of an attempt begins with its slot. A model
+/// function that runs a stage of the same endpoint waits for a slot while it holds one; see Stage.
 ///
-/// A handle: copies refer to the same endpoint, which lives as long as any of them, any Stage made of one, or any query
-/// running in one, does.
+/// Copies are handles to the same endpoint. It lives until the last copy and the last Stage made of it are gone and no
+/// query runs in one.
 ///
 /// @tparam T The timer of the stages that are made of it, deduced from the executor argument; see timed_by().
 ///

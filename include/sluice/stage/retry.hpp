@@ -16,7 +16,7 @@
 namespace sluice {
 
 /// The wait before a retry: `initial * multiplier^(retry - 1)`, but at most `cap`, less a random part of up to `jitter`
-/// times that.
+/// times that. If the Verdict on the error asks for a longer wait, that replaces it, whatever the cap.
 struct Backoff {
     std::chrono::nanoseconds initial = std::chrono::milliseconds(100);  ///< Before the first retry; not negative.
     double multiplier = 2;                                              ///< At least 1.
@@ -25,12 +25,13 @@ struct Backoff {
     double jitter = 0.5;  ///< From 0 (no randomness) to 1 (any wait down to none).
 
     /// The same seed produces the same delays. Default: a random seed for each Stage and each with_retry(), so that
-    /// clients that lose their provider at the same time do not retry at the same time. On virtual time the default
-    /// seed is the same in every execution of the program.
+    /// clients that lose their provider at the same time do not retry at the same time. With a timer whose time depends
+    /// on the execution context, as virtual time does, the default seed is the same in every execution of the program.
     std::optional<std::uint64_t> seed = std::nullopt;
 };
+static_assert(std::is_aggregate_v<Backoff> && std::is_trivially_destructible_v<Backoff>);
 
-/// The error of a query whose RetryPolicy::retry_if or VerdictFunction threw. Its message says what was thrown; the
+/// The error after a RetryPolicy::retry_if or VerdictFunction threw. Its message says what was thrown; the
 /// model function's own error is nested in it.
 class RetryPredicateError : public std::runtime_error, public std::nested_exception {
 public:
@@ -43,7 +44,7 @@ struct RetryPolicy {
     Backoff backoff = {};  ///< The waits between attempts.
 
     /// Which errors to retry; it is never passed a null pointer. Default: those whose Verdict is retryable. If it
-    /// throws, the attempt is not retried, and the query's error is a RetryPredicateError.
+    /// throws, the attempt is not retried, and the error is a RetryPredicateError.
     bool (*retry_if)(const std::exception_ptr& error) = nullptr;
 
     /// Whether to make another attempt after `attempts` attempts, the last of which ended with `error`.
@@ -73,7 +74,7 @@ struct RetryPolicy {
         return wait < longest ? std::chrono::nanoseconds(static_cast<std::int64_t>(wait)) : cap();
     }
 
-    /// The longest wait.
+    /// The longest backoff.
     std::chrono::nanoseconds cap() const noexcept {
         constexpr std::chrono::nanoseconds usual = std::chrono::seconds(30);
         return backoff.cap.value_or(std::max(usual, backoff.initial));

@@ -32,8 +32,9 @@ concept NothrowMovable = std::is_object_v<T> && std::is_nothrow_move_constructib
 template <class T>
 concept Awaitable = detail::is_awaitable<T>;
 
-/// A callable that with_task_group(), with_timeout() or TaskGroup::spawn() can run: called as an lvalue with these
-/// arguments, it returns an Awaitable, or an operation such as the one that StageSemaphore::acquire() returns.
+/// A callable that with_task_group(), with_timeout(), with_retry() or TaskGroup::spawn() can run: called as an lvalue
+/// with these arguments, it returns an Awaitable, or an operation such as the one that StageSemaphore::acquire()
+/// returns.
 ///
 /// Everything that the awaitable refers to must live as long as the awaitable. `std::bind_front` does not ensure that
 /// for an argument that it converts.

@@ -53,7 +53,7 @@ namespace sluice {
 /// it together with those that await them. A pool that was stopped or joined runs nothing more: a coroutine that awaits
 /// it waits until it is destroyed. While a pool is being destroyed no other thread may use it, and so cancel its work.
 ///
-/// With g++ 12 a lambda written in the operand of `co_await` must capture nothing that has a destructor; see
+/// With g++ 12 a lambda written in an expression with `co_await` must capture nothing that has a destructor; see
 /// with_task_group(). Virtual time does not wait for other threads: work on a pool takes real time, and a timeout on
 /// virtual time may pass meanwhile.
 ///

@@ -17,7 +17,7 @@ namespace sluice {
 /// handler; if memory for that is exhausted, the program terminates.
 ///
 /// @par g++ 12
-/// g++ 12 miscompiles these shapes: it makes a bitwise copy of a slot that is returned at the end of the full
+/// g++ 12 miscompiles these shapes: it makes a bitwise copy of a slot, and returns the original at the end of the full
 /// expression.
 /// @li a conditional expression as initialiser, operand or argument: `free ? Slot() : co_await semaphore.acquire()`;
 /// @li the braces of an aggregate, an array or an initializer list: `Aggregate{co_await semaphore.acquire(), 1}`;

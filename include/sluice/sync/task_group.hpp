@@ -144,9 +144,9 @@ struct GroupRun {
 /// group ends normally; if the body then has no value to return, `operation_aborted` is thrown.
 ///
 /// @par Lifetime
-/// `body` is stored until the end. g++ 12 destroys a temporary closure in the operand of `co_await` twice. So a lambda
-/// written there must capture nothing that has a destructor: capture by reference, or name the lambda and move it in.
-/// That applies to every function that is awaited where it is called.
+/// `body` is stored until the end. g++ 12 destroys a temporary closure in an expression with `co_await` twice. So a
+/// lambda written there must capture nothing that has a destructor: capture by reference, or name the lambda and move
+/// it in. That applies to every function that is awaited where it is called.
 ///
 /// If the execution context is destroyed meanwhile, the coroutines are destroyed with it in no particular order: their
 /// destructors must not access each other's frames.

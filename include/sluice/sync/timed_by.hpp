@@ -7,8 +7,8 @@
 
 namespace sluice {
 
-/// An executor, and the type of timer that whatever is constructed with it uses to wait and to measure time.
-/// timed_by() returns it.
+/// An executor, together with the type of timer with which objects made from it wait and measure time. timed_by()
+/// returns it.
 template <class T, class Executor>
 class TimedExecutor {
 public:

@@ -24,7 +24,7 @@
 
 namespace sluice {
 
-/// Thrown by with_timeout() when the time is up.
+/// Thrown by with_timeout() when the time is up, and the error of an attempt of a Stage that took too long.
 class TimeoutError : public std::runtime_error {
 public:
     explicit TimeoutError(std::chrono::nanoseconds timeout) : std::runtime_error(message(timeout)) {}
@@ -92,7 +92,7 @@ struct TimedRun {
 /// and *waited for*: nothing of it is running when with_timeout() completes. If it still returns a value, that value is
 /// used: none is discarded.
 ///
-/// With g++ 12 a lambda written in the operand of `co_await` must capture nothing that has a destructor; see
+/// With g++ 12 a lambda written in an expression with `co_await` must capture nothing that has a destructor; see
 /// with_task_group().
 ///
 /// @throws TimeoutError if the time was up before the coroutine threw. The coroutine's own exception is nested in it

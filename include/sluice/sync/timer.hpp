@@ -20,7 +20,7 @@ namespace sluice {
 ///
 /// It is constructible from its `executor_type`, to which the executor of the coroutines must convert. If its time
 /// depends on the execution context, it has a static member `now(execution_context&)`; otherwise the time is
-/// `clock_type::now()`.
+/// `clock_type::now()`. Such a timer is taken for one of a simulation: see Backoff::seed.
 template <class T>
 concept Timer = requires(T& timer, const typename T::executor_type& executor, boost::asio::execution_context& context,
                          typename T::duration duration, typename T::time_point time) {

@@ -56,7 +56,8 @@ template <class T, class Executor>
 void check_clock(const Executor& executor) {
     BOOST_ASSERT_MSG(HasNow<T> || !has_simulated_time(executor),
                      "sluice: two kinds of time in one execution context: where testing::VirtualTimer is used, stages, "
-                     "pipelines and timeouts must be given testing::VirtualTimer too, or they wait forever");
+                     "pipelines and timeouts must be given testing::VirtualTimer too, or they wait forever; write "
+                     "timed_by<testing::VirtualTimer>(executor), or pass it as the template argument");
     static_cast<void>(executor);
 }
 
