@@ -109,8 +109,8 @@ public:
     /// The types that the model function, the line and the timer support. A cancelled run returns its slot and
     /// throws `operation_aborted`, whatever its attempt threw; if the attempt returned a value, that is returned
     /// instead. If a model function throws `operation_aborted` without having been cancelled, that is a failure like
-    /// any other. (So it is in a coroutine that was cancelled before and goes on with `throw_if_cancelled(false)`, where a
-    /// stage without a timeout cannot tell the second cancellation from the first.)
+    /// any other. (So it is in a coroutine that was cancelled before and goes on with `throw_if_cancelled(false)`,
+    /// where a stage without a timeout cannot tell the second cancellation from the first.)
     template <class... Args>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) const {
         constexpr bool callable = std::invocable<Function&, Argument<Args>&...>;
