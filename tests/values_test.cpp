@@ -141,8 +141,8 @@ TEST_CASE("stage error: an exception whose what() is null has no message", "[val
 }  // namespace
 
 TEST_CASE("shared string: it converts from and to every kind of string", "[values]") {
-    const char* literal = "abc";
-    for (const SharedString& text : {SharedString(literal), SharedString("abc"s), SharedString("abc"sv)}) {
+    const char* c_string = "abc";
+    for (const SharedString& text : {SharedString(c_string), SharedString("abc"s), SharedString("abc"sv)}) {
         CHECK(text.str() == "abc");
         const std::string string = text;
         const std::string& reference = text;
@@ -413,19 +413,19 @@ TEST_CASE("temporaries in the operand of co_await: StageResult and PipelineResul
     int live = 0;
     run_coroutine([&]() -> Void {
         using Data = StageResult<std::vector<Live>>;
-        using Result = PipelineResult<std::string, Live, std::vector<Live>>;
+        using Outcome = PipelineResult<std::string, Live, std::vector<Live>>;
         const Data data = co_await pass(Data{"q", long_text});
         const Data braced = co_await pass<Data>({long_text, "stage"});
         co_await drop(Data{});
         const StageResult<> plain = co_await pass(StageResult<>{long_text, long_text});
         const StageResult<> plain_braced = co_await pass<StageResult<>>({long_text, long_text});
-        const Result result = co_await pass(Result{Query{long_text, long_text}});
-        co_await drop(Result{});
-        Result full(Query{"q", "text"});
+        const Outcome result = co_await pass(Outcome{Query{long_text, long_text}});
+        co_await drop(Outcome{});
+        Outcome full(Query{"q", "text"});
         full.entities.emplace(live);
         full.response.emplace(3, Live(live));
-        const Result full_passed = co_await pass(Result{full});
-        const Result moved = co_await pass(Result{std::move(full)});
+        const Outcome full_passed = co_await pass(Outcome{full});
+        const Outcome moved = co_await pass(Outcome{std::move(full)});
         CHECK(data.stage == long_text);
         CHECK(braced.query_id == long_text);
         CHECK(plain.stage == long_text);

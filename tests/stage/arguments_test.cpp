@@ -200,8 +200,8 @@ TEST_CASE("arguments: intent and entities are converted for generate, and const 
     };
     sluice::InferencePipeline pipeline(test::timed(context.get_executor()), pointer, string, generate,
                                        sluice::StageLimits{1, 1, 1}, dead_letters, test::every_stage(options()));
-    using Result = decltype(pipeline)::Result;
-    Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
+    using Outcome = decltype(pipeline)::Result;
+    Task<Outcome> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);
     REQUIRE(task.succeeded());
     CHECK(attempts == 2);
@@ -244,8 +244,8 @@ TEST_CASE("arguments: they are converted for a dead-letter sink", "[arguments][p
     const auto generate = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
     sluice::InferencePipeline pipeline(test::timed(context.get_executor()), fails, fails, generate,
                                        sluice::StageLimits{1, 1, 1}, sink, test::InferencePipelineOptions{});
-    using Result = decltype(pipeline)::Result;
-    Task<Result> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
+    using Outcome = decltype(pipeline)::Result;
+    Task<Outcome> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);
     CHECK(sink.texts == std::vector<std::string>{"text, which was long enough for the heap"});
 }

@@ -36,7 +36,7 @@ using test::Task;
 using test::timed;
 using test::VirtualTimer;
 
-using Run = Task<sluice::StageResult<std::string>>;
+using EndpointRun = Task<sluice::StageResult<std::string>>;
 using TestStage = Stage<test::Endpoint, VirtualTimer>;
 
 // Two stages that share an endpoint, in virtual time.
@@ -53,8 +53,9 @@ struct Shared {
           draft(endpoint, "draft", test::Endpoint{&draft_model}, options),
           judge(endpoint, "judge", test::Endpoint{&judge_model}, options) {}
 
-    Run start(const TestStage& stage, std::string text) {
-        return Run(context.get_executor(), [stage, text] { return stage.run("id-" + text, std::string(text)); });
+    EndpointRun start(const TestStage& stage, std::string text) {
+        return EndpointRun(context.get_executor(),
+                           [stage, text] { return stage.run("id-" + text, std::string(text)); });
     }
     int running() const { return draft_model.running + judge_model.running; }
 };
@@ -63,7 +64,7 @@ struct Shared {
 
 TEST_CASE("endpoint: stages that share it share its limit, first come, first served", "[endpoint]") {
     Shared shared(2);
-    std::deque<Run> runs;
+    std::deque<EndpointRun> runs;
     int most = 0;
     for (int i = 0; i != 6; ++i) {
         runs.push_back(shared.start(i % 2 == 0 ? shared.draft : shared.judge, std::to_string(i)));
@@ -86,9 +87,9 @@ TEST_CASE("endpoint: stages that share it share its limit, first come, first ser
 
 TEST_CASE("endpoint: the limit may be changed while it is used, for all its stages", "[endpoint]") {
     Shared shared(1);
-    Run a = shared.start(shared.draft, "a");
-    Run b = shared.start(shared.judge, "b");
-    Run c = shared.start(shared.draft, "c");
+    EndpointRun a = shared.start(shared.draft, "a");
+    EndpointRun b = shared.start(shared.judge, "b");
+    EndpointRun c = shared.start(shared.draft, "c");
     test::poll(shared.context);
     CHECK(shared.endpoint.active() == 1);
     CHECK(shared.endpoint.waiting() == 2);
@@ -102,7 +103,7 @@ TEST_CASE("endpoint: the limit may be changed while it is used, for all its stag
 TEST_CASE("endpoint: a limit of 0 pauses it, and a negative one is refused", "[endpoint]") {
     Shared shared(1);
     shared.endpoint.set_limit(0);
-    Run a = shared.start(shared.draft, "a");
+    EndpointRun a = shared.start(shared.draft, "a");
     sluice::testing::run_until_stalled(shared.context);
     CHECK_FALSE(a.done());
     CHECK(refusal_of([&] { shared.endpoint.set_limit(-1); }) == "Endpoint 'gpt': limit must not be negative, got -1");
@@ -114,15 +115,15 @@ TEST_CASE("endpoint: a limit of 0 pauses it, and a negative one is refused", "[e
 
 TEST_CASE("endpoint: closing it fails the queries in its line, and those that come, with a reason", "[endpoint]") {
     Shared shared(1);
-    Run a = shared.start(shared.draft, "a");
-    Run b = shared.start(shared.judge, "b");
+    EndpointRun a = shared.start(shared.draft, "a");
+    EndpointRun b = shared.start(shared.judge, "b");
     test::poll(shared.context);
     shared.endpoint.close();
-    Run c = shared.start(shared.judge, "c");
+    EndpointRun c = shared.start(shared.judge, "c");
     sluice::testing::run(shared.context);
     CHECK(a.value().success);
     CHECK(a.value().reason == Reason::none);
-    for (Run* closed : {&b, &c}) {
+    for (EndpointRun* closed : {&b, &c}) {
         CHECK_FALSE(closed->value().success);
         CHECK(closed->value().reason == Reason::closed);
         CHECK(closed->value().attempts == 0);
@@ -156,7 +157,7 @@ TEST_CASE("endpoint: copies are handles to the same endpoint, and stages keep it
     CHECK(stage.endpoint().name() == "gpt");
     CHECK(stage.name() == "s");
     endpoint.reset();
-    Run run(context.get_executor(), [&] { return stage.run("1", std::string("text")); });
+    EndpointRun run(context.get_executor(), [&] { return stage.run("1", std::string("text")); });
     sluice::testing::run(context);
     CHECK(run.value().success);
     CHECK(sluice::Endpoint(context.get_executor(), "other", EndpointOptions{.limit = 2}).limit() == 2);
@@ -191,8 +192,9 @@ TEST_CASE("endpoint: a stage whose context is gone gives others a turn with each
     });
     const Task<> other(context.get_executor(), [&] {
         return [](const int& others, int& count) -> asio::awaitable<void> {
-            for (; others != 10; ++count) {
+            while (others != 10) {
                 co_await test::yield();
+                ++count;
             }
         }(runs, turns);
     });
@@ -207,7 +209,7 @@ TEST_CASE("endpoint: a stage whose context is gone is closed", "[endpoint]") {
     const TestStage stage(timed(context->get_executor()), "s", 1, test::Endpoint{&model});
     context.reset();
     asio::io_context other(1);
-    Run run(other.get_executor(), [&] { return stage.run("1", std::string("text")); });
+    EndpointRun run(other.get_executor(), [&] { return stage.run("1", std::string("text")); });
     sluice::testing::run(other);
     CHECK(run.value().reason == Reason::closed);
     CHECK(model.calls() == 0);
@@ -225,7 +227,7 @@ TEST_CASE("endpoint: handles may be destroyed at any step; the queries that run 
         auto stage = std::make_optional<TestStage>(
             *endpoint, "s", test::Endpoint{&model},
             sluice::StageOptions{.timeout = 7ms, .retry = {.max_retries = 1, .backoff = {.initial = 2ms}}});
-        std::deque<Run> runs;
+        std::deque<EndpointRun> runs;
         for (int i = 0; i != 3; ++i) {
             runs.emplace_back(context->get_executor(), [s = *stage, i] { return s.run("q", std::to_string(i)); });
         }
@@ -237,7 +239,7 @@ TEST_CASE("endpoint: handles may be destroyed at any step; the queries that run 
         stage.reset();
         if (context && runs_on) {
             sluice::testing::run(*context);
-            for (Run& run : runs) {
+            for (EndpointRun& run : runs) {
                 CHECK(run.value().success);
             }
         }

@@ -50,7 +50,7 @@ using test::StageOptions;
 using test::Task;
 using test::VirtualTimer;
 using Lines = std::vector<std::string>;
-using Run = Task<StageResult<std::string>>;
+using ObservedRun = Task<StageResult<std::string>>;
 
 namespace {
 
@@ -192,9 +192,9 @@ struct ObservedStage {
         return options;
     }
 
-    Run start(std::string text) {
-        return Run(context.get_executor(),
-                   [this, text = std::move(text)] { return stage.run(text, std::string(text)); });
+    ObservedRun start(std::string text) {
+        return ObservedRun(context.get_executor(),
+                           [this, text = std::move(text)] { return stage.run(text, std::string(text)); });
     }
     const Lines& run() {
         sluice::testing::run(context);
@@ -237,15 +237,15 @@ struct SlowFullSink {
 
 TEST_CASE("observer: a stage run that succeeds is queued, started and finished", "[observer]") {
     ObservedStage bench(1);
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     CHECK(bench.run() ==
           Lines{"0 queued a in s 0", "0 started a in s 1", "10 finished a in s succeeded after started"});
 }
 
 TEST_CASE("observer: a query that waits starts when it gets a slot", "[observer]") {
     ObservedStage bench(1);
-    Run a = bench.start("a");
-    Run b = bench.start("b");
+    ObservedRun a = bench.start("a");
+    ObservedRun b = bench.start("b");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "0 queued b in s 0",
                                "10 finished a in s succeeded after started", "10 started b in s 1",
                                "20 finished b in s succeeded after started"});
@@ -254,7 +254,7 @@ TEST_CASE("observer: a query that waits starts when it gets a slot", "[observer]
 TEST_CASE("observer: every failed attempt is reported, and each attempt queues for a slot", "[observer]") {
     ObservedStage bench(1, StageOptions{.retry = retries(5, 5ms)});
     bench.model.failures["a"] = 2;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
                                "15 queued a in s 1", "15 started a in s 2",
                                "25 attempt failed a in s 2: cannot answer a", "30 queued a in s 2",
@@ -264,7 +264,7 @@ TEST_CASE("observer: every failed attempt is reported, and each attempt queues f
 TEST_CASE("observer: without a backoff the next attempt is queued at once", "[observer]") {
     ObservedStage bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
                                "10 queued a in s 1", "10 started a in s 2",
                                "20 finished a in s succeeded after started"});
@@ -273,7 +273,7 @@ TEST_CASE("observer: without a backoff the next attempt is queued at once", "[ob
 TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed by on_finished at once", "[observer]") {
     ObservedStage bench(1, StageOptions{.retry = retries(1, 5ms)});
     bench.model.failures["a"] = 2;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
                                "15 queued a in s 1", "15 started a in s 2",
                                "25 attempt failed a in s 2: cannot answer a",
@@ -282,7 +282,7 @@ TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed 
 
 TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
     ObservedStage bench(1, StageOptions{.timeout = 4ms, .retry = retries(0)});
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1",
                                "4 attempt failed a in s 1: timed out after 4 ms",
                                "4 finished a in s failed after attempt failed: timed out after 4 ms"});
@@ -295,7 +295,7 @@ TEST_CASE(
         1,
         StageOptions{.retry = retries(1, 0ms, [](const std::exception_ptr&) -> bool { throw std::logic_error("?"); })});
     bench.model.failures["a"] = 1;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
                                "10 finished a in s failed after attempt failed: the retry predicate threw "
                                "std::logic_error: ?: cannot answer a"});
@@ -331,7 +331,7 @@ TEST_CASE("observer: all events of a stage run get the same object, with its tim
             times.emplace_back(run.queue_time, run.latency);
         }
     };
-    std::deque<Run> runs;
+    std::deque<ObservedRun> runs;
     for (const std::string text : {"a", "b"}) {
         runs.emplace_back(context.get_executor(), [&stage, text] { return stage.run(text, std::string(text)); });
     }
@@ -351,7 +351,7 @@ TEST_CASE("observer: when an attempt has failed or a stage run has finished, its
     observer.call = [&](const std::string& event, const StageResult<>&) {
         active.emplace_back(event, bench.stage.endpoint().active());
     };
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     bench.run();
     CHECK(active ==
           decltype(active){
@@ -362,7 +362,7 @@ TEST_CASE("observer: a function that is not overridden does nothing", "[observer
     Observer observer;
     ObservedStage bench(1, StageOptions{.retry = retries(1)}, &observer);
     bench.model.failures["a"] = 1;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     bench.run();
     CHECK(a.value().success);
     CHECK(a.value().attempts == 2);
@@ -382,8 +382,8 @@ TEST_CASE("observer: its functions are noexcept, and so are their overrides", "[
 
 TEST_CASE("observer: a stage run that is cancelled while it waits finishes after queued", "[observer][cancellation]") {
     ObservedStage bench(1);
-    Run a = bench.start("a");
-    Run b = bench.start("b");
+    ObservedRun a = bench.start("a");
+    ObservedRun b = bench.start("b");
     run_until(bench.context, 3ms);
     b.cancel();
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "0 queued b in s 0",
@@ -395,8 +395,8 @@ TEST_CASE("observer: a stage run that is cancelled while it waits finishes after
 TEST_CASE("observer: a stage run that is cancelled between being granted a slot and resuming has not started",
           "[observer][cancellation]") {
     ObservedStage bench(1);
-    Run a = bench.start("a");
-    Run b = bench.start("b");
+    ObservedRun a = bench.start("a");
+    ObservedRun b = bench.start("b");
     while (bench.stage.endpoint().waiting() == 1 || !a.done()) {
         REQUIRE(test::step(bench.context));
     }
@@ -410,7 +410,7 @@ TEST_CASE("observer: a stage run that is cancelled during an attempt finishes af
           "[observer][cancellation]") {
     ObservedStage bench(1, StageOptions{.retry = retries(3)});
     bench.model.clean_up = 4ms;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     run_until(bench.context, 3ms);
     a.cancel();
     CHECK(bench.run() ==
@@ -457,7 +457,7 @@ TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after
           "[observer][cancellation]") {
     ObservedStage bench(1, StageOptions{.retry = retries(3, 1h)});
     bench.model.failures["a"] = 1;
-    Run a = bench.start("a");
+    ObservedRun a = bench.start("a");
     run_until(bench.context, 20ms);
     a.cancel();
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "10 attempt failed a in s 1: cannot answer a",
@@ -467,8 +467,8 @@ TEST_CASE("observer: a stage run that is cancelled in its backoff finishes after
 TEST_CASE("observer: when the endpoint is closed, stage runs that wait fail after queued", "[observer]") {
     ObservedStage bench(1, StageOptions{.retry = retries(1)});
     bench.model.failures["a"] = 1;
-    Run a = bench.start("a");
-    Run b = bench.start("b");
+    ObservedRun a = bench.start("a");
+    ObservedRun b = bench.start("b");
     run_until(bench.context, 3ms);
     bench.stage.endpoint().close();
     CHECK(bench.run() == Lines{"0 queued a in s 0", "0 started a in s 1", "0 queued b in s 0",
@@ -512,7 +512,7 @@ TEST_CASE("observer: it may cancel the stage run whose event it handles", "[obse
     model.failures["a"] = 1;
     Stage stage(test::timed(context.get_executor()), "s", 1, Endpoint{&model},
                 StageOptions{.retry = retries(1, backoff), .observer = &caller});
-    Run run(context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
+    ObservedRun run(context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
         co_await test::yield();
         co_return co_await stage.run("a", std::string("a"));
     });
@@ -538,9 +538,9 @@ TEST_CASE("observer: it may close the endpoint, or change the limit, of the stag
             close ? bench.stage.endpoint().close() : bench.stage.endpoint().set_limit(3);
         }
     };
-    Run a = bench.start("a");
-    Run b = bench.start("b");
-    Run c = bench.start("c");
+    ObservedRun a = bench.start("a");
+    ObservedRun b = bench.start("b");
+    ObservedRun c = bench.start("c");
     bench.run();
     CHECK(a.value().success);
     CHECK(b.value().success != close);
@@ -556,7 +556,7 @@ TEST_CASE("observer: destroying the context delivers no events, at any step", "[
         auto context = std::make_unique<asio::io_context>(1);
         Stage stage(test::timed(context->get_executor()), "s", 1, Endpoint{&model},
                     StageOptions{.retry = retries(2, 5ms), .observer = &counter});
-        std::deque<Run> runs;
+        std::deque<ObservedRun> runs;
         for (const std::string text : {"a", "b", "c", "d"}) {
             runs.emplace_back(context->get_executor(), [&stage, text] { return stage.run(text, std::string(text)); });
         }

@@ -746,13 +746,13 @@ TEST_CASE("task group: 100,000 groups, one after the other, do not grow the stac
 
 TEST_CASE("task group: it works in coroutines with a typed executor, with children of that type or of the general one",
           "[task_group][typed]") {
-    using Io = asio::io_context::executor_type;
+    using IoExecutor = asio::io_context::executor_type;
     asio::io_context context;
     Log log;
     std::exception_ptr error;
     int value = 0;
     const bool fail = GENERATE(false, true);
-    const auto typed_child = [&](bool throws) -> asio::awaitable<void, Io> {
+    const auto typed_child = [&](bool throws) -> asio::awaitable<void, IoExecutor> {
         VirtualTimer timer(co_await this_coro::executor, 5ms);
         co_await timer.async_wait(asio::deferred);
         log.push_back("typed");
@@ -760,13 +760,15 @@ TEST_CASE("task group: it works in coroutines with a typed executor, with childr
             throw Boom("typed");
         }
     };
-    const auto body = [&](TaskGroup& group) -> asio::awaitable<int, Io> {
+    const auto body = [&](TaskGroup& group) -> asio::awaitable<int, IoExecutor> {
         group.spawn(typed_child(fail));
-        group.spawn([&]() -> asio::awaitable<void, Io> { co_await typed_child(false); });
+        group.spawn([&]() -> asio::awaitable<void, IoExecutor> { co_await typed_child(false); });
         group.spawn(tidy(log, "general", 10ms, 1ms));
         co_return 9;
     };
-    const auto caller = [&]() -> asio::awaitable<int, Io> { co_return co_await with_task_group<Io>(body); };
+    const auto caller = [&]() -> asio::awaitable<int, IoExecutor> {
+        co_return co_await with_task_group<IoExecutor>(body);
+    };
     asio::co_spawn(context.get_executor(), caller, [&](std::exception_ptr e, int v) {
         error = e;
         value = v;
@@ -779,12 +781,13 @@ TEST_CASE("task group: it works in coroutines with a typed executor, with childr
 
 TEST_CASE("task group: a group with the general executor accepts children of the executor type inside it",
           "[task_group][typed]") {
-    using Io = asio::io_context::executor_type;
+    using IoExecutor = asio::io_context::executor_type;
     asio::io_context context;
     bool ran = false;
     Task<> task = start_group(context, [&](TaskGroup& group) -> Void {
-        group.spawn(
-            [&]() -> asio::awaitable<void, Io> { ran = co_await this_coro::executor == context.get_executor(); });
+        group.spawn([&]() -> asio::awaitable<void, IoExecutor> {
+            ran = co_await this_coro::executor == context.get_executor();
+        });
         co_return;
     });
     run(context);

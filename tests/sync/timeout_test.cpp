@@ -541,16 +541,16 @@ TEST_CASE("timeout: the context may be destroyed at every step", "[timeout][shut
 }
 
 TEST_CASE("timeout: it works in coroutines with a typed executor", "[timeout][typed]") {
-    using Io = asio::io_context::executor_type;
+    using IoExecutor = asio::io_context::executor_type;
     asio::io_context context;
     std::exception_ptr error;
     int value = 0;
-    const auto wait = [](nanoseconds time) -> asio::awaitable<int, Io> {
+    const auto wait = [](nanoseconds time) -> asio::awaitable<int, IoExecutor> {
         VirtualTimer timer(co_await this_coro::executor, time);
         co_await timer.async_wait(asio::deferred);
         co_return 4;
     };
-    const auto caller = [&]() -> asio::awaitable<void, Io> {
+    const auto caller = [&]() -> asio::awaitable<void, IoExecutor> {
         value = co_await within(10ms, [&] { return wait(5ms); });
         co_await within(10ms, [&] { return wait(15ms); });
     };

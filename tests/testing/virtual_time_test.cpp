@@ -41,10 +41,10 @@ using sluice::testing::VirtualTime;
 using sluice::testing::VirtualTimer;
 using std::chrono::nanoseconds;
 using test::Task;
-using Void = asio::awaitable<void>;
 
 namespace {
 
+using Void = asio::awaitable<void>;
 constexpr VirtualClock::time_point beginning{};
 
 }  // namespace

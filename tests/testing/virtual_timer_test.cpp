@@ -363,7 +363,7 @@ TEST_CASE("virtual timer: a wait that is due ends even if some handler is always
     bool due = false;
     int turns = 0;
     timer.async_wait([&](error_code) { due = true; });
-    Task busy(context.get_executor(), [&]() -> Void {
+    Task busy_task(context.get_executor(), [&]() -> Void {
         while (!due && ++turns != 100) {
             co_await asio::post(context, asio::deferred);
         }
