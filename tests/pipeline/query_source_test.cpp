@@ -351,6 +351,8 @@ TEST_CASE("source: one that is owned is closed and waited for, however the batch
         while (rig.dead_letters.begun == 0 && test::step(rig.context)) {
         }
         task.cancel();
+        test::run_until(rig.context, test::now(rig.context) + 10ms);
+        task.cancel();  // does not end the wait for what is owned
     }
     rig.run();
     CHECK(task.done());
