@@ -73,7 +73,7 @@ private:
     // Removes the wrapper that std::throw_with_nested() adds.
     static std::string name(const std::type_info& type) {
         std::string whole = boost::core::demangle(type.name());
-        for (const std::string_view wrapper : {"std::_Nested_exception<", "std::__1::__nested<"}) {
+        for (const std::string_view wrapper : {"std::_Nested_exception<", "std::__1::__nested<", "std::__nested<"}) {
             if (whole.starts_with(wrapper) && whole.ends_with('>')) {
                 return whole.substr(wrapper.size(), whole.size() - wrapper.size() - 1);
             }
