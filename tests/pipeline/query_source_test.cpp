@@ -88,6 +88,12 @@ test::InferencePipelineOptions one_at_a_time() {
     return options;
 }
 
+// A pipeline of the models of `rig` that runs on another context, that of the pipeline which feeds it.
+Rig<>::Pipeline pipeline_on(asio::io_context& context, Rig<>& rig) {
+    return Rig<>::Pipeline(test::timed(context.get_executor()), test::Endpoint{&rig.classify},
+                           test::Endpoint{&rig.extract}, test::Endpoint{&rig.generate}, {1, 1, 1}, rig.dead_letters);
+}
+
 using Channel = asio::experimental::channel<void(boost::system::error_code, Query)>;
 
 }  // namespace
@@ -258,9 +264,7 @@ TEST_CASE("source: the stream of one pipeline feeds another, which may leave som
     rig.extract.failures["t3"] = 9;
     auto first = rig.pipeline({2, 2, 2});
     Rig<> other;
-    Rig<>::Pipeline second(test::timed(rig.context.get_executor()), test::Endpoint{&other.classify},
-                           test::Endpoint{&other.extract}, test::Endpoint{&other.generate}, {1, 1, 1},
-                           other.dead_letters);
+    auto second = pipeline_on(rig.context, other);
     const auto input = test::make_queries(8);
     const auto completed = [](sluice::StreamItem<Rig<>::Result>&& item) -> std::optional<Query> {
         if (!item.result.completed) {
@@ -308,9 +312,7 @@ TEST_CASE("source: one that is owned is closed and waited for, however the batch
     rig.classify.failures["t0"] = 1;
     auto first = rig.pipeline({2, 2, 2});
     Rig<> other;
-    Rig<>::Pipeline second(test::timed(rig.context.get_executor()), test::Endpoint{&other.classify},
-                           test::Endpoint{&other.extract}, test::Endpoint{&other.generate}, {1, 1, 1},
-                           other.dead_letters);
+    auto second = pipeline_on(rig.context, other);
     const auto input = test::make_queries(8);
     const auto fails_after_one = [&, seen = 0](auto&& item) mutable -> Query {
         if (way == "batch fails" && ++seen == 2) {

@@ -157,10 +157,11 @@ TEST_CASE("stage: a run cancelled as its backoff ends begins no further attempt"
     CHECK(calls == 1);
 }
 
-TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][cancellation]") {
-    Bench bench(1, StageOptions{.retry = retries(1)});
-    bench.model.failures["a"] = 2;
-    Run task(bench.context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
+namespace {
+
+// The stage run of a coroutine that goes on although it has just been cancelled.
+Run start_after_a_cancellation(Bench& bench) {
+    Run task(bench.context.get_executor(), [&bench]() -> asio::awaitable<StageResult<std::string>> {
         co_await asio::this_coro::throw_if_cancelled(false);
         co_await cancelled_within(1h);
         std::string text = "a";
@@ -168,6 +169,15 @@ TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][can
     });
     bench.context.poll();
     task.cancel();
+    return task;
+}
+
+}  // namespace
+
+TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][cancellation]") {
+    Bench bench(1, StageOptions{.retry = retries(1)});
+    bench.model.failures["a"] = 2;
+    Run task = start_after_a_cancellation(bench);
     test::steps(bench.context, 100);
     REQUIRE(task.succeeded());
     CHECK(task.value().attempts == 2);
@@ -177,14 +187,7 @@ TEST_CASE("stage: a cancellation that predates the run is ignored", "[stage][can
 TEST_CASE("stage: under a timeout, a second cancellation is told from one that predates the run",
           "[stage][cancellation]") {
     Bench bench(1, StageOptions{.timeout = 1h, .retry = retries(1)});
-    Run task(bench.context.get_executor(), [&]() -> asio::awaitable<StageResult<std::string>> {
-        co_await asio::this_coro::throw_if_cancelled(false);
-        co_await cancelled_within(1h);
-        std::string text = "a";
-        co_return co_await bench.stage.run("q", text);
-    });
-    bench.context.poll();
-    task.cancel();
+    Run task = start_after_a_cancellation(bench);
     run_until(bench.context, 1ms);
     REQUIRE(bench.model.calls() == 1);
     task.cancel();
