@@ -280,13 +280,17 @@ TEST_CASE("stage error: it has the type of anything else, and says that there is
              {error_of(4.5), "double"},
              {error_of(Unrelated()), "Unrelated"},
              {error_of(Ambiguous()), "Ambiguous"},
+#if defined(_LIBCPP_VERSION)
+             {error_of(std::make_shared<int>(1)), "std::__1::shared_ptr<int>"},
+#else
+             {error_of(std::make_shared<int>(1)), "std::shared_ptr<int>"},
+#endif
          }) {
         CHECK(error);
         CHECK(error.type().ends_with(type));
         CHECK(error.message() == "an exception that carries no message");
     }
     CHECK(error_of(42).type() == "int");
-    CHECK(error_of(std::make_shared<int>(1)).type().find("shared_ptr") != std::string::npos);
 }
 
 namespace {

@@ -438,9 +438,13 @@ TEST_CASE("stage: if the retry predicate throws, there is no retry, and the repo
     CHECK(a.value().attempts == 1);
     CHECK_FALSE(a.value().success);
     CHECK(a.value().error.type() == "sluice::RetryPredicateError");
-    const sluice::StageError thrown(std::make_exception_ptr(std::bad_function_call()));  // its text is the library's
+#if defined(_LIBCPP_VERSION)
     CHECK(a.value().error.message() ==
-          "the retry predicate threw " + thrown.type() + ": " + thrown.message() + ": cannot answer a");
+          "the retry predicate threw std::__1::bad_function_call: std::exception: cannot answer a");
+#else
+    CHECK(a.value().error.message() ==
+          "the retry predicate threw std::bad_function_call: bad_function_call: cannot answer a");
+#endif
     CHECK(b.value().success);
     CHECK(bench.idle());
 }
