@@ -11,6 +11,8 @@
 #include <sluice/testing/run.hpp>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/query.hpp>
+#include <boost/asio/require.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -18,6 +20,8 @@
 #include <chrono>
 #include <cstddef>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace asio = boost::asio;
@@ -52,6 +56,32 @@ struct Poisoned : Rig<> {
             classify.failures["poison" + std::to_string(i)] = times;
         }
     }
+};
+
+// Counts what is executed.
+template <class Executor>
+struct CountingExecutor {
+    template <class Property>
+    auto query(const Property& property) const noexcept -> decltype(asio::query(std::declval<Executor>(), property)) {
+        return asio::query(executor, property);
+    }
+
+    template <class Property>
+    auto require(const Property& property) const
+        -> CountingExecutor<std::decay_t<decltype(asio::require(std::declval<Executor>(), property))>> {
+        return {asio::require(executor, property), executed};
+    }
+
+    template <class Function>
+    void execute(Function&& function) const {
+        ++*executed;
+        executor.execute(std::forward<Function>(function));
+    }
+
+    bool operator==(const CountingExecutor&) const noexcept = default;
+
+    Executor executor;
+    std::size_t* executed;
 };
 
 InferencePipelineOptions retrying(int retries, std::chrono::nanoseconds backoff, std::ptrdiff_t window,
@@ -165,9 +195,12 @@ TEST_CASE("window: queries that never suspend start no more workers than there a
     rig.classify.latency = rig.extract.latency = rig.generate.latency = 0ms;
     auto pipeline = rig.pipeline({9, 9, 9}, test::with_window(3));
     const auto input = test::make_queries(1000);
-    auto batch = test::start_batch(rig.context, pipeline, input);
-    CHECK(test::poll(rig.context) < 100);  // handlers
+    std::size_t executed = 0;
+    const CountingExecutor executor{rig.context.get_executor(), &executed};
+    Task<Rig<>::Results> batch(executor, [&] { return pipeline.process_batch(input); });
+    test::poll(rig.context);
     CHECK(batch.value().size() == 1000);
+    CHECK(executed < 100);  // each worker is executed once
 }
 
 TEST_CASE("window: the bound on backoffs must not be negative", "[window]") {
