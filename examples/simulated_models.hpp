@@ -13,9 +13,9 @@
 #include <array>
 #include <cctype>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <initializer_list>
 #include <iterator>
 #include <map>
@@ -51,6 +51,13 @@ class ConnectionError : public std::runtime_error {
 public:
     using std::runtime_error::runtime_error;
 };
+
+using Random = std::mt19937_64;
+
+/// A number from `from` to less than `to`. The standard's distributions differ from one library to another.
+inline double uniform(Random& random, double from, double to) {
+    return from + (to - from) * std::ldexp(static_cast<double>(random() >> 11), -53);
+}
 
 /// The three models of the customer support pipeline.
 ///
@@ -108,22 +115,17 @@ public:
     }
 
 private:
-    using Random = std::mt19937_64;
-
     Random draw(const std::string& model, const std::string& text) {
-        const std::string call = model + '\n' + text + '\n' + std::to_string(calls_[model + text]++);
-        const std::uint64_t hash = std::hash<std::string>()(call);
-        std::seed_seq seed{hash, hash >> 32, seed_, seed_ >> 32};
+        const int earlier_calls = calls_[model + text]++;
+        const std::string call = std::to_string(seed_) + model + std::to_string(earlier_calls) + text;
+        std::seed_seq seed(call.begin(), call.end());
         return Random(seed);
     }
 
-    static bool chance(Random& random, double probability) {
-        return std::uniform_real_distribution<double>(0, 1)(random) < probability;
-    }
+    static bool chance(Random& random, double probability) { return uniform(random, 0, 1) < probability; }
 
     static asio::awaitable<void> sleep(Random& random, double from_seconds, double to_seconds) {
-        const std::chrono::duration<double> wait(
-            std::uniform_real_distribution<double>(from_seconds, to_seconds)(random));
+        const std::chrono::duration<double> wait(uniform(random, from_seconds, to_seconds));
         Timer timer(co_await asio::this_coro::executor);
         timer.expires_after(std::chrono::duration_cast<typename Timer::duration>(wait));
         co_await timer.async_wait(asio::deferred);
@@ -152,13 +154,13 @@ inline std::vector<sluice::Query> generate_test_queries(std::size_t count, std::
         "My payment for ACC-{id} was declined",
         "The search feature is broken and very slow",
     };
-    std::mt19937_64 random(seed);
+    Random random(seed);
     std::vector<sluice::Query> queries;
     queries.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
-        std::string text(templates[std::uniform_int_distribution<std::size_t>(0, templates.size() - 1)(random)]);
+        std::string text(templates[random() % templates.size()]);
         if (const auto at = text.find("{id}"); at != std::string::npos) {
-            text.replace(at, 4, std::to_string(std::uniform_int_distribution<int>(1000, 9999)(random)));
+            text.replace(at, 4, std::to_string(1000 + random() % 9000));
         }
         const std::string number = std::to_string(i);
         queries.emplace_back("q-" + std::string(number.size() < 4 ? 4 - number.size() : 0, '0') + number,
