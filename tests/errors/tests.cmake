@@ -42,7 +42,7 @@ foreach(needs "C[+][+]20;-std=c++17" "exceptions;-std=c++${sluice_standard} -fno
     string(REGEX REPLACE "[][]" "" name ${words})
     add_test(NAME "errors: each header says that it needs ${name}"
              COMMAND sh -c "for header in $(find sluice -name '*.hpp' ! -name version.hpp); do \
-                                '${CMAKE_CXX_COMPILER}' ${flags} -fsyntax-only -I . -x c++ $header 2>&1 | grep error: | head -n 1 \
+                                '${CMAKE_CXX_COMPILER}' ${flags} -fsyntax-only -Wfatal-errors -I . -x c++ $header 2>&1 | grep error: | head -n 1 \
                                     | grep -q 'sluice needs ${words}' || echo $header; \
                             done | { ! grep . ; }"
              WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/include)
