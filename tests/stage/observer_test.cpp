@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/observer.hpp>
 #include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 
 #include "support/every_step.hpp"
 #include "support/models.hpp"
@@ -586,6 +587,25 @@ TEST_CASE("observer: a query of a pipeline is one stage run in each stage", "[ob
                                       "50 started q in extract 1", "200 finished q in extract succeeded after started",
                                       "200 queued q in generate 0", "200 started q in generate 1",
                                       "700 finished q in generate succeeded after started"});
+}
+
+TEST_CASE("observer: the time that it takes before a query is queued counts for no stage", "[observer]") {
+    test::Rig<> rig;
+    Caller slow;
+    slow.call = [&](const std::string& event, const StageResult<>&) {
+        if (event == "queued") {
+            sluice::testing::VirtualTime::of(rig.context).advance_by(7ms);
+        }
+    };
+    auto pipeline = rig.pipeline({20, 10, 5}, {.observer = &slow});
+    Task<test::Rig<>::Result> task(rig.context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
+    CHECK(rig.run() == 721ms);
+    std::vector<std::chrono::nanoseconds> times;
+    for (const auto& stage_result : task.value().stage_results) {
+        times.push_back(stage_result.queue_time);
+        times.push_back(stage_result.latency);
+    }
+    CHECK(times == std::vector<std::chrono::nanoseconds>{0ms, 50ms, 0ms, 150ms, 0ms, 500ms});
 }
 
 TEST_CASE("observer: a batch queues its queries in order and each stage starts them in turn", "[observer]") {

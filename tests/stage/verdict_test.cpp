@@ -315,6 +315,7 @@ TEST_CASE("with_retry: a call that was cancelled is not repeated, whatever it th
     task.cancel();
     sluice::testing::run(context);
     CHECK(task.failed_with<std::runtime_error>());
+    CHECK_FALSE(task.aborted());  // its exception is a runtime_error too
     CHECK(calls == 1);
 }
 
