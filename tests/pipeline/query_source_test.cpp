@@ -367,6 +367,48 @@ TEST_CASE("source: one that is owned is closed and waited for, however the batch
     CHECK(first.classify().endpoint().active() == 0);
 }
 
+namespace {
+
+// Delivers two queries, and needs 50 ms to close.
+struct SlowToClose {
+    int delivered = 0;
+
+    asio::awaitable<std::optional<Query>> next() {
+        co_return delivered == 2 ? std::nullopt
+                                 : std::optional(test::make_query(static_cast<std::size_t>(delivered++)));
+    }
+    asio::awaitable<void> close() { return test::sleep(50ms); }
+};
+
+}  // namespace
+
+TEST_CASE("source: while one that is owned is being closed, its stream is read, closed or destroyed", "[source]") {
+    Rig<> rig;
+    auto pipeline = rig.pipeline({2, 2, 2}, test::with_window(2));
+    std::optional stream = pipeline.process_stream(SlowToClose());
+    using Item = std::optional<sluice::StreamItem<Rig<>::Result>>;
+    const auto begin = [&] { return Task<Item>(rig.context.get_executor(), [&] { return stream->next(); }); };
+    auto first = begin();
+    test::run_until(rig.context, 705ms);  // both queries have ended, and the source is being closed
+    CHECK(first.value());
+    SECTION("read") {
+        auto second = begin();
+        auto end = begin();
+        CHECK(rig.run() == 45ms);
+        CHECK(second.value());
+        CHECK_FALSE(end.value());
+    }
+    SECTION("closed") {
+        Task<> closed(rig.context.get_executor(), [&] { return stream->close(); });
+        CHECK(rig.run() == 45ms);
+        CHECK(closed.succeeded());
+    }
+    SECTION("destroyed") {
+        stream.reset();
+        CHECK(rig.run() == 45ms);
+    }
+}
+
 TEST_CASE("source: a projection makes queries of the elements of a range too", "[source]") {
     Rig<> rig;
     auto pipeline = rig.pipeline();

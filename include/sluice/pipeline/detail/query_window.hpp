@@ -51,27 +51,22 @@ public:
 
     // Runs until the input has ended and every query that was taken from it, and closes a source that it owns.
     boost::asio::awaitable<void, Executor> run() {
-        const struct Reset {
-            TaskGroup*& group;
-            ~Reset() { group = nullptr; }
-        } reset{group_};
         const auto body = [this](TaskGroup& group) { return begin(group); };
+        std::exception_ptr error;
+        try {
+            co_await with_task_group<Executor>(body);
+        } catch (...) {
+            error = std::current_exception();
+        }
+        group_ = nullptr;  // it is gone
         if constexpr (Input::must_be_closed) {
-            std::exception_ptr error;
-            try {
-                co_await with_task_group<Executor>(body);
-            } catch (...) {
-                error = std::current_exception();
-            }
             const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
             co_await boost::asio::this_coro::throw_if_cancelled(false);
             co_await close(Pooled(), *this, error);
             co_await boost::asio::this_coro::throw_if_cancelled(throws);
-            if (error) {
-                std::rethrow_exception(error);
-            }
-        } else {
-            co_await with_task_group<Executor>(body);
+        }
+        if (error) {
+            std::rethrow_exception(error);
         }
     }
 
