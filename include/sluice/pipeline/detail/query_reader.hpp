@@ -27,12 +27,9 @@ public:
     QueryReader(Range&& range, Projection projection)
         : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}
 
-    // Stores the next query, or returns false once the range has ended or thrown. Throws what the range throws.
+    // Stores the next query, or returns false at the end of the range. Throws what the range throws. Not to be called
+    // again after either.
     bool pull(Query& query) {
-        if (ended_) {
-            return false;
-        }
-        ended_ = true;  // unless everything below succeeds
         for (bool found = false; !found;) {
             if (at_) {
                 ++*at_;
@@ -48,7 +45,6 @@ public:
                 found = project(**at_, query);
             }
         }
-        ended_ = false;
         return true;
     }
 
@@ -85,7 +81,6 @@ private:
     View view_;
     Projection projection_;
     std::optional<std::ranges::iterator_t<View>> at_;  // the query that was taken last
-    bool ended_ = false;
 };
 
 }  // namespace sluice::detail
