@@ -341,7 +341,7 @@ MUTANTS = [
     ("the place of a result is never released", "pipeline/detail/stream_state.hpp",
      "            give_back(place);\n", "            new Slot(std::move(place));\n", "pipeline/result_stream_test"),
     ("the place of a result that a consumer waits for is not released", "pipeline/detail/stream_state.hpp",
-     "                place.release();\n", "", "pipeline/result_stream_test"),
+     "                place.release();\n", "", "pipeline/result_stream_cancellation_test"),
     ("only one of several free places is used", "pipeline/detail/query_window.hpp",
      "            admit();\n            co_await", "            co_await",
      "pipeline/result_stream_test"),

@@ -240,6 +240,28 @@ TEST_CASE("stream: a wait that is cancelled as its result arrives passes the res
     });
 }
 
+TEST_CASE("stream: a result whose consumer was cancelled as it arrived does not count in the window",
+          "[stream][cancellation]") {
+    Rig<> rig;
+    auto pipeline = rig.pipeline({9, 9, 9}, with_window(1));
+    Source source(endless);
+    auto stream = pipeline.process_stream(source);
+    auto cancelled = next(rig, stream);
+    while (source.made != 2) {  // since the first is as good as taken
+        REQUIRE(test::step(rig.context));
+    }
+    REQUIRE_FALSE(cancelled.done());
+    cancelled.cancel();
+    rig.run_until_stalled();
+    CHECK(cancelled.aborted());
+    CHECK(source.made == 2);  // the second has run, and its result counts
+    CHECK(rig.generate.calls() == 2);
+    const auto taken = next(rig, stream);
+    rig.run_until_stalled();
+    CHECK(taken.succeeded());
+    CHECK(source.made == 2);
+}
+
 TEST_CASE("stream: assigning to a stream stops its previous work", "[stream][cancellation]") {
     Rig<> rig;
     auto pipeline = rig.pipeline({2, 2, 2});
