@@ -11,6 +11,7 @@
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/query.hpp>
 #include <sluice/sync/barrier.hpp>
+#include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/run.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -19,12 +20,14 @@
 #include <boost/system/error_code.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <ranges>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -182,6 +185,54 @@ TEST_CASE("source: if it throws, a batch rethrows that after cancelling what run
     CHECK(batch.failed_with<std::out_of_range>());
     CHECK(source.asked == 4);
     CHECK(test::idle(pipeline));
+}
+
+namespace {
+
+// Throws when it is asked for the second query.
+struct FailsAtSecond {
+    int asked = 0;
+
+    asio::awaitable<std::optional<Query>> next() {
+        if (++asked == 2) {
+            throw std::range_error("no more");
+        }
+        co_return test::make_query(static_cast<std::size_t>(asked));
+    }
+};
+
+}  // namespace
+
+TEST_CASE("source: one that has thrown is not asked again, and a range is not read again", "[source]") {
+    const int yields = GENERATE(range(0, 12));
+    const bool is_range = GENERATE(false, true);
+    // Its executor runs nothing inline, so that a worker's end and the end of its group are two steps.
+    sluice::testing::InterleavingContext context([](std::size_t) { return std::size_t{0}; });
+    test::DeadLetters sink;
+    const auto model = [yields](const std::string&) -> asio::awaitable<int> {
+        for (int i = 0; i != yields; ++i) {
+            co_await test::yield();
+        }
+        co_return 1;
+    };
+    const auto second = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
+    const auto last = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), model, second, last,
+                                       sluice::StageLimits{3, 3, 3}, sink);
+    using Results = std::vector<decltype(pipeline)::Result>;
+    FailsAtSecond source;
+    int read = 0;
+    auto range = std::views::iota(0, 9) | std::views::transform([&read](int i) {
+                     if (++read == 2) {
+                         throw std::range_error("no more");
+                     }
+                     return test::make_query(static_cast<std::size_t>(i));
+                 });
+    Task<Results> batch(context.get_executor(),
+                        [&] { return is_range ? pipeline.process_batch(range) : pipeline.process_batch(source); });
+    context.run();
+    CHECK(batch.failed_with<std::range_error>());
+    CHECK((is_range ? read : source.asked) == 2);
 }
 
 TEST_CASE("source: if it throws, a stream rethrows that after the results of what was taken", "[source]") {

@@ -164,6 +164,7 @@ private:
         try {
             return input_.pull(query);
         } catch (...) {
+            input_ended_ = true;  // before other workers go on
             output_.fail(std::current_exception());
             return false;
         }
@@ -183,6 +184,7 @@ private:
         if (window.group_->cancelled()) {
             std::rethrow_exception(error);
         }
+        window.input_ended_ = true;  // before other workers go on
         window.output_.fail(error);
         co_return std::nullopt;
     }
