@@ -219,7 +219,6 @@ TEST_CASE("source: one that has thrown is not asked again, and a range is not re
     const auto last = [](int, int, const std::string&) -> asio::awaitable<int> { co_return 1; };
     sluice::InferencePipeline pipeline(test::timed(context.get_executor()), model, second, last,
                                        sluice::StageLimits{3, 3, 3}, sink);
-    using Results = std::vector<decltype(pipeline)::Result>;
     FailsAtSecond source;
     int read = 0;
     auto range = std::views::iota(0, 9) | std::views::transform([&read](int i) {
@@ -228,8 +227,9 @@ TEST_CASE("source: one that has thrown is not asked again, and a range is not re
                      }
                      return test::make_query(static_cast<std::size_t>(i));
                  });
-    Task<Results> batch(context.get_executor(),
-                        [&] { return is_range ? pipeline.process_batch(range) : pipeline.process_batch(source); });
+    Task<std::vector<decltype(pipeline)::Result>> batch(context.get_executor(), [&] {
+        return is_range ? pipeline.process_batch(range) : pipeline.process_batch(source);
+    });
     context.run();
     CHECK(batch.failed_with<std::range_error>());
     CHECK((is_range ? read : source.asked) == 2);
