@@ -164,10 +164,15 @@ private:
         try {
             return input_.pull(query);
         } catch (...) {
-            input_ended_ = true;  // before other workers go on
-            output_.fail(std::current_exception());
+            fail(std::current_exception());
             return false;
         }
+    }
+
+    // The input has thrown. It ends now, before other workers go on.
+    void fail(const std::exception_ptr& error) {
+        input_ended_ = true;
+        output_.fail(error);
     }
 
     static boost::asio::awaitable<std::optional<Query>, Executor> ask(Pooled, QueryWindow& window) {
@@ -184,8 +189,7 @@ private:
         if (window.group_->cancelled()) {
             std::rethrow_exception(error);
         }
-        window.input_ended_ = true;  // before other workers go on
-        window.output_.fail(error);
+        window.fail(error);
         co_return std::nullopt;
     }
 
