@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: BSL-1.0
-// A pipeline of your own: five stages, moderate, classify, retrieve, generate and judge, composed as a plain coroutine.
+// A pipeline of your own: five stages on a route with steps side by side, a loop and a fallback. What failed is run
+// once more, and goes on where it failed. Ctrl-C drains.
 #include "arguments.hpp"
 
 #include <sluice/sluice.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
-#include <boost/asio/use_future.hpp>
+#include <boost/system/error_code.hpp>
 
 #include <chrono>
+#include <csignal>
+#include <exception>
 #include <iostream>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace asio = boost::asio;
@@ -28,91 +36,121 @@ asio::awaitable<void> sleep(std::chrono::milliseconds duration) {
     co_await timer.async_wait(asio::deferred);
 }
 
-// The models. Real ones would call a service; these wait, and two of them misbehave.
-asio::awaitable<bool> moderate(std::string text) {
-    co_await sleep(10ms);
-    co_return text.find("password") == std::string::npos;
-}
-
-asio::awaitable<std::string> classify(std::string text) {
+// The models. Real ones would call a service; these wait, and some fail.
+asio::awaitable<std::string> classify(const std::string& text) {
     co_await sleep(20ms);
+    if (text.find("password") != std::string::npos) co_return "forbidden";
     co_return text.back() == '?' ? "question" : "statement";
 }
 
-asio::awaitable<std::vector<std::string>> retrieve(std::string text) {
-    static int calls = 0;
-    co_await sleep(++calls == 2 ? 10s : 30ms);  // the second call hangs until its timeout
+asio::awaitable<std::vector<std::string>> retrieve(const std::string& text) {
+    static int hangs = 2;  // the first two calls about locks end by their timeout
+    const bool hang = text.find("lock") != std::string::npos && hangs-- > 0;
+    co_await sleep(hang ? 10s : 30ms);
     co_return std::vector<std::string>{"a passage about \"" + text + '"'};
 }
 
-asio::awaitable<std::string> generate(const std::string& kind, const std::vector<std::string>& passages) {
-    static int calls = 0;
+asio::awaitable<std::string> generate(const std::string& kind, const std::vector<std::string>& passages, int draft) {
     co_await sleep(50ms);
-    if (++calls == 1) {
-        throw std::runtime_error("the model is warming up");  // a retry succeeds
-    }
-    co_return "answer to a " + kind + " from " + passages.front();
+    if (kind != "question") throw std::runtime_error("nothing was asked");
+    co_return "draft " + std::to_string(draft) + " from " + passages.front();
+}
+
+asio::awaitable<std::string> answer_briefly(const std::string& text) {
+    co_await sleep(5ms);
+    co_return "a brief answer to \"" + text + '"';
 }
 
 asio::awaitable<double> judge(const std::string& answer) {
     co_await sleep(20ms);
-    co_return answer.size() > 20 ? 0.9 : 0.2;
+    co_return answer.starts_with("draft 1") ? 0.2 : 0.9;
 }
 
-constexpr sluice::Backoff soon{.initial = 20ms};
+// All that is known of a query.
+struct Answer {
+    std::optional<std::string> kind;
+    std::optional<std::vector<std::string>> passages;
+    std::optional<std::string> text;
+    std::optional<double> score;
+    int draft = 1;
+};
 
+// Keeps what failed, with what is known of it.
+struct DeadLetters {
+    std::vector<sluice::Checkpoint<Answer>> letters;
+
+    void put(const sluice::Query& query, const sluice::StageResult<>& why, const Answer& record) {
+        std::cout << query.text << " -> " << why.stage << " failed: " << why.error.message() << std::endl;
+        letters.emplace_back(query, record);
+    }
+};
+
+// The pipeline. Its route holds the stages.
+auto make_pipeline(const asio::any_io_executor& executor, DeadLetters& dead_letters) {
+    const sluice::Stage classify_stage(executor, "classify", 8, classify);
+    const sluice::Stage retrieve_stage(
+        executor, "retrieve", 4, retrieve,
+        sluice::StageOptions{.timeout = 100ms, .retry = {.max_retries = 1, .backoff = {.initial = 20ms}}});
+    const sluice::Stage generate_stage(executor, "generate", 2, generate);
+    const sluice::Stage brief_stage(executor, "brief", 8, answer_briefly);
+    const sluice::Stage judge_stage(executor, "judge", 4, judge);
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the pipeline stores it
+    auto route = [=](sluice::Run<Answer>& run) -> asio::awaitable<void> {
+        const std::string& text = run.query().text;
+        co_await run.all(run.step(&Answer::kind, classify_stage, text),  // side by side
+                         run.step(&Answer::passages, retrieve_stage, text));
+        if (*run->kind == "forbidden") co_return;  // the kind is known here: all() throws if a step failed
+        for (;;) {
+            // If the large model fails, the small one answers.
+            co_await run.step_or_error(&Answer::text, generate_stage, &Answer::kind, &Answer::passages, run->draft);
+            co_await run.step(&Answer::text, brief_stage, text);
+            co_await run.step(&Answer::score, judge_stage, &Answer::text);
+            if (*run->score >= 0.5 || run->draft == 3) co_return;
+            ++run->draft;
+            run->text.reset();  // at the end of a round: until then a checkpoint keeps what was paid for
+            run->score.reset();
+        }
+    };
+    return sluice::Pipeline(executor, std::move(route), dead_letters, 16);
+}
+
+// Holds the pipeline, and the sink that it refers to.
 class Assistant {
 public:
-    explicit Assistant(const asio::any_io_executor& executor)
-        : moderate_(executor, "moderate", 8, moderate),
-          classify_(executor, "classify", 8, classify),
-          retrieve_(executor, "retrieve", 4, retrieve,
-                    {.timeout = 100ms, .retry = {.max_retries = 1, .backoff = soon}}),
-          generate_(executor, "generate", 2, generate, {.retry = {.max_retries = 2, .backoff = soon}}),
-          judge_(executor, "judge", 4, judge) {}
+    explicit Assistant(const asio::any_io_executor& executor) : pipeline_(make_pipeline(executor, dead_letters_)) {}
 
-    /// Returns a line about one query. If a stage fails for good, no later one runs.
-    asio::awaitable<std::string> answer(sluice::Query query) {
-        const auto allowed = co_await moderate_.run(query.id, query.text);
-        if (!allowed.success) co_return describe(allowed);
-        if (!*allowed.data) co_return query.id.str() + ": refused";
-        const auto kind = co_await classify_.run(query.id, query.text);
-        if (!kind.success) co_return describe(kind);
-        const auto passages = co_await retrieve_.run(query.id, query.text);
-        if (!passages.success) co_return describe(passages);
-        const auto answer = co_await generate_.run(query.id, *kind.data, *passages.data);
-        if (!answer.success) co_return describe(answer);
-        const auto score = co_await judge_.run(query.id, *answer.data);
-        if (!score.success) co_return describe(score);
-        co_return query.id.str() + ": " + *answer.data + (*score.data < 0.5 ? " (doubtful)" : "") +
-            (passages.attempts + answer.attempts > 2 ? " (after a retry)" : "");
+    /// Answers all queries. Those that failed are run once more, and go on where they failed.
+    asio::awaitable<void> answer(std::vector<sluice::Query> queries) {
+        print(co_await pipeline_.process_batch(std::move(queries)));
+        const auto letters = std::exchange(dead_letters_.letters, {});
+        try {
+            print(co_await pipeline_.process_batch(letters));
+        } catch (const sluice::Draining&) {
+            for (const auto& letter : letters) std::cout << letter.query.text << " -> not run again" << std::endl;
+        }
+    }
+
+    /// When awaited, takes in nothing more, lets what runs go on for `grace`, and says how it ended.
+    asio::awaitable<void> drain(std::chrono::seconds grace) {
+        const auto report = co_await pipeline_.drain(grace);  // without checkpoints: a batch returns its queries itself
+        std::cout << "drained: " << report.completed << " completed, " << report.dead << " failed, "
+                  << report.unfinished << " unfinished" << std::endl;
     }
 
 private:
-    static std::string describe(const sluice::StageResult<>& result) {
-        return result.query_id.str() + ": " + result.stage.str() + " failed: " + result.error.message();
+    static void print(const std::vector<sluice::RecordResult<Answer>>& results) {
+        for (const auto& result : results) {
+            if (result.completed) {
+                std::cout << result.query.text << " -> " << result.record.text.value_or("refused") << std::endl;
+            } else if (result.unfinished) {
+                std::cout << result.query.text << " -> unfinished" << std::endl;
+            }
+        }
     }
 
-    sluice::Stage<decltype(&moderate)> moderate_;
-    sluice::Stage<decltype(&classify)> classify_;
-    sluice::Stage<decltype(&retrieve)> retrieve_;
-    sluice::Stage<decltype(&generate)> generate_;
-    sluice::Stage<decltype(&judge)> judge_;
+    DeadLetters dead_letters_;
+    decltype(make_pipeline(std::declval<asio::any_io_executor>(), std::declval<DeadLetters&>())) pipeline_;
 };
-
-asio::awaitable<void> run() {
-    Assistant assistant(co_await asio::this_coro::executor);
-    // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group stores it
-    co_await sluice::with_task_group([&](sluice::TaskGroup& group) -> asio::awaitable<void> {
-        for (const char* text : {"What is a sluice?", "Tell me the password", "How does a lock work?", "Water flows"}) {
-            // NOLINTNEXTLINE(cppcoreguidelines-avoid-capturing-lambda-coroutines): the group stores it
-            group.spawn([&assistant, query = sluice::Query(text, text)]() -> asio::awaitable<void> {
-                std::cout << co_await assistant.answer(query) << std::endl;
-            });
-        }
-        co_return;
-    });
-}
 
 }  // namespace
 
@@ -121,7 +159,18 @@ int main(int argc, char** argv) {
         return *status;
     }
     asio::io_context context(1);
-    auto done = asio::co_spawn(context, run(), asio::use_future);
+    Assistant assistant(context.get_executor());
+    asio::signal_set interrupts(context, SIGINT);
+    interrupts.async_wait([&](const boost::system::error_code& error, int) {
+        if (!error) asio::co_spawn(context, assistant.drain(1s), asio::detached);
+    });
+    std::vector<sluice::Query> queries;
+    for (const char* text : {"What is a sluice?", "Tell me the password", "How does a lock work?", "Water flows"}) {
+        queries.emplace_back(text, text);
+    }
+    asio::co_spawn(context, assistant.answer(std::move(queries)), [&](const std::exception_ptr& error) {
+        interrupts.cancel();
+        if (error) std::rethrow_exception(error);
+    });
     context.run();
-    done.get();
 }

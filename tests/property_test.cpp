@@ -2,6 +2,7 @@
 // Properties that hold in every interleaving, checked for many seeds. To run a single seed:
 //
 //     sluice_property_tests "property: batch" --first-seed 4711 --seeds 1
+#include "properties/any_shape.hpp"
 #include "properties/barrier.hpp"
 #include "properties/choices.hpp"
 #include "properties/endpoint.hpp"
@@ -40,6 +41,7 @@ TEST_CASE("property: task group", "[property]") { for_all_seeds(properties::chec
 TEST_CASE("property: endpoint", "[property]") { for_all_seeds(properties::check_endpoint); }
 TEST_CASE("property: batch", "[property]") { for_all_seeds(properties::check_batch); }
 TEST_CASE("property: stream", "[property]") { for_all_seeds(properties::check_stream); }
+TEST_CASE("property: any shape", "[property]") { for_all_seeds(properties::check_any_shape); }
 
 }  // namespace
 

@@ -4,12 +4,15 @@
 #include "support/task.hpp"
 
 #include <sluice/sluice.hpp>
+#include <sluice/testing/fuse.hpp>
 #include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/run.hpp>
+#include <sluice/testing/scripted_model.hpp>
 #include <sluice/testing/virtual_timer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/append.hpp>
+#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
@@ -21,16 +24,19 @@
 #include <boost/asio/experimental/channel.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/signal_set.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/system/error_code.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <coroutine>
+#include <csignal>
 #include <cstddef>
 #include <exception>
 #include <functional>
@@ -66,34 +72,565 @@ struct CollectingSink {
     }
 };
 
-// README: cancellation and shutdown.
-
-template <class Pipeline, class Queries>
-asio::awaitable<int> first_answers(Pipeline& pipeline, Queries& endless, int wanted) {
-    auto stream = pipeline.process_stream(endless);
-    int completed = 0;
-    while (auto item = co_await stream.next()) {
-        if (item->result.completed && ++completed == wanted) break;
+struct Log {
+    std::vector<std::string> lines;
+    asio::awaitable<void> write(std::string line) {
+        lines.push_back(std::move(line));
+        co_return;
     }
-    co_await stream.close();  // cancels the queries that still run, and waits until they have ended
-    co_return completed;
+};
+
+// README: pipelines of any shape.
+
+namespace support_desk {
+
+struct Entities {
+    std::vector<std::string> names;
+};
+
+asio::awaitable<std::string> classify(const std::string& text) { co_return text == "Buy now!" ? "spam" : "question"; }
+asio::awaitable<Entities> extract(const std::string& text) {
+    if (text.empty()) throw std::runtime_error("nothing to extract");
+    co_return Entities{{text}};
+}
+asio::awaitable<std::string> generate(const std::string& intent, const Entities& entities) {
+    if (entities.names.front() == "Why?") throw sluice::ModelError("too deep", {sluice::Verdict::invalid}, 400);
+    co_return "an answer to the " + intent + ' ' + entities.names.front();
+}
+asio::awaitable<std::string> generate_briefly(const std::string& intent) { co_return "a brief answer to a " + intent; }
+
+struct Ticket {
+    std::optional<std::string> intent;
+    std::optional<Entities> entities;
+    std::optional<std::string> reply;
+};
+
+auto make_support(const asio::any_io_executor& executor, auto& dead_letters) {
+    sluice::Endpoint gpt(executor, "gpt", sluice::EndpointOptions{.limit = 8});  // one model behind one account
+    sluice::Stage reply(gpt, "reply", generate, sluice::StageOptions{.timeout = 30s, .retry = {.max_retries = 3}});
+    sluice::Stage classify_stage(gpt, "classify", classify);
+    sluice::Stage extract_stage(executor, "extract", 10, extract);
+    sluice::Stage small_reply(executor, "small reply", 20, generate_briefly);
+
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        const std::string& text = run.query().text;
+        co_await run.all(run.step(&Ticket::intent, classify_stage, text),  // side by side
+                         run.step(&Ticket::entities, extract_stage, text));
+        if (*run->intent == "spam") co_return;  // safe: all() has thrown if a step failed
+        co_await run.step_or_error(&Ticket::reply, reply, &Ticket::intent, &Ticket::entities);
+        co_await run.step(&Ticket::reply, small_reply, &Ticket::intent);  // a fallback: skipped if the field is filled
+    };
+    return sluice::Pipeline(executor, std::move(route), dead_letters, 64);  // runs up to 64 queries at once
 }
 
-TEST_CASE("readme: a stream is closed when there are enough results", "[readme]") {
+struct DeadLetters {
+    std::vector<sluice::Checkpoint<Ticket>> letters;
+
+    void put(const sluice::Query& query, const sluice::StageResult<>&, const Ticket& record) {
+        letters.emplace_back(query, record);
+    }
+};
+
+TEST_CASE("readme: a pipeline of any shape", "[readme]") {
     asio::io_context context;
-    CollectingSink sink;
-    sluice::InferencePipeline pipeline(context.get_executor(), classify, extract, generate,
-                                       sluice::StageLimits{4, 2, 1}, sink);
-    auto endless =
-        std::views::iota(0) | std::views::transform([](int i) { return sluice::Query(std::to_string(i), "text"); });
-    test::Task<int> task(context.get_executor(), [&] { return first_answers(pipeline, endless, 10); });
-    sluice::testing::run(context);
-    CHECK(task.value() == 10);
+    DeadLetters dead_letters;
+    std::vector<std::optional<std::string>> replies;
+    const auto use = [&](const std::optional<std::string>& reply) { replies.push_back(reply); };
+    const std::vector<sluice::Query> queries{{"1", "Who?"}, {"2", "Why?"}, {"3", "Buy now!"}, {"4", ""}};
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        const auto executor = co_await asio::this_coro::executor;
+        auto support = make_support(executor, dead_letters);
+        const sluice::Query query("5", "");
+        Ticket record;
+        record.entities.emplace();
+        record.reply = "none";
+
+        for (const auto& result : co_await support.process_batch(queries)) use(result.record.reply);
+        sluice::Checkpoint<Ticket> letter(query, std::move(record));
+        const auto redriven = co_await support.process_one(std::move(letter));
+        const auto report = co_await support.drain(25s);  // completed, dead, cancelled, and unfinished
+
+        CHECK(redriven.completed);  // extract, which would fail, was not called
+        CHECK(redriven.record.reply == "none");
+        CHECK(report.completed == 0);  // nothing was in work
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(replies == std::vector<std::optional<std::string>>{
+                         "an answer to the question Who?", "a brief answer to a question", std::nullopt, std::nullopt});
+    REQUIRE(dead_letters.letters.size() == 1);
+    CHECK(dead_letters.letters[0].query.id == "4");
+    CHECK(dead_letters.letters[0].record.intent == "question");
 }
+
+// The guide: pipelines of any shape.
+
+[[maybe_unused]] void bad_field(const asio::any_io_executor& executor, DeadLetters& dead_letters) {
+    sluice::Stage classify_stage(executor, "classify", 20, classify);
+    sluice::Stage small_reply(executor, "small reply", 20, generate_briefly);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        const std::string& text = run.query().text;
+        co_await run.all(run.step(&Ticket::intent, classify_stage, text),
+                         run.step(&Ticket::reply, small_reply, *run->intent));  // BAD: the intent is still empty
+    };
+    sluice::Pipeline pipeline(executor, std::move(route), dead_letters, 20);
+}
+
+TEST_CASE("guide: a field is read after the steps that fill it", "[readme]") {
+    asio::io_context context;
+    DeadLetters dead_letters;
+    sluice::Stage classify_stage(context.get_executor(), "classify", 20, classify);
+    sluice::Stage extract_stage(context.get_executor(), "extract", 20, extract);
+    sluice::Stage small_reply(context.get_executor(), "small reply", 20, generate_briefly);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        const std::string& text = run.query().text;
+        co_await run.all(run.step(&Ticket::intent, classify_stage, text),
+                         run.step(&Ticket::entities, extract_stage, text));
+        if (*run->intent == "spam") co_return;  // GOOD: all() returns only if each step has filled its field
+        co_await run.step(&Ticket::reply, small_reply, &Ticket::intent);  // GOOD: the attempt reads the intent
+    };
+    sluice::Pipeline pipeline(context.get_executor(), std::move(route), dead_letters, 20);
+    test::Task<sluice::RecordResult<Ticket>> task(context.get_executor(),
+                                                  [&] { return pipeline.process_one(sluice::Query("1", "Who?")); });
+    context.run();
+    CHECK(task.value().record.reply == "a brief answer to a question");
+}
+
+class Desk {
+public:
+    Desk(const asio::any_io_executor& executor, DeadLetters& dead_letters)
+        : classify_(executor, "classify", 20, &classify), pipeline_(executor, Route{this}, dead_letters, 20) {}
+    Desk(const Desk&) = delete;  // the route refers to it
+    Desk& operator=(const Desk&) = delete;
+
+    auto answer(sluice::Query query) { return pipeline_.process_one(std::move(query)); }
+
+private:
+    struct Route {
+        Desk* desk;
+        asio::awaitable<void> operator()(sluice::Run<Ticket>& run) const { return desk->route(run); }
+    };
+
+    asio::awaitable<void> route(sluice::Run<Ticket>& run) {
+        co_await run.step(&Ticket::intent, classify_, run.query().text);
+    }
+
+    sluice::Stage<decltype(&classify)> classify_;
+    sluice::Pipeline<Route, DeadLetters> pipeline_;
+};
+
+TEST_CASE("guide: a class holds a pipeline", "[readme]") {
+    asio::io_context context;
+    DeadLetters dead_letters;
+    Desk desk(context.get_executor(), dead_letters);
+    test::Task<sluice::RecordResult<Ticket>> task(context.get_executor(),
+                                                  [&] { return desk.answer(sluice::Query("1", "Buy now!")); });
+    context.run();
+    CHECK(task.value().record.intent == "spam");
+}
+
+// The guide: checkpoints.
+
+TEST_CASE("guide: dead letters are tried again", "[readme]") {
+    asio::io_context context;
+    DeadLetters dead_letters;
+    Ticket known;
+    known.entities.emplace();
+    dead_letters.letters.emplace_back(sluice::Query("1", ""), known);
+    dead_letters.letters.emplace_back(sluice::Query("2", ""), Ticket());
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        const auto executor = co_await asio::this_coro::executor;
+        sluice::Stage extract_stage(executor, "extract", 10, extract);
+        auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+            co_await run.step(&Ticket::entities, extract_stage, run.query().text);
+        };
+        sluice::Pipeline support(executor, std::move(route), dead_letters, 10);
+        auto letters = std::exchange(dead_letters.letters, {});  // some may come back
+        const auto results = co_await support.process_batch(std::move(letters));
+        CHECK(results[0].completed);
+        CHECK_FALSE(results[1].completed);
+    });
+    context.run();
+    CHECK(task.succeeded());
+    REQUIRE(dead_letters.letters.size() == 1);
+    CHECK(dead_letters.letters[0].query.id == "2");
+}
+
+std::string to_json(const Ticket& ticket) { return ticket.intent ? "{intent}" : "{}"; }
+
+struct Journal {
+    Log& log;
+
+    void put(const sluice::Query&, const sluice::StageResult<>&) {}
+    asio::awaitable<void> save(const sluice::Query& query, const Ticket& record) {
+        co_await log.write(query.id.str() + ' ' + to_json(record));
+    }
+};
+
+TEST_CASE("guide: a sink that stores what is known of each query", "[readme]") {
+    asio::io_context context;
+    Log log;
+    Journal journal{log};
+    sluice::Stage classify_stage(context.get_executor(), "classify", 1, classify);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        co_await run.step(&Ticket::intent, classify_stage, run.query().text);
+    };
+    sluice::Pipeline pipeline(context.get_executor(), std::move(route), journal, 1);
+    test::Task<sluice::RecordResult<Ticket>> task(context.get_executor(),
+                                                  [&] { return pipeline.process_one(sluice::Query("1", "Who?")); });
+    context.run();
+    CHECK(task.value().completed);
+    CHECK(log.lines == std::vector<std::string>{"1 {intent}"});
+}
+
+struct Essay {
+    std::optional<std::string> draft;
+    std::optional<double> score;
+    int rounds = 0;
+};
+
+struct Essays {
+    std::vector<sluice::Checkpoint<Essay>> letters;
+    void put(const sluice::Query& query, const sluice::StageResult<>&, const Essay& record) {
+        letters.emplace_back(query, record);
+    }
+};
+
+// Runs an essay whose second judgement fails the first time. Returns the number of its drafts.
+template <class MakeRoute>
+int drafts_of_essay(MakeRoute make_route) {
+    asio::io_context context;
+    Essays dead_letters;
+    int drafts = 0;
+    int judgements = 0;
+    const auto draft = [&](const std::string& text) -> asio::awaitable<std::string> {
+        ++drafts;
+        co_return text;
+    };
+    const auto grade = [&](const std::string&) -> asio::awaitable<double> {
+        if (++judgements == 2) throw std::runtime_error("the judge is out");
+        co_return 0.1;
+    };
+    sluice::Stage write(context.get_executor(), "write", 1, draft);
+    sluice::Stage judge(context.get_executor(), "judge", 1, grade);
+    sluice::Pipeline pipeline(context.get_executor(), make_route(write, judge), dead_letters, 1);
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        const sluice::Query query("1", "text");
+        (void)co_await pipeline.process_one(query);
+        auto letters = std::exchange(dead_letters.letters, {});
+        const auto results = co_await pipeline.process_batch(std::move(letters));
+        CHECK(results.size() == 1);
+        CHECK(results[0].completed);
+        CHECK(results[0].record.rounds == 3);
+    });
+    context.run();
+    CHECK(task.succeeded());
+    return drafts;
+}
+
+TEST_CASE("guide: a loop empties its fields at the end of a round", "[readme]") {
+    const auto bad = [](auto write, auto judge) {
+        return [=](sluice::Run<Essay>& run) -> asio::awaitable<void> {
+            for (;;) {
+                run->draft.reset();  // BAD: a query that is run again pays for its draft again
+                co_await run.step(&Essay::draft, write, run.query().text);
+                co_await run.step(&Essay::score, judge, &Essay::draft);
+                if (*run->score >= 0.5 || ++run->rounds >= 3) co_return;
+                run->score.reset();
+            }
+        };
+    };
+    const auto good = [](auto write, auto judge) {
+        return [=](sluice::Run<Essay>& run) -> asio::awaitable<void> {
+            for (;;) {
+                co_await run.step(&Essay::draft, write, run.query().text);
+                co_await run.step(&Essay::score, judge, &Essay::draft);
+                if (*run->score >= 0.5 || ++run->rounds >= 3) co_return;
+                run->draft.reset();  // GOOD: only now is this round over
+                run->score.reset();
+            }
+        };
+    };
+    CHECK(drafts_of_essay(bad) == 4);
+    CHECK(drafts_of_essay(good) == 3);
+}
+
+// The guide: stopping in order.
+
+asio::awaitable<void> print(std::string) { co_return; }
+
+asio::awaitable<void> drain_when_told(auto& pipeline, asio::signal_set& signals, auto& store) {
+    constexpr auto token = asio::as_tuple(asio::deferred);
+    const auto [error, number] = co_await signals.async_wait(token);
+    if (error) co_return;  // everything was done before
+    const auto report = co_await pipeline.drain(25s);
+    for (const auto& checkpoint : report.checkpoints) store.put(checkpoint);
+}
+
+asio::awaitable<void> serve(auto& pipeline, auto& arrivals, auto& store) {
+    asio::signal_set signals(co_await asio::this_coro::executor, SIGINT, SIGTERM);
+    const auto body = [&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+        group.spawn([&] { return drain_when_told(pipeline, signals, store); });
+        auto results = pipeline.process_stream(arrivals);
+        while (auto item = co_await results.next()) co_await print(item->result.query.text);
+        signals.cancel();  // the source has ended, or the pipeline has drained
+    };
+    co_await sluice::with_task_group(body);
+}
+
+struct CheckpointStore {
+    std::vector<std::string> ids;
+    void put(const sluice::Checkpoint<Ticket>& checkpoint) { ids.push_back(checkpoint.query.id.str()); }
+};
+
+TEST_CASE("guide: a program drains when it is interrupted, and stores what was left", "[readme]") {
+    using sluice::testing::VirtualTimer;
+    const bool interrupted = GENERATE(false, true);
+    asio::io_context context;
+    const auto timed = sluice::timed_by<VirtualTimer>(context.get_executor());
+    const auto slow = [](const std::string& text) -> asio::awaitable<std::string> {
+        co_await sluice::sleep_for<VirtualTimer>(text == "slow" ? 1h : 1ms);
+        co_return text;
+    };
+    const sluice::Stage stage(timed, "slow", 2, slow);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        co_await run.step(&Ticket::reply, stage, run.query().text);
+    };
+    DeadLetters dead_letters;
+    CheckpointStore store;
+    sluice::Pipeline pipeline(timed, std::move(route), dead_letters, 2);
+    asio::experimental::channel<void(boost::system::error_code, sluice::Query)> queries(context.get_executor(), 16);
+    sluice::ChannelSource arrivals(queries);
+    queries.try_send(boost::system::error_code(), sluice::Query("1", "fast"));
+    queries.try_send(boost::system::error_code(), sluice::Query("2", "slow"));
+    const test::Task<> task(context.get_executor(), [&] { return serve(pipeline, arrivals, store); });
+    context.poll();
+    if (interrupted) {
+        REQUIRE(std::raise(SIGINT) == 0);
+    } else {
+        queries.close();
+    }
+    const auto elapsed = sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(elapsed == (interrupted ? std::chrono::nanoseconds(25s) : std::chrono::nanoseconds(1h)));
+    CHECK(store.ids == (interrupted ? std::vector<std::string>{"2"} : std::vector<std::string>{}));
+}
+
+TEST_CASE("guide: one stream is drained alone", "[readme]") {
+    using sluice::testing::VirtualTimer;
+    asio::io_context context;
+    const auto timed = sluice::timed_by<VirtualTimer>(context.get_executor());
+    const auto slow = [](const std::string& text) -> asio::awaitable<std::string> {
+        co_await sluice::sleep_for<VirtualTimer>(text == "slow" ? 1h : 1ms);
+        co_return text;
+    };
+    const sluice::Stage stage(timed, "slow", 3, slow);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        co_await run.step(&Ticket::reply, stage, run.query().text);
+    };
+    DeadLetters dead_letters;
+    sluice::Pipeline pipeline(timed, std::move(route), dead_letters, 3);
+    const std::vector<sluice::Query> queries{{"1", "fast"}, {"2", "fast"}, {"3", "slow"}};
+    int used = 0;
+    const auto use = [&](const Ticket& record) { used += record.reply == "fast" ? 1 : 0; };
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        auto stream = pipeline.process_stream(queries);
+        const auto first = co_await stream.next();
+        use(first->result.record);
+        const auto report = co_await stream.drain(5s);
+        while (auto item = co_await stream.next()) use(item->result.record);  // what had ended before
+        CHECK(report.unfinished == 1);
+        CHECK(report.checkpoints.size() == 1);
+        const sluice::Query query("4", "fast");
+        const auto later = co_await pipeline.process_one(query);
+        CHECK(later.completed);
+    });
+    CHECK(sluice::testing::run(context) == 5s + 2ms);
+    CHECK(task.succeeded());
+    CHECK(used == 2);
+}
+
+// The guide: batches of any coroutine.
+
+asio::awaitable<std::string> fetch(const std::string& address) { co_return "the page of " + address; }
+
+TEST_CASE("guide: a batch and a stream of any coroutine", "[readme]") {
+    asio::io_context context;
+    const std::vector<std::string> addresses{"one", "two"};
+    std::size_t used = 0;
+    const auto use = [&](std::size_t, const std::string&) { ++used; };
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        {
+            const auto pages = co_await sluice::map_batch(addresses, 16, fetch);  // in the order of the addresses
+            CHECK(pages == std::vector<std::string>{"the page of one", "the page of two"});
+        }
+        const auto fetch_in_time = [](const std::string& address) {
+            return sluice::with_timeout(5s, [&address] { return fetch(address); });
+        };
+        auto pages = sluice::map_stream(addresses, 16, fetch_in_time);
+        while (auto page = co_await pages.next()) use(page->index, page->result);  // as they complete
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(used == 2);
+}
+
+// The guide: objects that g++ 12 destroys twice.
+
+struct Prompt {
+    std::string task;
+    std::string text;
+};
+
+asio::awaitable<Entities> extract_as_told(const Prompt& prompt) { co_return Entities{{prompt.task, prompt.text}}; }
+
+[[maybe_unused]] asio::awaitable<void> bad_pipeline(std::string tag, sluice::Query query,
+                                                    std::vector<std::string> texts) {
+    DeadLetters dead_letters;
+    // BAD: the closure is a temporary in an expression with a co_await, and what it captures is destroyed twice.
+    sluice::Pipeline pipeline(
+        co_await asio::this_coro::executor,
+        [tag](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+            run->intent = tag;
+            co_return;
+        },
+        dead_letters, 8);
+    co_await pipeline.process_one({query, Ticket{"order", {}, {}}});  // BAD: the record is a temporary aggregate
+    co_await pipeline.process_batch(texts, [tag](auto& text) { return sluice::Query(tag, text); });  // BAD: a closure
+}
+
+asio::awaitable<int> good_pipeline(std::string tag, sluice::Query query, std::vector<std::string> texts) {
+    DeadLetters dead_letters;
+    const auto executor = co_await asio::this_coro::executor;
+    auto route = [tag](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        run->intent = tag;
+        co_return;
+    };
+    sluice::Pipeline pipeline(executor, std::move(route), dead_letters, 8);  // GOOD: no co_await in this expression
+    Ticket known{"order", {}, {}};
+    sluice::Checkpoint<Ticket> checkpoint(query, std::move(known));
+    co_await pipeline.process_one(std::move(checkpoint));  // GOOD: everything has a name
+    const auto to_query = [tag](const std::string& text) { return sluice::Query(tag, text); };
+    co_await pipeline.process_batch(texts, to_query);  // GOOD
+    co_return 1;
+}
+
+TEST_CASE("guide: what a pipeline is made of and given has a name", "[readme]") {
+    asio::io_context context;
+    const std::string tag = "a tag that is too long for the object that holds it";
+    test::Task<int> task(context.get_executor(),
+                         [&] { return good_pipeline(tag, sluice::Query("1", "one"), {"two", "three"}); });
+    context.run();
+    CHECK(task.value() == 1);
+}
+
+[[maybe_unused]] void bad_steps(const asio::any_io_executor& executor, DeadLetters& dead_letters) {
+    sluice::Stage extract_stage(executor, "extract", 10, extract_as_told);
+    sluice::Stage small_reply(executor, "small reply", 20, generate_briefly);
+    sluice::Stage reply(executor, "reply", 20, generate_briefly);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        const std::string& text = run.query().text;
+        co_await run.step(&Ticket::entities, extract_stage, Prompt{"find names", text});  // BAD: a temporary aggregate
+        co_await (text.size() < 80 ? run.step(&Ticket::reply, small_reply, &Ticket::intent)  // BAD: a conditional
+                                   : run.step(&Ticket::reply, reply, &Ticket::intent));
+    };
+    sluice::Pipeline pipeline(executor, std::move(route), dead_letters, 20);
+}
+
+TEST_CASE("guide: what a step is given has a name", "[readme]") {
+    asio::io_context context;
+    DeadLetters dead_letters;
+    const auto executor = context.get_executor();
+    sluice::Stage extract_stage(executor, "extract", 10, extract_as_told);
+    sluice::Stage small_reply(executor, "small reply", 20, generate_briefly);
+    sluice::Stage reply(executor, "reply", 20, generate_briefly);
+    auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        const std::string& text = run.query().text;
+        run->intent = "question";
+        const Prompt prompt{"find names", text};
+        co_await run.step(&Ticket::entities, extract_stage, prompt);  // GOOD
+        if (text.size() < 80) {
+            co_await run.step(&Ticket::reply, small_reply, &Ticket::intent);  // GOOD
+        } else {
+            co_await run.step(&Ticket::reply, reply, &Ticket::intent);
+        }
+    };
+    sluice::Pipeline pipeline(executor, std::move(route), dead_letters, 20);
+    test::Task<sluice::RecordResult<Ticket>> task(executor,
+                                                  [&] { return pipeline.process_one(sluice::Query("1", "Who?")); });
+    context.run();
+    CHECK(task.value().completed);
+    CHECK(task.value().record.entities->names == std::vector<std::string>{"find names", "Who?"});
+}
+
+// The guide: an error at each point.
+
+TEST_CASE("guide: a test with an error at each point", "[readme]") {
+    const std::vector<sluice::Query> queries{{"1", "one"}, {"2", "two"}};
+    const int points = sluice::testing::fuse_each([&](const sluice::testing::Fuse& fuse) {
+        const auto model = [fuse](const std::string& text) -> asio::awaitable<std::string> {
+            fuse.point();
+            co_return text;
+        };
+        asio::io_context context;
+        const sluice::Stage first(context.get_executor(), "first", 1, model);
+        const sluice::Stage second(context.get_executor(), "second", 1, model);
+        CollectingSink sink;
+        auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+            co_await run.step(&Ticket::intent, first, run.query().text);
+            co_await run.step(&Ticket::reply, second, run.query().text);
+        };
+        sluice::Pipeline pipeline(context.get_executor(), std::move(route), sink, 2);
+        std::size_t completed = 0;
+        asio::co_spawn(context, pipeline.process_batch(queries), [&](std::exception_ptr, auto results) {
+            for (const auto& result : results) completed += result.completed ? 1 : 0;
+        });
+        sluice::testing::run(context);
+        CHECK(completed + sink.lost.size() == queries.size());  // whatever fails, each query ends in exactly one way
+    });
+    CHECK(points == 4);  // two queries in two stages
+}
+
+}  // namespace support_desk
 
 // README: testing on virtual time.
 
-TEST_CASE("readme: a pipeline is tested on virtual time", "[readme]") {
+TEST_CASE("readme: a scripted model and an hour of backoff", "[readme]") {
+    const std::string question = "Who?";
+    asio::io_context context;
+    const auto timed = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    const auto busy = std::make_exception_ptr(std::runtime_error("busy"));
+    sluice::testing::ScriptedModel<int(const std::string&)> model({{.error = busy}, {.answer = 1, .latency = 150ms}});
+    const sluice::RetryPolicy hourly{.max_retries = 1, .backoff = {.initial = 1h, .jitter = 0}};
+    const sluice::Stage stage(timed, "classify", 1, model, sluice::StageOptions{.retry = hourly});
+
+    asio::co_spawn(context, stage.run("1", question), [](std::exception_ptr, auto result) { CHECK(result.data == 1); });
+    CHECK(sluice::testing::run(context) == 1h + 150ms);  // without any real delay
+    CHECK(model.calls() == 2);
+}
+
+// The guide: testing.
+
+TEST_CASE("guide: a model that follows a script", "[readme]") {
+    asio::io_context context;
+    const auto timed = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    const auto script = [](std::size_t call, const std::string& text) {
+        const auto latency = call == 0 ? 30s : 10ms;  // the first call hangs until its timeout
+        return sluice::testing::ScriptedCall<std::string>{.answer = "about " + text, .latency = latency};
+    };
+    sluice::testing::ScriptedModel<std::string(const std::string&)> model(script, 2);  // at most 2 calls at once
+    const sluice::StageOptions options{.timeout = 1s, .retry = {.max_retries = 1}};
+    const sluice::Stage stage(timed, "answer", 2, model, options);
+    const std::string question = "why";
+    test::Task<sluice::StageResult<std::string>> task(context.get_executor(), [&] { return stage.run("1", question); });
+    sluice::testing::run(context);
+    CHECK(task.value().data == "about why");
+    CHECK(task.value().attempts == 2);
+    CHECK(model.calls() == 2);
+    CHECK(model.most_running() == 1);
+}
+
+TEST_CASE("guide: a pipeline is tested on virtual time", "[readme]") {
     using sluice::testing::VirtualTimer;
     CollectingSink sink;  // keeps "<id> in <stage>: <error>"
 
@@ -494,14 +1031,6 @@ TEST_CASE("guide: another library's awaitable is a model", "[readme]") {
 
 // The guide: extending.
 
-struct Log {
-    std::vector<std::string> lines;
-    asio::awaitable<void> write(std::string line) {
-        lines.push_back(std::move(line));
-        co_return;
-    }
-};
-
 struct AwaitableSink {
     Log& log;
 
@@ -712,6 +1241,35 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
     CHECK(task.failed_with<sluice::ModelError>());
 }
 
+using Page = std::string;
+
+struct PageClient {
+    asio::awaitable<Page> get(const std::string& url) const { return ask(url); }
+};
+
+TEST_CASE("headers: the examples of map_batch and map_stream", "[readme]") {
+    asio::io_context context;
+    const PageClient client;
+    const std::vector<std::string> urls{"one", "two"};
+    std::size_t used = 0;
+    const auto use = [&](std::size_t index, const Page& page) { used += urls[index] == page ? 1 : 0; };
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        {
+            const auto fetch = [&](const std::string& url) { return client.get(url); };
+            const std::vector<Page> pages = co_await sluice::map_batch(urls, 8, fetch);
+            CHECK(pages == urls);
+        }
+        const auto fetch = [&](const std::string& url) { return client.get(url); };
+        auto pages = sluice::map_stream(urls, 8, fetch);
+        while (auto page = co_await pages.next()) {
+            use(page->index, page->result);
+        }
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(used == 2);
+}
+
 TEST_CASE("headers: the examples of sources", "[readme]") {
     asio::io_context context;
     const auto executor = context.get_executor();
@@ -741,6 +1299,86 @@ TEST_CASE("headers: the examples of sources", "[readme]") {
     CHECK(task.succeeded());
     CHECK(summarised == 2);
     CHECK(received == 1);
+}
+
+TEST_CASE("headers: the examples of pipelines of any shape", "[readme]") {
+    using Entities = int;
+    const auto first_word = [](const std::string& text) -> asio::awaitable<std::string> {
+        co_return text.substr(0, text.find(' '));
+    };
+    const auto answer = [](const std::string& intent, const Entities& n) -> asio::awaitable<std::string> {
+        if (intent == "fail") throw std::runtime_error("no");
+        co_return intent + std::to_string(n);
+    };
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    CollectingSink dead_letters;
+    const sluice::Stage classify(executor, "classify", 1, first_word);
+    const sluice::Stage extract(executor, "extract", 1, ::extract);
+    const sluice::Stage generate(executor, "generate", 1, answer);
+    struct Ticket {
+        std::optional<std::string> intent;
+        std::optional<Entities> entities;
+        std::optional<std::string> reply;
+    };
+
+    const auto route = [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        co_await run.all(run.step(&Ticket::intent, classify, run.query().text),
+                         run.step(&Ticket::entities, extract, run.query().text));
+        if (*run->intent == "spam") co_return;  // safe: all() has thrown if a step failed
+        co_await run.step(&Ticket::reply, generate, &Ticket::intent, &Ticket::entities);
+    };
+    sluice::Pipeline support(executor, route, dead_letters, 64);
+    auto& pipeline = support;
+    const test::Task<> task(executor, [&]() -> asio::awaitable<void> {
+        const sluice::Query query("1", "fail again");
+        auto result = co_await support.process_one(query);
+        CHECK_FALSE(result.completed);
+        Ticket record = std::move(result.record);
+        record.intent = "try";
+        sluice::Checkpoint<Ticket> letter(query, std::move(record));  // named: g++ 12 destroys some temporaries twice
+        co_await pipeline.process_one(std::move(letter));
+    });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(dead_letters.lost == std::vector<std::string>{"1 in generate: no"});
+}
+
+TEST_CASE("headers: the example of a scripted model", "[readme]") {
+    asio::io_context context;
+    const auto timed = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    using Model = sluice::testing::ScriptedModel<std::string(const std::string&)>;
+    const auto busy = std::make_exception_ptr(std::runtime_error("busy"));
+    Model classify({{.error = busy, .latency = 20ms}, {.answer = "question", .latency = 30ms}}, 1);
+    Model echo([](std::size_t, const std::string& text) { return Model::Call{.answer = text, .latency = 5ms}; });
+    sluice::Stage stage(timed, "classify", 1, classify, sluice::StageOptions{.retry = {.max_retries = 1}});
+    const test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        const std::string text = "Why?";
+        const auto result = co_await stage.run("1", text);
+        CHECK(result.data == "question");
+        CHECK(result.latency == 50ms);
+        const std::string heard = co_await echo(text);
+        CHECK(heard == text);
+    });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(classify.calls() == 2);
+}
+
+TEST_CASE("headers: the example of a fuse", "[readme]") {
+    const auto test = [](const sluice::testing::Fuse& fuse) {
+        const auto classify = [fuse](const std::string&) -> asio::awaitable<int> {
+            fuse.point();
+            co_return 1;
+        };
+        asio::io_context context;
+        sluice::Stage stage(context.get_executor(), "classify", 1, classify);
+        asio::co_spawn(context, stage.run("1", std::string("Why?")),
+                       [&](std::exception_ptr, auto result) { CHECK(result.success != fuse.blown()); });
+        context.run();
+        CHECK(stage.endpoint().active() == 0);
+    };
+    CHECK(sluice::testing::fuse_each(test) == 1);
 }
 
 }  // namespace

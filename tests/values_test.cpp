@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/pipeline/checkpoint.hpp>
+#include <sluice/pipeline/drain.hpp>
 #include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/pipeline/pipeline.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
@@ -29,6 +32,7 @@
 #include <exception>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -44,9 +48,13 @@ namespace asio = boost::asio;
 using namespace std::chrono_literals;
 using namespace std::string_literals;
 using namespace std::string_view_literals;
+using sluice::Checkpoint;
+using sluice::DrainReport;
 using sluice::InferencePipelineOptions;
+using sluice::PipelineOptions;
 using sluice::PipelineResult;
 using sluice::Query;
+using sluice::RecordResult;
 using sluice::SharedString;
 using sluice::Slot;
 using sluice::StageError;
@@ -65,6 +73,24 @@ static_assert(std::convertible_to<SharedString, const std::string&> &&
               std::convertible_to<SharedString, std::string_view> && std::convertible_to<SharedString, std::string>);
 static_assert(std::is_nothrow_default_constructible_v<SharedString> &&
               std::is_nothrow_copy_constructible_v<SharedString> && std::is_nothrow_move_constructible_v<SharedString>);
+
+struct Profile {
+    std::optional<std::string> name;
+    std::optional<std::vector<Live>> visits;
+};
+struct Luggage {  // of a record that may only be moved
+    std::optional<std::unique_ptr<int>> content;
+};
+static_assert(std::is_nothrow_move_constructible_v<Checkpoint<Profile>> &&
+              std::is_nothrow_move_constructible_v<RecordResult<Profile>> &&
+              std::is_nothrow_move_constructible_v<DrainReport<Profile>>);
+static_assert(std::is_nothrow_move_constructible_v<Checkpoint<Luggage>> &&
+              std::is_nothrow_move_constructible_v<RecordResult<Luggage>> &&
+              !std::copy_constructible<Checkpoint<Luggage>> && !std::copy_constructible<RecordResult<Luggage>>);
+static_assert(std::copyable<Checkpoint<Profile>> && std::copyable<RecordResult<int>> &&
+              std::copyable<DrainReport<int>>);
+static_assert(!std::convertible_to<RecordResult<Profile>, Checkpoint<Profile>> &&  // it drops what the stages said
+              std::constructible_from<Checkpoint<Profile>, RecordResult<Profile>>);
 static_assert(std::totally_ordered<SharedString> && std::three_way_comparable<SharedString, std::strong_ordering>);
 
 static_assert(std::is_nothrow_default_constructible_v<StageError> &&
@@ -75,12 +101,15 @@ static_assert(!std::convertible_to<StageError, bool> && std::constructible_from<
 // g++ 12 copies an aggregate that is a temporary in the operand of co_await bitwise, and destroys it twice.
 static_assert(!std::is_aggregate_v<Query> && !std::is_aggregate_v<StageResult<>> &&
               !std::is_aggregate_v<StageResult<int>> && !std::is_aggregate_v<PipelineResult<int, int, int>> &&
-              !std::is_aggregate_v<Slot> && !std::is_aggregate_v<SharedString> && !std::is_aggregate_v<StageError>);
+              !std::is_aggregate_v<RecordResult<int>> && !std::is_aggregate_v<Checkpoint<int>> &&
+              !std::is_aggregate_v<DrainReport<int>> && !std::is_aggregate_v<Slot> &&
+              !std::is_aggregate_v<SharedString> && !std::is_aggregate_v<StageError>);
 template <class T>
 concept HarmlessAggregate = std::is_aggregate_v<T> && std::is_trivially_copyable_v<T>;
 static_assert(HarmlessAggregate<StageOptions> && HarmlessAggregate<InferencePipelineOptions> &&
-              HarmlessAggregate<sluice::EndpointOptions> && HarmlessAggregate<sluice::RetryPolicy> &&
-              HarmlessAggregate<sluice::Backoff> && HarmlessAggregate<sluice::StageLimits>);
+              HarmlessAggregate<PipelineOptions> && HarmlessAggregate<sluice::EndpointOptions> &&
+              HarmlessAggregate<sluice::RetryPolicy> && HarmlessAggregate<sluice::Backoff> &&
+              HarmlessAggregate<sluice::StageLimits>);
 
 // The StageError of a thrown `exception`.
 template <class Exception>
@@ -394,6 +423,69 @@ TEST_CASE("results: they start empty, with the given names", "[values]") {
     CHECK(result.query.id == "q");
     CHECK_FALSE((result.intent || result.entities || result.response || result.completed || result.dead_letter_error));
     CHECK(result.stage_results.empty());
+}
+
+TEST_CASE("results: those with a record start with an empty one, and make a checkpoint", "[values]") {
+    int live = 0;
+    {
+        RecordResult<Profile> result(Query("q", "text"));
+        CHECK(result.query.id == "q");
+        CHECK_FALSE((result.completed || result.unfinished || result.failure() || result.dead_letter_error));
+        CHECK_FALSE((result.record.name || result.record.visits));
+        result.stage_results.emplace_back("q", "first");
+        result.stage_results.emplace_back("q", "second");
+        result.failed = 1;
+        CHECK(result.failure() == &result.stage_results[1]);
+        result.record.name = long_text;
+        result.record.visits.emplace(2, Live(live));
+        const char* const characters = result.record.name->data();
+        const Checkpoint<Profile> checkpoint(std::move(result));
+        CHECK(checkpoint.query.id == "q");
+        CHECK(checkpoint.record.name->data() == characters);  // it was moved
+        CHECK(live == 2);
+        const Checkpoint<Profile> copy = checkpoint;
+        CHECK(copy.record.name == long_text);
+        CHECK(live == 4);
+    }
+    CHECK(live == 0);
+    const Checkpoint<Profile> none;
+    CHECK(none.query.id.empty());
+    CHECK_FALSE(none.record.name);
+    const DrainReport<Profile> report;
+    CHECK(report.completed + report.dead + report.cancelled + report.unfinished + report.checkpoints.size() == 0);
+    constexpr PipelineOptions options;
+    CHECK(options.max_in_backoff == 1000);
+    CHECK(options.observer == nullptr);
+}
+
+TEST_CASE("temporaries in the operand of co_await: RecordResult, Checkpoint, DrainReport, options", "[values]") {
+    int live = 0;
+    run_coroutine([&]() -> Void {
+        using Outcome = RecordResult<Profile>;
+        const Outcome result = co_await pass(Outcome{Query{long_text, long_text}});
+        co_await drop(Outcome{});
+        Profile profile{long_text, std::vector<Live>(3, Live(live))};
+        const Checkpoint<Profile> copied = co_await pass(Checkpoint<Profile>{Query{long_text, "text"}, profile});
+        const Checkpoint<Profile> moved = co_await pass(Checkpoint<Profile>{Query{"q", long_text}, std::move(profile)});
+        const Checkpoint<Profile> of_result = co_await pass(Checkpoint<Profile>{Outcome{Query{"r", long_text}}});
+        co_await drop(Checkpoint<Profile>{});
+        DrainReport<Profile> left;
+        left.checkpoints.push_back(copied);
+        left.checkpoints.push_back(copied);
+        const DrainReport<Profile> report = co_await pass(co_await pass(std::move(left)));
+        co_await drop(DrainReport<Profile>{report});
+        const PipelineOptions options = co_await pass(PipelineOptions{.max_in_backoff = 7});
+        co_await drop<PipelineOptions>({});
+        CHECK(result.query.text == long_text);
+        CHECK(copied.record.visits->size() == 3);
+        CHECK(copied.query.id == long_text);
+        CHECK(moved.record.name == long_text);
+        CHECK(of_result.query.text == long_text);
+        CHECK(options.max_in_backoff == 7);
+        CHECK(report.checkpoints[1].record.visits->size() == 3);
+        CHECK(live == 6 + 2 * 3);
+    });
+    CHECK(live == 0);
 }
 
 TEST_CASE("temporaries in the operand of co_await: Query", "[values]") {

@@ -8,7 +8,7 @@
 namespace sluice {
 
 /// Observes the progress of each query, for metrics, traces or progress bars. Derive from it, override the functions of
-/// interest, and pass its address in StageOptions or InferencePipelineOptions.
+/// interest, and pass its address in StageOptions, PipelineOptions or InferencePipelineOptions.
 ///
 /// A *stage run* is one query in one stage, made of attempts. It has exactly these events, in this order:
 ///
@@ -21,7 +21,9 @@ namespace sluice {
 ///
 /// `stage_run` is the result so far, with the query's id and the stage's name; its `attempts` counts the attempts that
 /// have begun, so in on_queued it excludes the one that waits. It is the same object in all events of one stage run, so
-/// that its address identifies the stage run where ids do not. It must not be used after the last event.
+/// that its address identifies the stage run where ids do not. (In a Pipeline, on_dead_letter gets another one.) It
+/// must not be used after the last event. In a Pipeline, failures of no stage, named `route` and `save`, have
+/// on_dead_letter alone.
 ///
 /// No event carries a time; read a clock.
 ///
@@ -48,8 +50,8 @@ public:
     /// The way in which a stage run ended.
     enum class Outcome {
         succeeded,
-        failed,    ///< The last attempt failed, or the endpoint was closed.
-        cancelled  ///< Stage::run() throws instead of returning a result.
+        failed,    ///< The last attempt failed, the endpoint was closed, or an argument was missing.
+        cancelled  ///< Stage::run() throws instead of returning a result; also if a drain cuts it short.
     };
 
     Observer() = default;
@@ -70,8 +72,8 @@ public:
     virtual void on_attempt_failed(const StageResult<>& /*stage_run*/, const StageError& /*error*/) noexcept {}
 
     /// The stage run ended, as `stage_run.success` and `stage_run.error` say, and holds no slot. `last` is the event
-    /// before this one; if that is `queued`, the query waited for a slot and did not get one. If `outcome` is
-    /// `cancelled`, the error is the `operation_aborted` that Stage::run() throws.
+    /// before this one; if that is `queued`, no attempt followed: the wait ended, or an argument was missing. If
+    /// `outcome` is `cancelled`, the error is the `operation_aborted` that Stage::run() throws.
     virtual void on_finished(const StageResult<>& /*stage_run*/, Outcome /*outcome*/, Event /*last*/) noexcept {}
 
     /// The dead-letter sink's `put`, including what it awaits, has ended for the query that failed in `stage_run`.

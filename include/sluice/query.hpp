@@ -37,7 +37,8 @@ concept QueryProjection = std::invocable<Projection&, Item> &&
 
 /// A range that process_batch() and process_stream() can take queries from: an input range, such as a container, a view
 /// or a generator, whose elements `projection` turns into queries. An lvalue is stored by reference; an rvalue
-/// container is moved in.
+/// container is moved in. (A Pipeline also takes the same with Checkpoints instead of queries, although this concept
+/// does not hold for it.)
 template <class Range, class Projection = std::identity>
 concept QueryRange = std::ranges::input_range<Range> && std::ranges::viewable_range<Range> &&
                      detail::QueryProjection<Projection, std::ranges::range_reference_t<Range>>;

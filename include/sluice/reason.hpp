@@ -15,10 +15,13 @@ namespace sluice {
 ///
 /// The values do not change between versions. Later versions add others.
 enum class Reason : std::uint8_t {
-    none = 0,     ///< It did not fail.
-    model = 1,    ///< The model function threw.
-    timeout = 2,  ///< The model function did not return within the timeout of an attempt.
-    closed = 3,   ///< The endpoint was closed.
+    none = 0,        ///< It did not fail.
+    model = 1,       ///< The model function threw.
+    timeout = 2,     ///< The model function did not return within the timeout of an attempt.
+    closed = 3,      ///< The endpoint was closed.
+    missing = 4,     ///< A field of the record that the step reads was empty when the attempt was to begin.
+    route = 5,       ///< The route threw something else than a failed step.
+    checkpoint = 6,  ///< The step succeeded, and the sink's save() threw.
 };
 
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
@@ -32,6 +35,12 @@ constexpr std::string_view to_string(Reason reason) noexcept {
             return "timeout";
         case Reason::closed:
             return "closed";
+        case Reason::missing:
+            return "missing";
+        case Reason::route:
+            return "route";
+        case Reason::checkpoint:
+            return "checkpoint";
     }
     return "unknown";
 }

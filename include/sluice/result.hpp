@@ -42,26 +42,41 @@ struct StageResult : StageResult<> {
     using StageResult<>::StageResult;
 };
 
-/// The outcome of one query in a pipeline of three stages. The stages' values are in `intent`, `entities` and
-/// `response`; the rest of their results is in `stage_results`, in the order in which the stages ran.
-template <class Intent, class Entities, class Response>
-struct PipelineResult {
+/// The part of the outcome of one query in a pipeline that does not depend on the pipeline's values. The query is
+/// `completed`, or `unfinished`, or a dead letter, whose failure() is not null; one that was cancelled has no result.
+struct QueryResult {
     Query query;
-    std::optional<Intent> intent;
-    std::optional<Entities> entities;
-    std::optional<Response> response;
-    std::vector<StageResult<>> stage_results;
-    bool completed = false;        ///< Whether all three stages succeeded; if not, this is a dead letter.
-    std::int32_t failed = -1;      ///< The index in `stage_results` of the one that failed; -1 if none did.
+    std::vector<StageResult<>> stage_results;  ///< Without their values, in the order in which the stage runs ended.
+    bool completed = false;    ///< Whether the route returned; of an InferencePipeline, whether each stage succeeded.
+    bool unfinished = false;   ///< Whether a drain cut the query short: not completed, and no dead letter.
+    std::int32_t failed = -1;  ///< The index in `stage_results` of the one that made it a dead letter; -1 if none did.
     StageError dead_letter_error;  ///< What the dead-letter sink threw for this query; normally empty.
 
-    PipelineResult() = default;
-    explicit PipelineResult(Query pipeline_query) : query(std::move(pipeline_query)) {}
+    QueryResult() = default;
+    explicit QueryResult(Query its_query) : query(std::move(its_query)) {}
 
-    /// The result of the stage that failed, or null if none did.
+    /// The result of the stage that made the query a dead letter, or null if none did.
     const StageResult<>* failure() const noexcept {
         return failed < 0 ? nullptr : &stage_results[static_cast<std::size_t>(failed)];
     }
+};
+
+/// The outcome of one query in an InferencePipeline, with the values of its three stages.
+template <class Intent, class Entities, class Response>
+struct PipelineResult : QueryResult {
+    std::optional<Intent> intent;
+    std::optional<Entities> entities;
+    std::optional<Response> response;
+
+    using QueryResult::QueryResult;
+};
+
+/// The outcome of one query in a Pipeline, with the record of what its steps have filled in.
+template <class Record>
+struct RecordResult : QueryResult {
+    Record record{};
+
+    using QueryResult::QueryResult;
 };
 
 /// One result of a ResultStream, and the position of its query in the input, from 0.

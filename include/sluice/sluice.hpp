@@ -3,11 +3,17 @@
 
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/channel_source.hpp>
+#include <sluice/pipeline/checkpoint.hpp>
 #include <sluice/pipeline/dead_letter.hpp>
+#include <sluice/pipeline/drain.hpp>
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/pipeline/inference_pipeline_options.hpp>
+#include <sluice/pipeline/map.hpp>
+#include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/query_source.hpp>
 #include <sluice/pipeline/result_stream.hpp>
+#include <sluice/pipeline/run.hpp>
+#include <sluice/pipeline/step_failed.hpp>
 #include <sluice/query.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>

@@ -12,6 +12,7 @@ std::vector<Row> semaphore_rows(const Settings& settings);
 std::vector<Row> barrier_rows(const Settings& settings);
 std::vector<Row> task_group_rows(const Settings& settings);
 std::vector<Row> pipeline_rows(const Settings& settings);
+std::vector<Row> route_rows(const Settings& settings);
 std::vector<Row> timeout_rows(const Settings& settings);
 std::vector<Row> endpoint_rows(const Settings& settings);
 std::vector<Row> flight_rows(const Settings& settings);

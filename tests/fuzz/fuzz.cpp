@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 // One libFuzzer target per property; the bytes of the fuzzer make every decision of a run.
+#include "properties/any_shape.hpp"
 #include "properties/barrier.hpp"
 #include "properties/choices.hpp"
 #include "properties/endpoint.hpp"

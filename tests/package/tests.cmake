@@ -65,7 +65,7 @@ sluice_compiler_test("-O3 -flto, without the deprecated parts of Asio" optimised
 find_program(SLUICE_PKG_CONFIG pkg-config)
 if(SLUICE_PKG_CONFIG)
     sluice_compiler_test("a compiler call with sluice.pc" pkg-config
-                         "$('${SLUICE_PKG_CONFIG}' --cflags --libs 'sluice >= 0.1')")
+                         "$('${SLUICE_PKG_CONFIG}' --cflags --libs 'sluice >= 0.2')")
     set_tests_properties("package: a compiler call with sluice.pc" PROPERTIES
                          FIXTURES_REQUIRED installed ENVIRONMENT PKG_CONFIG_PATH=${prefix}/share/pkgconfig)
 endif()

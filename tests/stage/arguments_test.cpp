@@ -2,6 +2,8 @@
 // The arguments of user-provided callables, at every place that calls one. An argument that has to be converted must
 // live as long as the coroutine that refers to it; if it does not, AddressSanitizer reports it, clang's above all.
 #include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/pipeline/pipeline.hpp>
+#include <sluice/pipeline/run.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/task_group.hpp>
 #include <sluice/sync/timeout.hpp>
@@ -248,6 +250,43 @@ TEST_CASE("arguments: they are converted for a dead-letter sink", "[arguments][p
     Task<Outcome> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
     sluice::testing::run(context);
     CHECK(sink.texts == std::vector<std::string>{"text, which was long enough for the heap"});
+}
+
+namespace {
+
+struct Tally {
+    std::optional<int> number;
+};
+
+struct TallySink {
+    std::vector<std::string> texts;
+
+    asio::awaitable<void> put(const Incident& incident, const sluice::StageResult<>&, const Tally&) {
+        co_await test::sleep(1ms);
+        texts.push_back("put " + incident.text);
+    }
+    asio::awaitable<void> save(const Incident& incident, const Tally&) {
+        co_await test::sleep(1ms);
+        texts.push_back("saved " + incident.text);
+    }
+};
+
+}  // namespace
+
+TEST_CASE("arguments: they are converted for a sink that saves", "[arguments][pipeline]") {
+    asio::io_context context;
+    TallySink sink;
+    const auto counts = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
+    const sluice::Stage stage(test::timed(context.get_executor()), "count", 1, counts);
+    auto route = [stage](sluice::Run<Tally>& run) -> asio::awaitable<void> {
+        co_await run.step(&Tally::number, stage, run.query().text);
+        throw std::runtime_error("no");
+    };
+    sluice::Pipeline pipeline(test::timed(context.get_executor()), std::move(route), sink, 1);
+    Task<sluice::RecordResult<Tally>> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
+    sluice::testing::run(context);
+    CHECK(sink.texts == std::vector<std::string>{"saved text, which was long enough for the heap",
+                                                 "put text, which was long enough for the heap"});
 }
 
 TEST_CASE("arguments: they are converted for the body of a task group", "[arguments][task_group]") {

@@ -2,6 +2,10 @@
 // Wrong uses that must trigger an assertion, and correct uses that must not. Assertions are recorded here, and do not
 // end the program.
 #include <sluice/pipeline/inference_pipeline.hpp>
+#include <sluice/pipeline/pipeline.hpp>
+#include <sluice/pipeline/run.hpp>
+#include <sluice/query.hpp>
+#include <sluice/result.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/barrier.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
@@ -344,4 +348,30 @@ TEST_CASE("assertion: two kinds of time in one context", "[assertion]") {
     asio::co_spawn(context, sluice::sleep_for(1ns), asio::detached);
     sluice::testing::run_until_stalled(context);
     CHECK(said(two_times));
+}
+
+TEST_CASE("assertion: a step of a stage with another timer or another context than its pipeline", "[assertion]") {
+    struct Answer {
+        std::optional<int> number;
+    };
+    asio::io_context context;
+    asio::io_context other;
+    test::DeadLetters sink;
+    const auto model = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
+    const auto run = [&](auto stage) {
+        auto route = [stage](sluice::Run<Answer>& query) -> Void {
+            co_await query.step(&Answer::number, stage, query.query().text);
+        };
+        sluice::Pipeline pipeline(test::timed(context.get_executor()), std::move(route), sink, 1);
+        Task<sluice::RecordResult<Answer>> task(context.get_executor(),
+                                                [&] { return pipeline.process_one(sluice::Query("1", "a")); });
+        sluice::testing::run_until_stalled(context);
+        return task.succeeded();
+    };
+    CHECK(run(sluice::Stage(test::timed(context.get_executor()), "s", 1, model)));
+    CHECK(silent());
+    CHECK(run(sluice::Stage(context.get_executor(), "s", 1, model)));
+    CHECK(said("sluice::Run: the stage of a step must have the timer of its pipeline"));
+    run(sluice::Stage(test::timed(other.get_executor()), "s", 1, model));
+    CHECK(said("sluice: awaited in a coroutine of another execution context"));
 }

@@ -13,6 +13,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <ranges>
@@ -116,6 +117,105 @@ std::size_t batch(std::size_t n) {
     const std::size_t handlers = context.poll();
     REQUIRE(task.value() == n);
     return handlers;
+}
+
+struct Counted {
+    std::optional<int> number;
+    std::optional<int> other;
+};
+
+auto numbers(std::size_t n) {
+    return std::views::iota(std::size_t{0}, n) |
+           std::views::transform([](std::size_t i) { return sluice::Query(std::to_string(i), "text"); });
+}
+
+constexpr auto answer_at_once = [](const std::string&) -> asio::awaitable<int> { co_return 1; };
+
+// Steps in a row in the loop of one route, of a model that never suspends: alone, side by side, or failing.
+enum class Steps { alone, side_by_side, failing };
+std::size_t loop_of_steps(std::size_t n, Steps steps) {
+    asio::io_context context;
+    DiscardingSink sink;
+    const auto fail_at_once = [](const std::string&) -> asio::awaitable<int> {
+        throw std::runtime_error("no");
+        co_return 1;
+    };
+    const sluice::Stage stage(context.get_executor(), "s", 2, answer_at_once);
+    const sluice::Stage failing(context.get_executor(), "f", 2, fail_at_once);
+    sluice::Pipeline pipeline(
+        context.get_executor(),
+        [=](sluice::Run<Counted>& run) -> asio::awaitable<void> {
+            for (std::size_t i = 0; i != n; ++i) {
+                const std::string& text = run.query().text;
+                if (steps == Steps::alone) {
+                    co_await run.step(&Counted::number, stage, text);
+                } else if (steps == Steps::side_by_side) {
+                    co_await run.all(run.step(&Counted::number, stage, text), run.step(&Counted::other, stage, text));
+                } else {
+                    co_await run.step_or_error(&Counted::number, failing, text);
+                }
+                *run = {};
+            }
+        },
+        sink, 1);
+    test::Task<std::size_t> task(context.get_executor(), [&]() -> asio::awaitable<std::size_t> {
+        const auto result = co_await pipeline.process_one(sluice::Query("q", "text"));
+        co_return result.completed ? result.stage_results.size() : 0;
+    });
+    context.poll();
+    return task.value();
+}
+
+// A batch of a route that never suspends.
+std::size_t batch_at_once(std::size_t n) {
+    asio::io_context context;
+    DiscardingSink sink;
+    const sluice::Stage stage(context.get_executor(), "s", 2, answer_at_once);
+    sluice::Pipeline pipeline(
+        context.get_executor(),
+        [=](sluice::Run<Counted>& run) -> asio::awaitable<void> {
+            co_await run.step(&Counted::number, stage, run.query().text);
+            co_await run.step(&Counted::other, stage, run.query().text);
+        },
+        sink, 8);
+    test::Task<std::size_t> task(context.get_executor(), [&]() -> asio::awaitable<std::size_t> {
+        std::size_t completed = 0;
+        for (const auto& result : co_await pipeline.process_batch(numbers(n))) {
+            completed += result.completed;
+        }
+        co_return completed;
+    });
+    const std::size_t handlers = context.poll();
+    REQUIRE(task.value() == n);
+    return handlers;
+}
+
+// A drain at once of `n` queries that wait for one slot, half of them in a batch.
+std::size_t drain_of(std::size_t n) {
+    asio::io_context context;
+    DiscardingSink sink;
+    sluice::Stage stage(context.get_executor(), "s", 1, answer_at_once);
+    stage.endpoint().set_limit(0);
+    sluice::Pipeline pipeline(
+        context.get_executor(),
+        [=](sluice::Run<Counted>& run) -> asio::awaitable<void> {
+            co_await run.step(&Counted::number, stage, run.query().text);
+        },
+        sink, static_cast<std::ptrdiff_t>(n));
+    asio::co_spawn(context, pipeline.process_batch(numbers(n / 2)), [](const std::exception_ptr&, const auto&) {});
+    for (std::size_t i = n / 2; i != n; ++i) {
+        asio::co_spawn(context, pipeline.process_one(sluice::Query("q", "text")),
+                       [](const std::exception_ptr&, const auto&) {});
+    }
+    context.poll();
+    REQUIRE(stage.endpoint().waiting() == n);
+    test::Task<std::size_t> task(context.get_executor(), [&]() -> asio::awaitable<std::size_t> {
+        const auto report = co_await pipeline.drain(std::chrono::nanoseconds(0));
+        co_return report.unfinished;
+    });
+    while (!task.done() && context.run_one() != 0) {  // the timer of a grace is no handler that is ready
+    }
+    return task.value();
 }
 
 // A sink that resends a failed query through the pipeline, for a number of levels.
@@ -248,6 +348,15 @@ TEST_CASE("depth: 100,000 children, each the parent of the next", "[depth]") {
 
 TEST_CASE("depth: 100,000 queries", "[depth]") { CHECK(batch(many) > 0); }
 
+TEST_CASE("depth: 100,000 steps in the loop of a route", "[depth]") {
+    CHECK(loop_of_steps(many, Steps::alone) == many);
+    CHECK(loop_of_steps(many, Steps::side_by_side) == 2 * many);
+    CHECK(loop_of_steps(many, Steps::failing) == many);
+}
+
+TEST_CASE("depth: 100,000 queries of a route that never suspends", "[depth]") { CHECK(batch_at_once(many) > 0); }
+TEST_CASE("depth: 100,000 queries, cut short by a drain", "[depth]") { CHECK(drain_of(many) == many); }
+
 TEST_CASE("depth: ten times the work takes ten times the handlers", "[depth]") {
     const auto run = [](const std::function<std::size_t(std::size_t)>& work) {
         CHECK(work(10'000) <= 11 * work(1'000));
@@ -256,6 +365,7 @@ TEST_CASE("depth: ten times the work takes ten times the handlers", "[depth]") {
     run(meet);
     run(children);
     run(batch);
+    run(batch_at_once);
 }
 
 }  // namespace

@@ -2,6 +2,13 @@
 // While an operation is in progress, its context, primitive, signal and slots are destroyed, after every step and in
 // every order. AddressSanitizer finds the errors. (Nothing runs after the signal has been destroyed, since Asio itself
 // accesses the slot of the signal when it resumes a coroutine.)
+#include <sluice/pipeline/pipeline.hpp>
+#include <sluice/pipeline/run.hpp>
+#include <sluice/query.hpp>
+#include <sluice/result.hpp>
+#include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/stage/stage_options.hpp>
 #include <sluice/sync/barrier.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/sync/task_group.hpp>
@@ -34,6 +41,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -139,6 +147,77 @@ struct Stream : Pipeline {
     }
 };
 
+// A pipeline with a route: two steps side by side, then one that waits for a stage that is paused.
+struct Routed : Scene {
+    struct Record {
+        std::optional<std::string> first;
+        std::optional<std::string> second;
+        std::optional<std::string> last;
+    };
+    struct Route {
+        sluice::Stage<test::Endpoint, VirtualTimer> stage;
+        sluice::Stage<test::Endpoint, VirtualTimer> paused;
+
+        Void operator()(sluice::Run<Record>& run) const {
+            const std::string& text = run.query().text;
+            co_await run.all(run.step(&Record::first, stage, text), run.step(&Record::second, stage, text));
+            co_await run.step(&Record::last, paused, text);
+        }
+    };
+    struct Sink : test::SlowDeadLetters {
+        Void save(const sluice::Query&, const Record&) { return test::sleep(1ms); }
+    };
+
+    test::Model model{"model", 2ms};
+    Sink sink;
+    std::optional<sluice::Pipeline<Route, Sink, VirtualTimer>> pipeline;
+    std::optional<sluice::Endpoint<VirtualTimer>> paused;  // a handle to that of the last stage
+    std::vector<sluice::Query> queries = test::make_queries(2);
+
+    explicit Routed(asio::io_context& context) {
+        model.failures["t1"] = 9;
+        const auto executor = test::timed(context.get_executor());
+        const sluice::StageOptions options{.timeout = 3ms, .retry = test::retries(1, 1ms)};
+        Route route{{executor, "stage", 2, test::Endpoint{&model}, options},
+                    {executor, "paused", 1, test::Endpoint{&model}, options}};
+        paused = route.paused.endpoint();
+        paused->set_limit(0);
+        pipeline.emplace(executor, std::move(route), sink, 2);
+    }
+    void drop_slots() override {
+        paused->set_limit(1);
+        paused.reset();
+    }
+    void drop_primitive() override { pipeline.reset(); }
+};
+
+struct RoutedBatch : Routed {
+    using Routed::Routed;
+    Void run() override { co_await pipeline->process_batch(queries); }
+};
+
+struct RoutedStream : Routed {
+    using Routed::Routed;
+    Void run() override {
+        auto stream = pipeline->process_stream(queries);
+        while (co_await stream.next()) {
+        }
+        co_await stream.close();
+    }
+};
+
+struct RoutedDrain : Routed {
+    using Routed::Routed;
+    Void run() override {
+        co_await sluice::with_task_group([this](sluice::TaskGroup& group) -> Void {
+            group.spawn([this] { return pipeline->process_batch(queries); });
+            group.spawn([this] { return pipeline->process_one(test::make_query(0)); });
+            co_await test::sleep(1ms);
+            co_await pipeline->drain(4ms);
+        });
+    }
+};
+
 struct Play {
     std::optional<asio::io_context> context{std::in_place};
     std::optional<asio::cancellation_signal> signal{std::in_place};
@@ -194,7 +273,8 @@ void destroy_in_every_order() {
 }  // namespace
 
 TEMPLATE_TEST_CASE("teardown: context, primitive, signal and slots may be destroyed in any order, after any step",
-                   "[teardown][shutdown][stress]", Acquire, Arrive, Wait, Group, Batch, Stream) {
+                   "[teardown][shutdown][stress]", Acquire, Arrive, Wait, Group, Batch, Stream, RoutedBatch,
+                   RoutedStream, RoutedDrain) {
     destroy_in_every_order<TestType>();
 }
 

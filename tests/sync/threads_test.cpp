@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // All tests with more than one thread: strands of a thread pool, and models that work on the pool. Run them under TSan.
 #include <sluice/sluice.hpp>
+#include <sluice/testing/fuse.hpp>
 
 #include "support/probes.hpp"
 #include "support/task.hpp"
@@ -767,6 +768,24 @@ TEST_CASE("threads: sessions on a pool cancel their queries in a pipeline on ano
     pool.join();
 }
 
+TEST_CASE("threads: of the points of one fuse, on whichever threads, exactly one throws", "[threads][fuse]") {
+    asio::thread_pool pool(4);
+    const sluice::testing::Fuse fuse(200);
+    std::atomic<int> thrown = 0;
+    for (int i = 0; i != 400; ++i) {
+        asio::post(pool, [fuse, &thrown] {
+            try {
+                fuse.point();
+            } catch (const sluice::testing::InjectedError&) {
+                ++thrown;
+            }
+        });
+    }
+    pool.join();
+    CHECK(thrown == 1);
+    CHECK(fuse.blown());
+}
+
 TEST_CASE("threads: sessions time out while a pipeline on another executor answers",
           "[threads][run_on][cancellation]") {
     asio::thread_pool pool(4);
@@ -805,6 +824,145 @@ TEST_CASE("threads: sessions time out while a pipeline on another executor answe
     CHECK(accounted_for == 8 * 50);
     CHECK(sink.count == 0);
     CHECK(no_slot_taken(pipeline));
+}
+
+struct Figures {
+    std::optional<int> left;
+    std::optional<int> right;
+    std::optional<int> sum;
+};
+
+// Saves on the pool, one at a time for a query.
+struct FiguresSink {
+    asio::thread_pool& pool;
+    std::size_t letters = 0;
+    std::atomic<std::size_t> saved = 0;
+    std::promise<void> saved_a_hundred;
+
+    explicit FiguresSink(asio::thread_pool& its_pool) : pool(its_pool) {}
+
+    void put(const sluice::Query&, const sluice::StageResult<>&, const Figures& figures) {
+        letters += figures.right.has_value();
+    }
+    asio::awaitable<void, Strand> save(const sluice::Query&, const Figures&) {
+        return sluice::run_on<Strand>(pool.get_executor(), [this] {
+            if (++saved == 100) {
+                saved_a_hundred.set_value();
+            }
+        });
+    }
+};
+
+// The coroutines of a route that are bound to the strand, whose models work on the pool. Every seventh query fails.
+struct FiguresRoute {
+    struct Parse {
+        asio::thread_pool* pool;
+
+        asio::awaitable<int, Strand> operator()(const std::string& text, const int& fails_every) const {
+            return sluice::run_on<Strand>(pool->get_executor(), [&text, &fails_every] {
+                const int number = std::stoi(text);
+                if (number % fails_every == 0) {
+                    throw std::runtime_error("model");
+                }
+                return number;
+            });
+        }
+    };
+    struct Add {
+        asio::awaitable<int, Strand> operator()(const int& left, const int& right) const { return add(left, right); }
+        static asio::awaitable<int, Strand> add(int left, int right) { co_return left + right; }
+    };
+
+    Strand strand;
+    sluice::Stage<Parse> parse;
+    sluice::Stage<Add> add;
+    std::size_t* elsewhere;
+
+    FiguresRoute(asio::thread_pool& pool, Strand home, std::size_t& runs_elsewhere)
+        : strand(std::move(home)),
+          parse(strand, "parse", 6, Parse{&pool}),
+          add(strand, "add", 1, Add{}),
+          elsewhere(&runs_elsewhere) {}
+
+    asio::awaitable<void, Strand> operator()(sluice::Run<Figures, Strand>& run) const {
+        const std::string& text = run.query().text;
+        co_await run.all(run.step(&Figures::left, parse, text, 7), run.step(&Figures::right, parse, text, 1'000'000));
+        *elsewhere += strand.running_in_this_thread() ? 0 : 1;
+        co_await run.step(&Figures::sum, add, &Figures::left, &Figures::right);
+    }
+};
+
+using FiguresPipeline = sluice::Pipeline<FiguresRoute, FiguresSink>;
+
+TEST_CASE("threads: a pipeline of any shape on a strand of two threads, with models and saves on the pool",
+          "[threads][stream]") {
+    asio::thread_pool pool(2);
+    const Strand strand = asio::make_strand(pool);
+    FiguresSink sink(pool);
+    std::size_t elsewhere = 0;
+    FiguresPipeline pipeline(strand, FiguresRoute(pool, strand, elsewhere), sink, 8);
+    std::size_t completed = 0;
+    std::size_t mapped = 0;
+    std::exception_ptr ended = std::make_exception_ptr(0);
+    const auto work = [&]() -> asio::awaitable<void, Strand> {
+        for (const auto& result : co_await pipeline.process_batch(numbered(700))) {
+            completed += result.completed && result.record.sum == 2 * std::stoi(result.query.text);
+        }
+        auto stream = pipeline.process_stream(numbered(700));
+        while (const auto item = co_await stream.next()) {
+            completed += item->result.completed;
+        }
+        const auto length = [&pool](const std::string& text) {
+            return sluice::run_on<Strand>(pool.get_executor(), [&text] { return text.size(); });
+        };
+        const std::vector<std::string> texts(100, "four");
+        for (const std::size_t size : co_await sluice::map_batch(texts, 8, length)) {
+            mapped += size;
+        }
+        const auto report = co_await pipeline.drain(std::chrono::minutes(1));
+        completed += report.completed + report.dead + report.cancelled + report.unfinished;
+    };
+    start(strand, [&] { asio::co_spawn(strand, work(), [&](const std::exception_ptr& error) { ended = error; }); });
+    pool.join();
+    CHECK_FALSE(ended);
+    CHECK(completed == 2 * 600);
+    CHECK(mapped == 4 * 100);
+    CHECK(sink.letters == 2 * 100);
+    CHECK(sink.saved > 2 * 700);
+    CHECK(elsewhere == 0);
+}
+
+TEST_CASE("threads: a pipeline is drained through its strand while its models work on the pool", "[threads][drain]") {
+    using Results = std::vector<sluice::RecordResult<Figures>>;
+    asio::thread_pool pool(2);
+    const Strand strand = asio::make_strand(pool);
+    FiguresSink sink(pool);
+    std::size_t elsewhere = 0;
+    FiguresPipeline pipeline(strand, FiguresRoute(pool, strand, elsewhere), sink, 8);
+    std::future<Results> batch;
+    std::future<Results> rest;
+    std::future<sluice::DrainReport<Figures>> report;
+    start(strand, [&] { batch = asio::co_spawn(strand, pipeline.process_batch(numbered(2'000)), asio::use_future); });
+    sink.saved_a_hundred.get_future().wait();
+    start(strand, [&] {
+        report = asio::co_spawn(strand, pipeline.drain(std::chrono::milliseconds(1)), asio::use_future);
+        rest = asio::co_spawn(strand, pipeline.process_batch(numbered(1)), asio::use_future);
+    });
+    pool.join();
+    const Results results = batch.get();
+    std::size_t unfinished = 0;
+    for (const auto& result : results) {
+        unfinished += result.unfinished;
+        CHECK(result.completed + result.unfinished + (result.failure() != nullptr) == 1);
+    }
+    const auto drained = report.get();
+    CHECK(results.size() == 2'000);
+    CHECK(unfinished >= drained.unfinished);
+    CHECK(drained.completed + drained.dead + drained.unfinished <= 8);
+    CHECK(drained.cancelled == 0);
+    CHECK(drained.checkpoints.empty());
+    CHECK_THROWS_AS(rest.get(), sluice::Draining);
+    CHECK(elsewhere == 0);
 }
 
 }  // namespace

@@ -2,12 +2,9 @@
 #pragma once
 
 #include <sluice/pipeline/dead_letter.hpp>
-#include <sluice/pipeline/detail/batch_results.hpp>
-#include <sluice/pipeline/detail/pipeline_state.hpp>
-#include <sluice/pipeline/detail/query_reader.hpp>
-#include <sluice/pipeline/detail/query_window.hpp>
-#include <sluice/pipeline/detail/source_reader.hpp>
-#include <sluice/pipeline/detail/stream_state.hpp>
+#include <sluice/pipeline/detail/following_state.hpp>
+#include <sluice/pipeline/detail/inference_route.hpp>
+#include <sluice/pipeline/detail/pipeline_operations.hpp>
 #include <sluice/pipeline/inference_pipeline_options.hpp>
 #include <sluice/pipeline/query_source.hpp>
 #include <sluice/pipeline/result_stream.hpp>
@@ -16,6 +13,7 @@
 #include <sluice/stage/model_function.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/timed_by.hpp>
 #include <sluice/sync/timer.hpp>
 
@@ -47,7 +45,8 @@ namespace sluice {
 /// what else a model function must do.
 ///
 /// Each query ends in exactly one way: it is completed; or a stage fails for good, and the query goes to the
-/// dead-letter sink; or it is cancelled together with the call or stream it belongs to.
+/// dead-letter sink; or it is cancelled together with the call or stream it belongs to. (There is no drain here, so no
+/// query is ever `unfinished`. A Pipeline has one, and any number of stages.)
 ///
 /// process_one(), process_batch() and process_stream() share the limits and may run at the same time. To run one stage
 /// alone, call `pipeline.extract().run(query.id, query.text)`; see Stage::run().
@@ -116,8 +115,8 @@ public:
     /// range, or if a function or the executor is empty.
     InferencePipeline(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
                       StageLimits limits, Sink& dead_letters, const InferencePipelineOptions& options = {})
-        : state_(std::make_shared<State>(executor, std::move(classify_fn), std::move(extract_fn),
-                                         std::move(generate_fn), limits, dead_letters, options)) {}
+        : state_(make_state(executor, std::move(classify_fn), std::move(extract_fn), std::move(generate_fn), limits,
+                            dead_letters, options)) {}
     template <std::convertible_to<Executor> AnyExecutor>
     InferencePipeline(const TimedExecutor<T, AnyExecutor>& executor, Classify classify_fn, Extract extract_fn,
                       Generate generate_fn, StageLimits limits, Sink& dead_letters,
@@ -136,7 +135,7 @@ public:
     /// is no dead letter. If the last stage still succeeds, or the query is already going to the dead-letter sink, that
     /// completes and the result is returned.
     [[nodiscard]] boost::asio::awaitable<Result, Executor> process_one(Query query) {
-        return run_one(detail::Pooled(), state_, std::move(query));
+        return Operations::run_one(detail::Pooled(), state_, std::move(query));
     }
 
     /// When awaited, runs all queries of a range or an asynchronous source, at most `window` at once, and returns their
@@ -170,7 +169,7 @@ public:
             is_input<Queries, Projection>,
             "sluice::QueryRange: process_batch() needs a range or an asynchronous source of sluice::Query, or of "
             "items that the projection turns into one");
-        return run_batch(state_, input_of<Queries>(std::forward<Queries>(queries), std::move(projection)));
+        return Operations::run_batch(state_, std::forward<Queries>(queries), std::move(projection));
     }
 
     /// Returns a stream of the results of a range of queries, which may be lazy or endless, or of an asynchronous
@@ -185,57 +184,37 @@ public:
             is_input<Queries, Projection>,
             "sluice::QueryRange: process_stream() needs a range or an asynchronous source of sluice::Query, or of "
             "items that the projection turns into one");
-        auto input = input_of<Queries>(std::forward<Queries>(queries), std::move(projection));
-        return Stream(std::make_shared<detail::PipelineStream<State, decltype(input)>>(state_, std::move(input)));
+        return Operations::make_stream(state_, std::forward<Queries>(queries), std::move(projection));
     }
 
     /// The stages: to inspect their endpoints or change the limits, or to run one alone.
-    Stage<Classify, T> classify() const noexcept { return state_->classify; }
-    Stage<Extract, T> extract() const noexcept { return state_->extract; }
-    Stage<Generate, T> generate() const noexcept { return state_->generate; }
+    Stage<Classify, T> classify() const noexcept { return state_->route.classify; }
+    Stage<Extract, T> extract() const noexcept { return state_->route.extract; }
+    Stage<Generate, T> generate() const noexcept { return state_->route.generate; }
 
     /// The maximum number of queries that a batch or a stream runs at once.
     std::ptrdiff_t window() const noexcept { return state_->window(); }
 
 private:
-    using State = detail::PipelineState<Classify, Extract, Generate, Sink, T, Result, Executor>;
+    using Route = detail::InferenceRoute<Classify, Extract, Generate, T, Result, Executor>;
+    using State = detail::FollowingState<Route, Sink, T>;
+
+    using Operations = detail::PipelineOperations<State>;
 
     template <class Queries, class Projection>
     static constexpr bool is_input = QueryRange<Queries, Projection> || QuerySource<Queries, Projection>;
 
-    // Returns the object that takes queries out of a range or source.
-    template <class Queries, class Projection>
-    static auto input_of(Queries&& queries, Projection projection) {
-        if constexpr (QuerySource<Queries, Projection>) {
-            static_assert(std::same_as<typename detail::next_t<Queries>::executor_type, Executor>,
-                          "sluice::QuerySource: the awaitable of next() must have the executor type of the models' "
-                          "awaitables");
-            return detail::SourceReader<Queries, Projection>(std::forward<Queries>(queries), std::move(projection));
-        } else {
-            return detail::QueryReader<Queries, Projection>(std::forward<Queries>(queries), std::move(projection));
+    static std::shared_ptr<State> make_state(const Executor& executor, Classify classify_fn, Extract extract_fn,
+                                             Generate generate_fn, StageLimits limits, Sink& dead_letters,
+                                             const InferencePipelineOptions& options) {
+        detail::require(options.max_in_backoff >= 0, "InferencePipeline", "max_in_backoff must not be negative",
+                        options.max_in_backoff);
+        if (options.window) {
+            detail::require(*options.window >= 1, "InferencePipeline", "window must be at least 1", *options.window);
         }
-    }
-
-    static boost::asio::awaitable<Result, Executor> run_one(detail::Pooled, std::shared_ptr<State> state, Query query) {
-        if constexpr (detail::checks_context) {
-            const Executor executor = co_await boost::asio::this_coro::executor;
-            state->check_context(executor);
-        }
-        typename State::Run run;
-        Result result(std::move(query));
-        co_await state->process(result, run);
-        co_return result;
-    }
-
-    template <class Input>
-    static boost::asio::awaitable<std::vector<Result>, Executor> run_batch(std::shared_ptr<State> state, Input input) {
-        const Executor executor = co_await boost::asio::this_coro::executor;
-        state->check_context(executor);
-        detail::BatchResults<Result> results(input.size_hint());
-        detail::QueryWindow<State, Input, detail::BatchResults<Result>> window(executor, *state, std::move(input),
-                                                                               results);
-        co_await window.run();
-        co_return results.take();
+        return std::make_shared<State>(options.window, options.max_in_backoff, options.observer, dead_letters, executor,
+                                       std::move(classify_fn), std::move(extract_fn), std::move(generate_fn), limits,
+                                       options);
     }
 
     std::shared_ptr<State> state_;

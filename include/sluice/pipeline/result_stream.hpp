@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/pipeline/detail/drain_report.hpp>
 #include <sluice/pipeline/detail/stream_state.hpp>
+#include <sluice/pipeline/drain.hpp>
 #include <sluice/result.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
@@ -10,13 +12,14 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/this_coro.hpp>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <utility>
 
 namespace sluice {
 
-/// A stream of results in the order of their completion; InferencePipeline::process_stream() returns it.
+/// A stream of results in the order of their completion; process_stream() of a pipeline returns it.
 ///
 /// @code
 /// auto stream = pipeline.process_stream(queries);
@@ -60,7 +63,7 @@ public:
     }
 
     /// When awaited, waits for the next result and returns it. Returns an empty optional when the stream has ended: the
-    /// input has ended and every result was taken, or the stream was closed.
+    /// input has ended, or a drain has ended it, and every result was taken; or the stream was closed.
     ///
     /// Rethrows what the range or source threw, once, after the results of the queries taken before it; then the stream
     /// has ended.
@@ -80,8 +83,30 @@ public:
     /// Terminal, partial and total. Cancels only the wait: the stream still stops.
     [[nodiscard]] boost::asio::awaitable<void, Executor> close() { return stop_and_wait(detail::Pooled(), state_); }
 
+    /// When awaited, drains this stream alone, as Pipeline::drain() drains all; only the stream of a Pipeline has this.
+    /// next() returns the results of queries that end, as before. The report has checkpoints of the queries that were
+    /// cut short, and of the rest of a container that was moved in. The rest of a range that was passed by reference
+    /// stays in it. The drain does not wait for a consumer.
+    ///
+    /// @throws boost::system::system_error with `operation_aborted` if the wait was cancelled.
+    ///
+    /// @par Cancellation
+    /// Terminal, partial and total. Ends only the wait: neither the drain nor its grace.
+    [[nodiscard]] auto drain(std::chrono::nanoseconds grace)
+        requires detail::has_record<Result>
+    {
+        return drain_and_report<DrainReport<typename detail::RecordOf<Result>::Type>>(detail::Pooled(), state_, grace);
+    }
+
 private:
     using State = detail::StreamState<Result, Executor>;
+
+    template <class Report>
+    static boost::asio::awaitable<Report, Executor> drain_and_report(detail::Pooled, std::shared_ptr<State> state,
+                                                                     std::chrono::nanoseconds grace) {
+        auto drained = co_await state->drain(grace);
+        co_return detail::report_of<Report>(drained.counts, std::move(drained.unfinished));
+    }
 
     static boost::asio::awaitable<std::optional<Item>, Executor> take_next(detail::Pooled,
                                                                            std::shared_ptr<State> state) {

@@ -113,16 +113,18 @@ public:
     /// where a stage without a timeout cannot tell the second cancellation from the first.)
     template <class... Args>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) const {
-        constexpr bool callable = std::invocable<Function&, Argument<Args>&...>;
+        constexpr bool callable = std::invocable<Function&, detail::call_argument_t<Args>...>;
         static_assert(callable,
                       "sluice::Stage: the model function cannot be called with the arguments of run(); lvalues are "
                       "passed as they are, and rvalues as const lvalues");
         static_assert(
-            !callable || ModelFunction<Function, Argument<Args>&...>,
+            !callable || ModelFunction<Function, detail::call_argument_t<Args>...>,
             "sluice::ModelFunction: the model function of a Stage must return an asio::awaitable of a value: not "
             "void, no reference, nothing that may throw when it is moved");
-        if constexpr (ModelFunction<Function, Argument<Args>&...>) {
-            return run_query<Args...>(detail::Pooled(), state_, std::move(query_id), std::forward<Args>(args)...);
+        if constexpr (ModelFunction<Function, detail::call_argument_t<Args>...>) {
+            using Value = typename State::template Value<Args...>;
+            return State::template Run<Target<Value>, Args...>::run(
+                detail::Pooled(), *state_, Target<Value>(state_, std::move(query_id)), std::forward<Args>(args)...);
         }
     }
 
@@ -137,30 +139,23 @@ private:
     // For pipelines, which run their queries through the state.
     friend const std::shared_ptr<State>& state_of(const Stage& stage) noexcept { return stage.state_; }
 
-    // The model function gets an lvalue of this type for an argument of run() that was deduced as `Arg`.
-    template <class Arg>
-    using Argument = std::conditional_t<std::is_lvalue_reference_v<Arg>, std::remove_reference_t<Arg>, const Arg>;
+    // A run alone returns its result. Keeps the stage alive.
+    template <class Value>
+    struct Target {
+        using Returned = StageResult<Value>;
+        using Data = Value;
+        static constexpr bool is_step = false;
 
-    template <class... Args>
-    using Result = StageResult<typename State::template Value<Argument<Args>...>>;
-    template <class... Args>
-    using RunExecutor = typename State::template RunExecutor<Argument<Args>...>;
+        static detail::QueryRun<T> query() noexcept { return detail::QueryRun<T>(nullptr); }
+        Returned result() { return Returned(std::move(query_id), stage->name); }
+        static std::optional<Value>& data(Returned& result) noexcept { return result.data; }
+        static void aborted(Returned&) noexcept {}
+        static void ended(Returned&) noexcept {}
+        static Returned&& returned(Returned& result) noexcept { return std::move(result); }
 
-    // The frame stores references for the `Args` that are references, and objects for the others.
-    template <class... Args>
-    static boost::asio::awaitable<Result<Args...>, RunExecutor<Args...>> run_query(detail::Pooled,
-                                                                                   std::shared_ptr<State> state,
-                                                                                   SharedString query_id,
-                                                                                   Args... args) {
-        if constexpr (detail::checks_context) {
-            const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
-            state_of(state->endpoint->line)->check_context([&]() -> const auto& { return executor; });
-        }
-        detail::QueryRun<T> query;
-        Result<Args...> result(std::move(query_id), state->name);
-        co_await State::template run<Argument<Args>...>(detail::Pooled(), *state, query, result, result.data, args...);
-        co_return result;
-    }
+        std::shared_ptr<State> stage;
+        SharedString query_id;
+    };
 
     std::shared_ptr<State> state_;
 };

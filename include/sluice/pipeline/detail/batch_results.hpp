@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/slot.hpp>
+#include <sluice/sync/detail/requirements.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -22,7 +22,7 @@ public:
 
     void begin() { results_.emplace_back(); }
 
-    void end(std::size_t index, Result&& result, Slot& /*place*/) { results_[index] = std::move(result); }
+    void end(std::size_t index, auto& job) { results_[index] = std::move(job.result); }
 
     [[noreturn]] static void fail(const std::exception_ptr& error) { std::rethrow_exception(error); }
 

@@ -2,167 +2,95 @@
 #pragma once
 
 #include <sluice/observer.hpp>
-#include <sluice/pipeline/inference_pipeline_options.hpp>
+#include <sluice/pipeline/detail/drain_state.hpp>
+#include <sluice/pipeline/detail/sink_call.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
-#include <sluice/stage/detail/endpoint_state.hpp>
-#include <sluice/stage/detail/query_run.hpp>
-#include <sluice/stage/detail/stage_state.hpp>
 #include <sluice/stage/detail/window.hpp>
-#include <sluice/stage/stage.hpp>
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/intrusive_list.hpp>
-#include <sluice/sync/detail/require.hpp>
-#include <sluice/sync/detail/spawn_uncancelled.hpp>
-#include <sluice/sync/timed_by.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/deferred.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 
-#include <array>
 #include <cstddef>
-#include <cstdint>
 #include <exception>
-#include <limits>
-#include <optional>
-#include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace sluice::detail {
 
-// The state that an InferencePipeline shares with its operations and streams, which may outlive it. Runs one query
-// through the stages.
-template <class Classify, class Extract, class Generate, class Sink, class T, class ResultType, class ExecutorType>
+// The settings of a pipeline beside its route and its sink.
+struct PipelineSettings {
+    std::ptrdiff_t window;
+    std::ptrdiff_t max_in_backoff;
+    Observer* observer;
+};
+
+// The state that a pipeline shares with its operations and streams, which may outlive it.
+//
+// A `Route` runs queries: the coroutine `run(state, job)` takes one through its stages and fills in the result. If it
+// has not ended the query, `end_otherwise(state, job, error)` does; see process(). Either awaits bury() for a dead
+// letter.
+template <class RouteType, class SinkType, class T>
 class PipelineState {
 public:
-    using Result = ResultType;
-    using Executor = ExecutorType;
-    using Run = QueryRun<T>;
+    using Sink = SinkType;
+    using Job = typename RouteType::Job;
+    using Result = typename Job::Result;
+    using Executor = typename RouteType::Executor;
+    static constexpr bool drains = RouteType::drains;
+    using Drain = std::conditional_t<drains, DrainState<T>, NoDrain>;
 
-    PipelineState(const Executor& executor, Classify classify_fn, Extract extract_fn, Generate generate_fn,
-                  StageLimits limits, Sink& sink, const InferencePipelineOptions& options)
-        : classify(timed_by<T>(executor), "classify", limits.classify, std::move(classify_fn),
-                   observed(options.classify, options)),
-          extract(timed_by<T>(executor), "extract", limits.extract, std::move(extract_fn),
-                  observed(options.extract, options)),
-          generate(timed_by<T>(executor), "generate", limits.generate, std::move(generate_fn),
-                   observed(options.generate, options)),
-          max_in_backoff(require(options.max_in_backoff >= 0, "InferencePipeline",
-                                 "max_in_backoff must not be negative", options.max_in_backoff)),
+    // `args` make the route.
+    template <class... Args>
+    PipelineState(const PipelineSettings& settings, Sink& sink, Args&&... args)
+        : route(std::forward<Args>(args)...),
+          max_in_backoff(settings.max_in_backoff),
           dead_letters_(&sink),
-          observer_(options.observer),
-          window_(options.window) {
-        if (window_) {
-            require(*window_ >= 1, "InferencePipeline", "window must be at least 1", *window_);
-        } else {
-            follow(classify, followers_[0]);
-            follow(extract, followers_[1]);
-            follow(generate, followers_[2]);
-        }
-    }
+          observer_(settings.observer),
+          window_(settings.window) {}
 
     PipelineState(const PipelineState&) = delete;
     PipelineState& operator=(const PipelineState&) = delete;
 
-    // Runs result.query and fills in the rest.
-    boost::asio::awaitable<void, Executor> process(Result& result, Run& run) {
-        return run_stages(Pooled(), *this, result, run);
+    // Runs job.result.query and fills in the rest of the result. What it throws, or null, goes to has_ended(). If that
+    // returns false, end_otherwise() must be awaited, with throw_if_cancelled(false): it ends the query in another way
+    // than by completion, or throws if that was cancelled.
+    boost::asio::awaitable<void, Executor> process(Job& job) { return route.run(*this, job); }
+    bool has_ended(Job& job, const std::exception_ptr& error) noexcept { return route.has_ended(job, error); }
+    boost::asio::awaitable<void, Executor> end_otherwise(Job& job, std::exception_ptr error) {
+        return route.end_otherwise(*this, job, std::move(error));
     }
 
-    void check_context(const Executor& executor) const {
-        state_of(state_of(classify)->endpoint->line)->check_context([&]() -> const auto& { return executor; });
-    }
+    void check_context(const Executor& executor) const { route.check_context(executor); }
 
-    // The window follows the limits, if no other was given, as long as `window` lives.
-    std::ptrdiff_t window() const noexcept {
-        return window_ ? *window_ : sum(limit_of(classify), sum(limit_of(extract), limit_of(generate)));
+    std::ptrdiff_t window() const noexcept { return window_; }
+    void set_window(std::ptrdiff_t size) {
+        window_ = size;
+        windows_.for_each([size](Window& window) { window.resize(size); });
     }
+    Observer* observer() const noexcept { return observer_; }
+    Sink& sink() const noexcept { return *dead_letters_; }
+
     void add_window(Window& window) noexcept { windows_.push_back(window); }
 
-    Stage<Classify, T> classify;
-    Stage<Extract, T> extract;
-    Stage<Generate, T> generate;
-    const std::ptrdiff_t max_in_backoff;
-
-private:
-    class Follower final : public LimitListener {
-    public:
-        explicit Follower(PipelineState& pipeline) noexcept : pipeline_(pipeline) {}
-
-        void on_limit_changed() override {
-            pipeline_.windows_.for_each([size = pipeline_.window()](Window& window) { window.resize(size); });
-        }
-
-    private:
-        PipelineState& pipeline_;
-    };
-
-    static void follow(const auto& stage, Follower& follower) noexcept {
-        state_of(stage)->endpoint->limit_listeners.push_back(follower);
-    }
-
-    static std::ptrdiff_t limit_of(const auto& stage) noexcept { return state_of(stage)->endpoint->line.limit(); }
-
-    // Saturates.
-    static std::ptrdiff_t sum(std::ptrdiff_t a, std::ptrdiff_t b) noexcept {
-        constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max();
-        return a > most - b ? most : a + b;
-    }
-
-    // Adds the pipeline's observer to the options of a stage that has none.
-    static StageOptions observed(StageOptions stage, const InferencePipelineOptions& options) noexcept {
-        if (!stage.observer) {
-            stage.observer = options.observer;
-        }
-        return stage;
-    }
-
-    static boost::asio::awaitable<void, Executor> run_stages(Pooled, PipelineState& state, Result& result, Run& run) {
-        const std::string& text = result.query.text;
-        result.stage_results.reserve(3);
-        co_await run_stage(state.classify, run, result, result.intent, text);
-        if (result.stage_results.back().success) {
-            co_await run_stage(state.extract, run, result, result.entities, text);
-            if (result.stage_results.back().success) {
-                co_await run_stage(state.generate, run, result, result.response, std::as_const(*result.intent),
-                                   std::as_const(*result.entities), text);
-                result.completed = result.stage_results.back().success;
-            }
-        }
-        if (!result.completed) {
-            result.failed = static_cast<std::int32_t>(result.stage_results.size()) - 1;
-            // A dead letter that has begun is not cancelled.
-            const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
-            co_await boost::asio::this_coro::throw_if_cancelled(false);
-            co_await bury(Pooled(), state, result);
-            co_await boost::asio::this_coro::throw_if_cancelled(throws);
-        }
-    }
-
-    // Runs result.query through one stage.
-    template <class StageType, class Value, class... Args>
-    static auto run_stage(StageType& stage, Run& run, Result& result, std::optional<Value>& data, Args&... args) {
-        StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
-        auto& state = *state_of(stage);
-        return state.template run<Args...>(Pooled(), state, run, stage_result, data, args...);
-    }
-
-    // Hands a failed query to the dead-letter sink.
+    // Hands a query that failed, as its result says, to the dead-letter sink. No cancellation reaches the sink. To be
+    // awaited with throw_if_cancelled(false), since a query that has failed becomes a dead letter even if it has been
+    // cancelled meanwhile.
     static boost::asio::awaitable<void, Executor> bury(Pooled, PipelineState& state, Result& result) {
         Sink& sink = *state.dead_letters_;
         const StageResult<>& reason = *result.failure();
         try {
-            using Returned = decltype(sink.put(result.query, reason));
+            using Returned = decltype(put(sink, result, reason));
             if constexpr (Awaitable<Returned>) {
-                // In a coroutine of its own, which no cancellation reaches.
-                Put<Returned> put{sink, result.query, reason};
                 const Executor executor = co_await boost::asio::this_coro::executor;
-                co_await spawn_uncancelled(executor, std::move(put));
+                const auto operation = [&] { return Put<Returned>::run(sink, result, reason); };
+                co_await call_sink(executor, operation);
             } else {
-                sink.put(result.query, reason);
+                put(sink, result, reason);
             }
         } catch (...) {
             result.dead_letter_error = std::current_exception();
@@ -172,33 +100,50 @@ private:
         }
     }
 
+    Drain drain;
+    std::vector<Result> unfinished;  // of streams that were drained
+    RouteType route;
+    const std::ptrdiff_t max_in_backoff;
+
+private:
+    // Whether a sink's put() takes more than the query and the reason.
+    static constexpr bool takes_record = requires(Sink& sink, const Result& result, const StageResult<>& reason) {
+        sink.put(result.query, reason, result.record);
+    };
+    static constexpr bool takes_result = requires(Sink& sink, const Result& result, const StageResult<>& reason) {
+        sink.put(result.query, reason, result);
+    };
+
+    static auto put(Sink& sink, const Result& result, const StageResult<>& reason) {
+        if constexpr (takes_record) {
+            return sink.put(result.query, reason, result.record);
+        } else if constexpr (takes_result) {
+            return sink.put(result.query, reason, result);
+        } else {
+            return sink.put(result.query, reason);
+        }
+    }
+
+    // The same, if it returns an awaitable: what the arguments were converted to lives as long as the call.
     template <class Coroutine>
     struct Put {
-        Sink& sink;
-        const Query& query;
-        const StageResult<>& reason;
+        using Returned = boost::asio::awaitable<void, typename Coroutine::executor_type>;
 
-        // Begins and ends on a fresh stack, since a sink may send the query through a pipeline with the same sink.
-        boost::asio::awaitable<void, typename Coroutine::executor_type> operator()() const {
-            co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
-            std::exception_ptr error;
-            try {
-                static_cast<void>(co_await sink.put(query, reason));
-            } catch (...) {
-                error = std::current_exception();
-            }
-            co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
-            if (error) {
-                std::rethrow_exception(error);
+        static Returned run(Sink& sink, const Result& result, const StageResult<>& reason) {
+            if constexpr (takes_record) {
+                static_cast<void>(co_await sink.put(result.query, reason, result.record));
+            } else if constexpr (takes_result) {
+                static_cast<void>(co_await sink.put(result.query, reason, result));
+            } else {
+                static_cast<void>(co_await sink.put(result.query, reason));
             }
         }
     };
 
     Sink* dead_letters_;
     Observer* observer_;
-    std::optional<std::ptrdiff_t> window_;  // empty if it follows the limits
-    IntrusiveList<Window> windows_;         // of the batches and streams that run
-    std::array<Follower, 3> followers_{Follower(*this), Follower(*this), Follower(*this)};
+    std::ptrdiff_t window_;
+    IntrusiveList<Window> windows_;  // of the batches and streams that run
 };
 
 }  // namespace sluice::detail

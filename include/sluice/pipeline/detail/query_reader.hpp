@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/query.hpp>
+#include <sluice/pipeline/detail/query_job.hpp>
 
-#include <concepts>
 #include <cstddef>
 #include <functional>
 #include <iterator>
@@ -20,16 +19,24 @@ namespace sluice::detail {
 // Moves the elements out of a container that was passed as an rvalue, and copies others.
 template <class Range, class Projection>
 class QueryReader {
+    static constexpr bool owned = is_owned_range<Range>;
+
 public:
     static constexpr bool is_asynchronous = false;
     static constexpr bool must_be_closed = false;
+    static constexpr bool has_rest =  // that is known to end
+        owned && std::ranges::sized_range<Range>;
 
     QueryReader(Range&& range, Projection projection)
         : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}
 
-    // Stores the next query, or returns false at the end of the range. Throws what the range throws. Not to be called
-    // again after either.
-    bool pull(Query& query) {
+    // Gives `job` the next query, or returns false once the range has ended or thrown. Throws what the range throws.
+    template <class Job>
+    bool pull(Job& job) {
+        if (ended_) {
+            return false;
+        }
+        ended_ = true;  // unless everything below succeeds
         for (bool found = false; !found;) {
             if (at_) {
                 ++*at_;
@@ -40,11 +47,12 @@ public:
                 return false;
             }
             if constexpr (owned) {
-                found = project(std::ranges::iter_move(*at_), query);
+                found = take(job, std::invoke(projection_, std::ranges::iter_move(*at_)));
             } else {
-                found = project(**at_, query);
+                found = take(job, std::invoke(projection_, **at_));
             }
         }
+        ended_ = false;
         return true;
     }
 
@@ -58,29 +66,12 @@ public:
     }
 
 private:
-    // Returns whether the element has become a query.
-    template <class Element>
-    bool project(Element&& element, Query& query) {
-        using Projected = std::invoke_result_t<Projection&, Element>;
-        if constexpr (std::convertible_to<Projected, Query>) {
-            query = std::invoke(projection_, std::forward<Element>(element));
-            return true;
-        } else {
-            std::optional<Query> projected = std::invoke(projection_, std::forward<Element>(element));
-            const bool found = projected.has_value();
-            if (found) {
-                query = *std::move(projected);
-            }
-            return found;
-        }
-    }
-
     using View = std::views::all_t<Range>;
-    static constexpr bool owned = !std::is_lvalue_reference_v<Range> && !std::ranges::view<std::remove_cvref_t<Range>>;
 
     View view_;
     Projection projection_;
     std::optional<std::ranges::iterator_t<View>> at_;  // the query that was taken last
+    bool ended_ = false;
 };
 
 }  // namespace sluice::detail

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/query.hpp>
+#include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/stage/detail/window.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
+#include <sluice/sync/detail/cancelled_by.hpp>
+#include <sluice/sync/detail/canceller.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/spawn_uncancelled.hpp>
 #include <sluice/sync/detail/waiter.hpp>
@@ -17,6 +20,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <exception>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -31,22 +35,30 @@ namespace sluice::detail {
 // time, while a place is free; a query that arrives when none is free any more waits in line for one. So a source that
 // is slow keeps no place from a query that returns from its backoff.
 //
-// `State` runs a query (`process(result, run)`), `Input` has pull() or the coroutine next(), and `Output` takes the
-// results: `begin()` when a query is taken, `end(index, result, place)` when it has run, which may keep the place, and
-// `fail(error)` if the input throws, which ends it.
+// A `State::Job` is a query on its way through the window, from its input to its result. `Input` fills it: `pull(job)`
+// or the coroutine `next(job)`; false at the end. `State` runs it: `process(job)`, and then, unless `has_ended(job,
+// error)`, `end_otherwise(job, error)`. `Output` takes what became of it: `begin()` when it is taken; `end(index, job)`
+// when it has run, which may keep its place; and `fail(error)` if the input throws, which ends the input.
 template <class State, class Input, class Output>
-class QueryWindow final : public Window {
+class QueryWindow final : public Window, public Drainable {
 public:
-    using Result = typename State::Result;
+    using Job = typename State::Job;
     using Executor = typename State::Executor;
 
-    QueryWindow(const Executor& executor, State& state, Input input, Output& output)
+    using Drain = typename State::Drain;
+
+    QueryWindow(const Executor& executor, State& state, Drain& drain, Input input, Output& output)
         : Window(executor, state.window(), state.max_in_backoff),
           state_(state),
+          drain_(drain),
           input_(std::move(input)),
           output_(output),
           idle_(make_queue<ConditionVariable>("QueryWindow", executor)) {
         state.add_window(*this);
+        if constexpr (State::drains) {
+            drain.scope.enter(*this);
+            drained_ = input_ended_ = drain.scope.draining();  // a stream may begin late
+        }
     }
 
     // Runs until the input has ended and every query that was taken from it, and closes a source that it owns.
@@ -64,6 +76,9 @@ public:
             co_await boost::asio::this_coro::throw_if_cancelled(false);
             co_await close(Pooled(), *this, error);
             co_await boost::asio::this_coro::throw_if_cancelled(throws);
+        }
+        if (drained_ && !cancelled_) {
+            leave_rest(error);
         }
         if (error) {
             std::rethrow_exception(error);
@@ -100,6 +115,48 @@ private:
         }
     }
 
+    void on_drain() override {
+        drained_ = input_ended_ = true;
+        places().set_limit(std::numeric_limits<std::ptrdiff_t>::max());  // nobody comes after those that wait for one
+        idle_->notify_all();
+        if (asked_) {
+            asked_->cancel();
+        }
+    }
+
+    void on_grace_over() override {
+        if (group_) {
+            group_->cancel();
+        }
+    }
+
+    // A drained pipeline takes nothing more out of its input; what the input owns would be lost with it.
+    void leave_rest(std::exception_ptr& error) {
+        if constexpr (Input::has_rest) {
+            try {
+                for (;;) {
+                    Job job;
+                    if (!pull(job)) {
+                        return;
+                    }
+                    leave(job);
+                }
+            } catch (...) {
+                if (!error) {
+                    error = std::current_exception();
+                }
+            }
+        }
+    }
+
+    // A query that was taken, and does not run any more.
+    void leave(Job& job) {
+        job.cut_short();
+        const std::size_t index = taken_++;
+        output_.begin();
+        output_.end(index, job);
+    }
+
     void add_worker() {
         group_->spawn([this] { return work(*group_); });
     }
@@ -119,50 +176,69 @@ private:
     boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
         admitting_ = false;
         while (!group.cancelled() && !input_ended_) {
-            typename State::Run run(this, Input::is_asynchronous ? Slot() : places().try_acquire());
-            const bool may_take = Input::is_asynchronous ? !asking_ && has_free_place() : static_cast<bool>(run.place);
+            Job job(this, Input::is_asynchronous ? Slot() : places().try_acquire());
+            if constexpr (State::drains) {
+                job.drain = &drain_.scope;
+            }
+            const bool may_take = Input::is_asynchronous ? !asking_ && has_free_place() : static_cast<bool>(job.place);
             if (!may_take) {
                 if (!co_await idle(Pooled(), *this)) {
                     co_return;
                 }
                 continue;
             }
-            Result result;
-            bool is_end;
+            bool taken;
             if constexpr (Input::is_asynchronous) {
-                std::optional<Query> query = co_await ask(Pooled(), *this);
-                is_end = !query;
-                if (query) {
-                    result.query = *std::move(query);
-                }
+                taken = co_await ask(Pooled(), *this, job);
             } else {
-                is_end = !pull(result.query);
+                taken = pull(job);
             }
-            if (is_end) {
+            if (!taken) {
                 input_ended_ = true;
                 idle_->notify_all();
                 co_return;
             }
             const std::size_t index = taken_++;
             output_.begin();
-            if constexpr (Input::is_asynchronous) {
-                run.place = places().try_acquire();
-                if (!run.place) {
-                    run.place = co_await places().acquire();
+            drain_.begin_query();
+            try {
+                bool runs = !drained_;  // a source may deliver while the drain begins
+                if constexpr (Input::is_asynchronous) {
+                    job.place = places().try_acquire();
+                    if (runs && !job.place) {
+                        runs = co_await wait_for_place(Pooled(), *this, job);
+                    }
                 }
+                if (runs && !group.cancelled()) {
+                    admit();
+                    std::exception_ptr error;
+                    try {
+                        co_await state_.process(job);
+                    } catch (...) {
+                        error = std::current_exception();
+                    }
+                    if (!state_.has_ended(job, error)) [[unlikely]] {
+                        co_await boost::asio::this_coro::throw_if_cancelled(false);
+                        co_await state_.end_otherwise(job, std::move(error));
+                        co_await boost::asio::this_coro::throw_if_cancelled(true);
+                    }
+                } else if (drained_) {
+                    job.cut_short();
+                } else {
+                    throw operation_aborted("QueryWindow");
+                }
+            } catch (...) {
+                drain_.end_cancelled();
+                throw;
             }
-            if (group.cancelled()) {
-                co_return;
-            }
-            admit();
-            co_await state_.process(result, run);
-            output_.end(index, std::move(result), run.place);
+            drain_.end_query(job.result);
+            output_.end(index, job);
         }
     }
 
-    bool pull(Query& query) {
+    bool pull(Job& job) {
         try {
-            return input_.pull(query);
+            return input_.pull(job);
         } catch (...) {
             fail(std::current_exception());
             return false;
@@ -175,22 +251,42 @@ private:
         output_.fail(error);
     }
 
-    static boost::asio::awaitable<std::optional<Query>, Executor> ask(Pooled, QueryWindow& window) {
+    static boost::asio::awaitable<bool, Executor> ask(Pooled, QueryWindow& window, Job& job) {
+        Canceller canceller;  // a drain cancels next() alone
         window.asking_ = true;
+        window.asked_ = &canceller;
         std::exception_ptr error;
+        std::optional<bool> taken;
         try {
-            std::optional<Query> query = co_await window.input_.template next<Executor>();
-            window.asking_ = false;
-            co_return query;
+            co_await cancelled_by(canceller, taken, window.input_.template next<Executor>(job));
         } catch (...) {
             error = std::current_exception();
         }
         window.asking_ = false;
-        if (window.group_->cancelled()) {
-            std::rethrow_exception(error);
+        window.asked_ = nullptr;
+        if (error && window.drained_ && !window.group_->cancelled() && is_cancellation(error)) {
+            co_return false;
         }
-        window.fail(error);
-        co_return std::nullopt;
+        if (error) {
+            if (window.group_->cancelled()) {
+                std::rethrow_exception(error);
+            }
+            window.fail(error);
+        }
+        co_return taken.value_or(false);
+    }
+
+    // Returns false if the query gets none, because the window was cancelled.
+    static boost::asio::awaitable<bool, Executor> wait_for_place(Pooled, QueryWindow& window, Job& job) {
+        try {
+            job.place = co_await window.places().acquire();
+        } catch (...) {
+            if (!window.drained_) {
+                throw;
+            }
+            co_return false;
+        }
+        co_return true;
     }
 
     // Waits until a place may be free. Returns false, without waiting, if as many other workers do as there are places;
@@ -207,15 +303,18 @@ private:
     }
 
     State& state_;
+    Drain& drain_;
     Input input_;
     Output& output_;
     boost::intrusive_ptr<ConditionVariable> idle_;  // workers without a query
     TaskGroup* group_ = nullptr;                    // runs the workers
     std::size_t taken_ = 0;                         // queries
+    Canceller* asked_ = nullptr;                    // of the source's next(), while a worker awaits it
     bool asking_ = false;                           // a worker awaits the source
     bool admitting_ = false;                        // a worker is about to begin or to stop idling
     bool input_ended_ = false;
     bool cancelled_ = false;
+    bool drained_ = false;
 };
 
 }  // namespace sluice::detail

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/pipeline/detail/query_job.hpp>
 #include <sluice/pipeline/query_source.hpp>
-#include <sluice/query.hpp>
 #include <sluice/sync/awaitable_function.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -12,7 +12,6 @@
 
 #include <cstddef>
 #include <functional>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -23,29 +22,17 @@ template <class Source, class Projection>
 class SourceReader {
 public:
     static constexpr bool is_asynchronous = true;
+    static constexpr bool has_rest = false;
     static constexpr bool must_be_closed = !std::is_lvalue_reference_v<Source> &&
                                            requires(Source& source) { requires Awaitable<decltype(source.close())>; };
 
     SourceReader(Source&& source, Projection projection)
         : source_(std::forward<Source>(source)), projection_(std::move(projection)) {}
 
-    // Returns the next query, or nothing once the source has ended. Throws what it throws.
-    template <class Executor>
-    boost::asio::awaitable<std::optional<Query>, Executor> next() {
-        for (int skipped = 0;; ++skipped) {
-            if (skipped % 64 == 63) {  // the source may answer without suspending
-                const Executor executor = co_await boost::asio::this_coro::executor;
-                co_await boost::asio::post(executor, boost::asio::deferred);
-            }
-            auto item = co_await source_.next();
-            if (!item) {
-                co_return std::nullopt;
-            }
-            std::optional<Query> query = std::invoke(projection_, std::move(*item));
-            if (query) {
-                co_return query;
-            }
-        }
+    // Gives `job` the next query, or returns false once the source has ended. Throws what it throws.
+    template <class Executor, class Job>
+    boost::asio::awaitable<bool, Executor> next(Job& job) {
+        return Next<Executor, Job>::run(*this, job);
     }
 
     // Ends the work of a source that this owns.
@@ -54,6 +41,26 @@ public:
     static constexpr std::size_t size_hint() noexcept { return 0; }
 
 private:
+    // A class, since g++ objects to the frame of a function template with an argument of an unnamed namespace.
+    template <class Executor, class Job>
+    struct Next {
+        static boost::asio::awaitable<bool, Executor> run(SourceReader& reader, Job& job) {
+            for (int skipped = 0;; ++skipped) {
+                if (skipped % 64 == 63) {  // the source may answer without suspending
+                    const Executor executor = co_await boost::asio::this_coro::executor;
+                    co_await boost::asio::post(executor, boost::asio::deferred);
+                }
+                auto item = co_await reader.source_.next();
+                if (!item) {
+                    co_return false;
+                }
+                if (take(job, std::invoke(reader.projection_, std::move(*item)))) {
+                    co_return true;
+                }
+            }
+        }
+    };
+
     Source source_;  // a reference for an lvalue
     Projection projection_;
 };

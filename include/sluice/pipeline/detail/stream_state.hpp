@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/pipeline/detail/query_window.hpp>
+#include <sluice/pipeline/detail/drain_state.hpp>
 #include <sluice/result.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
@@ -10,14 +10,15 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <exception>
 #include <memory>
 #include <utility>
+#include <vector>
 
 namespace sluice::detail {
 
@@ -43,7 +44,7 @@ public:
         }
         progress_ = make_queue<ConditionVariable>("ResultStream", executor);
         boost::asio::co_spawn(executor, run(), [self = this->shared_from_this()](const std::exception_ptr& error) {
-            if (error && !self->stopped_) {
+            if (error && !self->stopped_ && !self->error_) {  // the first, as in a batch
                 self->error_ = error;
             }
             self->ended_ = true;
@@ -84,15 +85,24 @@ public:
 
     void begin() const noexcept {}
 
-    void end(std::size_t index, Result&& result, Slot& place) {
+    void end(std::size_t index, auto& job) {
         if (!stopped_) {
             if (progress_->waiting() != 0) {  // a consumer waits and will take the result
-                place.release();
+                job.place.release();
             }
-            results_.emplace_back(index, std::move(result), std::move(place));
+            results_.emplace_back(index, job.finished(), std::move(job.place));
             progress_->notify_one();
         }
     }
+
+    // The outcome of a drain of the stream.
+    struct Drained {
+        DrainCounts counts;
+        std::vector<Result> unfinished;
+    };
+
+    // Drains a stream that can be drained.
+    virtual boost::asio::awaitable<Drained, Executor> drain(std::chrono::nanoseconds grace) = 0;
 
     // Queries that were taken before run to their end.
     void fail(const std::exception_ptr& error) noexcept {
@@ -122,48 +132,6 @@ private:
     std::exception_ptr error_;                          // ended the input early
     bool stopped_ = false;
     bool ended_ = false;
-};
-
-// A stream of the results of a pipeline.
-template <class State, class Input>
-class PipelineStream final : public StreamState<typename State::Result, typename State::Executor> {
-public:
-    PipelineStream(std::shared_ptr<State> state, Input input) : state_(std::move(state)), input_(std::move(input)) {}
-
-private:
-    using Executor = typename State::Executor;
-    using Window = QueryWindow<State, Input, PipelineStream>;
-
-    boost::asio::awaitable<void, Executor> run() override {
-        const auto self = this->shared_from_this();
-        const Executor executor = co_await boost::asio::this_coro::executor;
-        state_->check_context(executor);
-        Window window(executor, *state_, std::move(input_), *this);
-        const struct Reset {
-            Window*& window;
-            ~Reset() { window = nullptr; }
-        } reset{window_ = &window};
-        if (this->stopped()) {
-            window.cancel();
-        }
-        co_await window.run();
-    }
-
-    void cancel() noexcept override {
-        if (window_) {
-            window_->cancel();
-        }
-    }
-
-    void give_back(Slot& place) override {
-        if (window_) {
-            window_->give_back(place);
-        }
-    }
-
-    std::shared_ptr<State> state_;
-    Input input_;               // until the window has it
-    Window* window_ = nullptr;  // while it runs
 };
 
 }  // namespace sluice::detail

@@ -1,28 +1,79 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/observer.hpp>
+#include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/stage/detail/window.hpp>
 #include <sluice/sync/detail/clock.hpp>
+#include <sluice/sync/detail/condition_variable.hpp>
 #include <sluice/sync/slot.hpp>
 
 #include <boost/asio/execution_context.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <algorithm>
 #include <utility>
 
 namespace sluice::detail {
 
-// What the stage runs of one query share: its place in a window, and the clock.
+// The place of a query in a window. The query leaves it while all its stage runs are in a backoff; there are several
+// only if it runs some side by side.
+class QueryPlace {
+public:
+    QueryPlace() noexcept : window(nullptr) {}
+    QueryPlace(Window* its_window, Slot its_place) noexcept : window(its_window), place(std::move(its_place)) {}
+
+    QueryPlace(const QueryPlace&) = delete;
+    QueryPlace& operator=(const QueryPlace&) = delete;
+
+    // A stage run begins a backoff. Afterwards it calls end_backoff(), and then, if has_left(), one waits in line for a
+    // place and calls come_back() with it, and the others wait for that one.
+    void begin_backoff() {
+        if (--active_ == 0) {
+            leave();
+        }
+    }
+    void end_backoff() noexcept { ++active_; }
+    bool has_left() const noexcept { return static_cast<bool>(away_); }
+    void come_back(Slot new_place) {
+        away_.release();
+        place = std::move(new_place);
+    }
+
+    // Instead of one stage run there are `count` side by side. Each but the last calls end_one() when it ends. When no
+    // further one will begin, end_side_by_side() is told how many have not.
+    void begin_side_by_side(int count) noexcept { active_ += count - 1; }
+    void end_one() { begin_backoff(); }  // the query leaves its place if the others are in a backoff
+    void end_side_by_side(int not_begun) noexcept { active_ -= std::max(0, not_begun - 1); }
+
+    Window* const window;                            // null if there is none
+    Slot place;                                      // in the window
+    DrainScope* drain = nullptr;                     // of its pipeline, if that can be drained
+    Observer* observer = nullptr;                    // of its pipeline
+    bool gave_up = false;                            // because of a drain
+    bool is_in_line = false;                         // a stage run waits for a place
+    boost::intrusive_ptr<ConditionVariable> others;  // wait for that one
+
+private:
+    void leave() {
+        if (window && place) {
+            away_ = window->leave(place);
+        }
+    }
+
+    Slot away_;       // permits a query without a place
+    int active_ = 1;  // stage runs that are in no backoff
+};
+
+// The state that the stage runs of one query share: its place, and the clock.
 //
 // Reading the clock takes a good part of the time of a stage run. So the reading at the end of one attempt also serves
 // as the start of the next stage run, if no code but the library's ran in between.
 template <class T>
 class QueryRun {
 public:
-    QueryRun() noexcept : window(nullptr) {}
-    QueryRun(Window* its_window, Slot its_place) noexcept : window(its_window), place(std::move(its_place)) {}
-
-    QueryRun(const QueryRun&) = delete;
-    QueryRun& operator=(const QueryRun&) = delete;
+    explicit QueryRun(QueryPlace* its_place) noexcept
+        : place(its_place), observer(its_place ? its_place->observer : nullptr) {}
 
     // The time now, which the last reading is if it has not expired.
     typename T::time_point now(boost::asio::execution_context& context) {
@@ -38,8 +89,8 @@ public:
     // Other code has run since.
     void expire_reading() noexcept { fresh_ = false; }
 
-    Window* const window;  // null if there is none
-    Slot place;            // in the window
+    QueryPlace* const place;   // null without one
+    Observer* const observer;  // of a stage that has none of its own
 
 private:
     typename T::time_point last_reading_{};

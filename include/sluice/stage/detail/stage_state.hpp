@@ -5,6 +5,8 @@
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
@@ -15,6 +17,7 @@
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/cancelled_by.hpp>
 #include <sluice/sync/detail/clock.hpp>
+#include <sluice/sync/detail/context_bound.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/require.hpp>
@@ -37,7 +40,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 namespace sluice::detail {
 
@@ -48,10 +53,12 @@ namespace sluice::detail {
 template <class Function, class T>
 class StageState {
 public:
+    using Timer = T;
+
     template <class... Args>
-    using Value = model_value_t<Function&, Args&...>;
+    using Value = model_value_t<Function&, call_argument_t<Args>...>;
     template <class... Args>
-    using RunExecutor = awaitable_executor_t<Function&, Args&...>;
+    using RunExecutor = awaitable_executor_t<Function&, call_argument_t<Args>...>;
 
     StageState(SharedString stage_name, std::shared_ptr<EndpointState> stage_endpoint, Function function,
                const StageOptions& options)
@@ -79,84 +86,19 @@ public:
     StageState(const StageState&) = delete;
     StageState& operator=(const StageState&) = delete;
 
-    // Runs one query through the stage and fills in its `result` and `data`. Throws if it is cancelled.
-    template <class... Args>
-    static boost::asio::awaitable<void, RunExecutor<Args...>> run(Pooled, StageState& stage, QueryRun<T>& query,
-                                                                  StageResult<>& result,
-                                                                  std::optional<Value<Args...>>& data, Args&... args) {
-        StageSemaphore& line = stage.endpoint->line;
-        if (state_of(line)->context_gone()) {
-            co_await fail_closed<RunExecutor<Args...>>(Pooled(), stage, query, result);
-            co_return;
-        }
-        boost::asio::execution_context& context = state_of(line)->context();
-        const std::uint64_t number = stage.runs_++;
-        const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
-        for (;;) {
-            Failure failure;
-            stage.notify(query, &Observer::on_queued, result);
-            auto started = query.now(context);
-            Slot slot = line.try_acquire();
-            if (!slot) {
-                try {
-                    slot = co_await line.acquire();
-                } catch (...) {
-                    failure.error = std::current_exception();
-                }
-                const auto queued = std::exchange(started, query.read_clock(context));
-                result.queue_time += started - queued;
-            }
-            if (slot) {
-                ++result.attempts;
-                stage.notify(query, &Observer::on_started, result);
-                failure.attempted = true;
-                try {
-                    if (stage.options_.timeout) {
-                        co_await timed_attempt<Args...>(Pooled(), stage, started, result, failure, data, args...);
-                    } else {
-                        data.emplace(co_await callee(stage.function_)(args...));
-                    }
-                } catch (const ModelError&) {
-                    failure.error = std::current_exception();
-                } catch (...) {
-                    failure.error = std::current_exception();
-                    failure.is_plain = !may_be_multiple_exceptions();
-                }
-                const std::chrono::nanoseconds took = query.read_clock(context) - started;
-                result.latency += took;
-                if (!failure.error && stage.options_.timeout && took > *stage.options_.timeout) {
-                    result.late = true;  // it blocked the thread and, with it, the timer
-                }
-                slot.release();
-            }
-            if (!failure.error) [[likely]] {
-                result.success = true;
-                stage.notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded,
-                             Observer::Event::started);
-                co_return;
-            }
-            const auto last_event = failure.attempted ? Observer::Event::started : Observer::Event::queued;
-            // A cancellation that predates this run is ignored.
-            const bool cancelled =
-                failure.cancelled ||
-                (is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled);
-            if (cancelled || (!failure.attempted && !state_of(line)->closed())) {
-                if (cancelled) {
-                    failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
-                }
-                stage.finish_cancelled(query, result, failure.error, last_event);
-                std::rethrow_exception(failure.error);
-            }
-            if (!failure.attempted) {
-                stage.finish_closed(query, result, last_event);
-                co_return;
-            }
-            if (!co_await try_again<RunExecutor<Args...>>(Pooled(), stage, query, result, failure, number,
-                                                          was_cancelled)) {
-                co_return;
-            }
-        }
-    }
+    // Runs one query through the stage. A `Target` says where its clock, its result and its value are: query() and
+    // result(), which are references, or objects that this frame holds, and data(result); what is to be done when the
+    // run has ended, or an exception leaves it: ended(result) and aborted(result); and what is returned:
+    // returned(result). A step may skip the run, and saves the record after it. The arguments lie in this frame too; an
+    // `Arg` is a reference or not. (A class, since g++ objects to the frame of a function template with an argument of
+    // an unnamed namespace.)
+    template <class Target, class... Args>
+    struct Run {
+        using Executor = RunExecutor<Args...>;
+
+        static boost::asio::awaitable<typename Target::Returned, Executor> run(Pooled, StageState& stage, Target target,
+                                                                               Args... args);
+    };
 
     const SharedString name;
     const std::shared_ptr<EndpointState> endpoint;
@@ -172,8 +114,8 @@ private:
     };
 
     void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
-        if (options_.observer) {
-            (options_.observer->*event)(args...);
+        if (Observer* const observer = options_.observer ? options_.observer : query.observer) {
+            (observer->*event)(args...);
             query.expire_reading();
         }
     }
@@ -190,6 +132,12 @@ private:
         notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last);
     }
 
+    void finish_missing(QueryRun<T>& query, StageResult<>& result) const noexcept {
+        result.error = std::make_exception_ptr(std::logic_error("a field that the stage reads is empty"));
+        result.reason = Reason::missing;
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
+    }
+
     // A stage run on an endpoint whose context is gone. Gives other coroutines a turn, since nothing else here does.
     template <class Executor>
     static boost::asio::awaitable<void, Executor> fail_closed(Pooled, StageState& stage, QueryRun<T>& query,
@@ -200,17 +148,23 @@ private:
     }
 
     // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
-    template <class... Args>
+    template <class Data, class... Args>
     static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(Pooled, StageState& stage,
                                                                             typename T::time_point started,
                                                                             StageResult<>& result, Failure& failure,
-                                                                            std::optional<Value<Args...>>& data,
-                                                                            Args&... args) {
+                                                                            std::optional<Data>& data,
+                                                                            std::remove_reference_t<Args>&... args) {
         using Attempt = boost::asio::awaitable<Value<Args...>, RunExecutor<Args...>>;
         const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
         typename Timeouts<T>::Call call(*stage.timeouts_, executor, started);
         try {
-            co_await cancelled_by(call, data, Attempt(callee(stage.function_)(args...)));
+            if constexpr (std::is_same_v<Data, Value<Args...>>) {
+                co_await cancelled_by(call, data, Attempt(callee(stage.function_)(read_argument<Args>(args)...)));
+            } else {
+                std::optional<Value<Args...>> value;
+                co_await cancelled_by(call, value, Attempt(callee(stage.function_)(read_argument<Args>(args)...)));
+                data.emplace(*std::move(value));
+            }
             result.late = call.expired();
         } catch (...) {
             failure.cancelled = call.cancelled_from_outside();
@@ -237,7 +191,7 @@ private:
         }
         try {
             if (delay->count() > 0) {
-                co_await back_off<Executor>(Pooled(), query, *delay);
+                co_await BackoffWait<T>::template run<Executor>(Pooled(), query.place, *delay);
             } else if (result.attempts % 64 == 0) {  // an attempt may fail without suspending
                 co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
             }
@@ -261,20 +215,126 @@ private:
             });
     }
 
-    // Waits, and leaves the place in the window to another query meanwhile.
-    template <class Executor>
-    static boost::asio::awaitable<void, Executor> back_off(Pooled, QueryRun<T>& query, std::chrono::nanoseconds delay) {
-        const Slot away = query.window ? query.window->leave(query.place) : Slot();
-        co_await sleep_for<T, Executor>(delay);
-        if (away) {
-            query.place = co_await query.window->places().acquire();
-        }
-    }
-
     Function function_;
     StageOptions options_;
     boost::intrusive_ptr<Timeouts<T>> timeouts_;  // if there is a timeout
     std::uint64_t runs_ = 0;                      // gives each stage run its own jitter
 };
+
+template <class Function, class T>
+template <class Target, class... Args>
+auto StageState<Function, T>::Run<Target, Args...>::run(Pooled, StageState& stage, Target target, Args... args)
+    -> boost::asio::awaitable<typename Target::Returned, Executor> {
+    if constexpr (Target::is_step) {
+        if (!target.begins()) {
+            co_return target.skipped();
+        }
+    }
+    if constexpr (checks_context) {
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        state_of(stage.endpoint->line)->check_context([&]() -> const auto& { return executor; });
+    }
+    decltype(auto) query = target.query();
+    decltype(auto) result = target.result();
+    try {
+        if constexpr (Target::is_step) {
+            if (query.place->has_left()) [[unlikely]] {  // the route has cut short a step in backoff
+                co_await BackoffWait<T>::template come_back<Executor>(Pooled(), *query.place);
+            }
+        }
+        StageSemaphore& line = stage.endpoint->line;
+        const bool context_gone = state_of(line)->context_gone();
+        if (context_gone) {
+            co_await fail_closed<Executor>(Pooled(), stage, query, result);
+        }
+        const std::uint64_t number = stage.runs_++;
+        const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+        while (!context_gone) {
+            boost::asio::execution_context& context = state_of(line)->context();
+            Failure failure;
+            stage.notify(query, &Observer::on_queued, result);
+            auto started = query.now(context);
+            Slot slot = line.try_acquire();
+            if (!slot) {
+                try {
+                    slot = co_await line.acquire();
+                } catch (...) {
+                    failure.error = std::current_exception();
+                }
+                const auto queued = std::exchange(started, query.read_clock(context));
+                result.queue_time += started - queued;
+            }
+            if constexpr ((is_field_argument<Args> || ...)) {
+                if (slot && (is_missing<Args>(args) || ...)) {
+                    slot.release();
+                    stage.finish_missing(query, result);
+                    break;
+                }
+            }
+            if (slot) {
+                ++result.attempts;
+                stage.notify(query, &Observer::on_started, result);
+                failure.attempted = true;
+                try {
+                    if (stage.options_.timeout) {
+                        co_await timed_attempt<typename Target::Data, Args...>(Pooled(), stage, started, result,
+                                                                               failure, target.data(result), args...);
+                    } else {
+                        target.data(result).emplace(co_await callee(stage.function_)(read_argument<Args>(args)...));
+                    }
+                } catch (const ModelError&) {
+                    failure.error = std::current_exception();
+                } catch (...) {
+                    failure.error = std::current_exception();
+                    failure.is_plain = !may_be_multiple_exceptions();
+                }
+                const std::chrono::nanoseconds took = query.read_clock(context) - started;
+                result.latency += took;
+                if (!failure.error && stage.options_.timeout && took > *stage.options_.timeout) {
+                    result.late = true;  // it blocked the thread and, with it, the timer
+                }
+                slot.release();
+            }
+            if (!failure.error) [[likely]] {
+                result.success = true;
+                stage.notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded,
+                             Observer::Event::started);
+                break;
+            }
+            const auto last_event = failure.attempted ? Observer::Event::started : Observer::Event::queued;
+            // A cancellation that predates this run is ignored.
+            const bool cancelled =
+                failure.cancelled ||
+                (is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled);
+            if (cancelled || (!failure.attempted && !state_of(line)->closed())) {
+                if (cancelled) {
+                    failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
+                }
+                stage.finish_cancelled(query, result, failure.error, last_event);
+                std::rethrow_exception(failure.error);
+            }
+            if (!failure.attempted) {
+                stage.finish_closed(query, result, last_event);
+                break;
+            }
+            if (!co_await try_again<Executor>(Pooled(), stage, query, result, failure, number, was_cancelled)) {
+                break;
+            }
+        }
+    } catch (...) {
+        target.aborted(result);
+        throw;
+    }
+    target.ended(result);
+    if constexpr (Target::is_step) {
+        if (target.saves()) {
+            const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
+            co_await boost::asio::this_coro::throw_if_cancelled(false);
+            co_await target.save();
+            co_await boost::asio::this_coro::throw_if_cancelled(throws);
+        }
+    }
+    co_return target.returned(result);
+}
 
 }  // namespace sluice::detail

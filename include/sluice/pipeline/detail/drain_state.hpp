@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/result.hpp>
+#include <sluice/stage/detail/drain_scope.hpp>
+#include <sluice/sync/detail/bound_queue.hpp>
+#include <sluice/sync/detail/clock.hpp>
+#include <sluice/sync/detail/condition_variable.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <typeinfo>
+#include <utility>
+
+namespace sluice::detail {
+
+// The numbers of queries that were in work when a drain began, or were handed over by a source after that, by their
+// ends.
+struct DrainCounts {
+    std::size_t completed = 0;
+    std::size_t dead = 0;
+    std::size_t cancelled = 0;
+    std::size_t unfinished = 0;
+};
+
+// Stands for the drain of what cannot be drained.
+struct NoDrain {
+    struct Running {
+        explicit Running(NoDrain&) noexcept {}
+    };
+
+    explicit NoDrain(NoDrain* = nullptr) noexcept {}
+
+    static void begin_query() noexcept {}
+    static void end_query(const auto&) noexcept {}
+    static void end_cancelled() noexcept {}
+};
+
+// The drain of a pipeline, or of one of its streams: it begins with start(), and has ended when nothing runs any more.
+// The drain of the pipeline drains its streams, and what runs in a stream also runs in its pipeline.
+template <class T>
+class DrainState final : private Drainable {
+public:
+    explicit DrainState(DrainState* of_pipeline = nullptr) : pipeline_(of_pipeline) {
+        if (pipeline_) {
+            pipeline_->scope.enter(*this);
+            if (pipeline_->scope.draining()) {
+                on_drain();
+                if (pipeline_->scope.grace_over()) {
+                    on_grace_over();
+                }
+            }
+        }
+    }
+
+    DrainScope scope{typeid(T)};
+
+    // A query is in work from its intake until it has ended in one of two ways. These are calls and no guard, since a
+    // frame that is destroyed with its context may outlive this.
+    void begin_query() noexcept { enter(&DrainState::in_work_); }
+    void end_query(const QueryResult& result) {
+        left(result.unfinished  ? &DrainCounts::unfinished
+             : result.completed ? &DrainCounts::completed
+                                : &DrainCounts::dead);
+    }
+    void end_cancelled() { left(&DrainCounts::cancelled); }
+
+    // A batch or stream while it runs. When it ends, the drain may.
+    class Running {
+    public:
+        explicit Running(DrainState& drain) noexcept : drain_(drain) { drain_.enter(&DrainState::running_); }
+        ~Running() { drain_.stopped(); }
+
+        Running(const Running&) = delete;
+        Running& operator=(const Running&) = delete;
+
+    private:
+        DrainState& drain_;
+    };
+
+    // Starts the drain, on `executor`, or shortens its grace, and waits for the end. `owner` keeps this alive. A grace
+    // of more than a century is one, so that no sum overflows.
+    template <class Executor>
+    static boost::asio::awaitable<void, Executor> run(Pooled, DrainState& drain, Executor executor,
+                                                      std::shared_ptr<void> owner, std::chrono::nanoseconds grace) {
+        constexpr std::chrono::nanoseconds century = std::chrono::hours(24 * 36525);
+        drain.start(std::move(owner), executor, std::clamp(grace, std::chrono::nanoseconds::zero(), century));
+        while (!drain.ended_) {
+            Waiter waiter;
+            co_await drain.progress_->wait(waiter);
+            if (waiter.outcome == WaitOutcome::aborted) {
+                throw operation_aborted("drain");
+            }
+        }
+    }
+
+    // Whether it was asked for here, and not only through the pipeline.
+    bool started() const noexcept { return progress_ != nullptr; }
+
+    const DrainCounts& counts() const noexcept { return counts_; }
+
+private:
+    template <class Executor>
+    void start(std::shared_ptr<void> owner, const Executor& executor, std::chrono::nanoseconds grace) {
+        if (!progress_) {
+            progress_ = make_queue<ConditionVariable>("Pipeline", executor);
+        }
+        const auto deadline = std::chrono::nanoseconds(now<T>(executor).time_since_epoch()) + grace;
+        if (!ended_ && scope.begins_before(deadline)) {
+            end_timer();
+            scope.drain(deadline);
+            boost::asio::co_spawn(executor,
+                                  wait_for_grace<Executor>(Pooled(), *this, std::move(owner), grace, deadline),
+                                  boost::asio::detached);
+        }
+        end_if_idle();
+    }
+
+    // The timer lives in this frame, which the context owns.
+    template <class Executor>
+    static boost::asio::awaitable<void, Executor> wait_for_grace(Pooled, DrainState& drain, std::shared_ptr<void>,
+                                                                 std::chrono::nanoseconds grace,
+                                                                 std::chrono::nanoseconds deadline) {
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        if (drain.ended_ || deadline != drain.scope.deadline()) {  // before this could begin
+            co_return;
+        }
+        std::optional<T> timer(std::in_place, executor);
+        timer->expires_after(std::chrono::duration_cast<typename T::duration>(grace));
+        const struct Reset {  // the context may destroy this frame first
+            std::optional<T>*& timer;
+            std::optional<T>* own;
+            ~Reset() {
+                if (timer == own) {
+                    timer = nullptr;
+                }
+            }
+        } reset{drain.timer_, drain.timer_ = &timer};
+        try {
+            co_await timer->async_wait(boost::asio::deferred);
+        } catch (...) {  // another drain has a shorter grace, or all has ended
+            co_return;
+        }
+        if (drain.timer_ == &timer) {
+            drain.timer_ = nullptr;
+            drain.on_grace_over();
+        }
+    }
+
+    void end_timer() {
+        if (timer_) {
+            std::exchange(timer_, nullptr)->reset();  // ends the wait: a Timer need not have cancel()
+        }
+    }
+
+    void on_drain() override {
+        if (scope.begins_before(pipeline_->scope.deadline())) {
+            scope.drain(pipeline_->scope.deadline());  // which may destroy this
+        }
+    }
+
+    void on_grace_over() override {
+        scope.end_grace();
+        end_if_idle();
+    }
+
+    void enter(std::size_t DrainState::* number) noexcept {
+        ++(this->*number);
+        if (pipeline_) {
+            ++(pipeline_->*number);
+        }
+    }
+
+    void left(std::size_t DrainCounts::* counter) {
+        --in_work_;
+        if (scope.draining()) {
+            ++(counts_.*counter);
+            end_if_idle();
+        }
+        if (pipeline_) {
+            pipeline_->left(counter);
+        }
+    }
+
+    void stopped() {
+        --running_;
+        end_if_idle();
+        if (pipeline_) {
+            pipeline_->stopped();
+        }
+    }
+
+    void end_if_idle() {
+        if (progress_ && scope.draining() && in_work_ == 0 && running_ == 0 && !ended_) {
+            ended_ = true;
+            end_timer();
+            progress_->notify_all();
+        }
+    }
+
+    DrainState* const pipeline_;  // of a stream
+    DrainCounts counts_;
+    std::size_t in_work_ = 0;            // queries
+    std::size_t running_ = 0;            // batches and streams
+    std::optional<T>* timer_ = nullptr;  // of the grace, while it is awaited
+    boost::intrusive_ptr<ConditionVariable> progress_;
+    bool ended_ = false;
+};
+
+}  // namespace sluice::detail

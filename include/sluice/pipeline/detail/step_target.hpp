@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/pipeline/step_failed.hpp>
+#include <sluice/reason.hpp>
+#include <sluice/result.hpp>
+#include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage_error.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+
+#include <boost/asio/awaitable.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+namespace sluice::detail {
+
+// Where a step puts what its stage run makes: the value into a field of the record, and the result into that of the
+// query. See StageState::Run. `StageRef` is a reference, or a handle that keeps the stage alive.
+template <class RunStateType, class Executor, bool throws, class Field, class StageRef, class T>
+struct StepTarget {
+    using Returned = std::conditional_t<throws, void, StageError>;
+    using Data = Field;
+    static constexpr bool is_step = true;
+
+    bool begins() noexcept {
+        --run.not_begun;
+        return !field;
+    }
+    static Returned skipped() noexcept { return Returned(); }
+
+    QueryRun<T> query() const noexcept { return QueryRun<T>(&run.place); }
+    StageResult<> result() const { return StageResult<>(run.result.query.id, stage.name()); }
+    std::optional<Field>& data(StageResult<>&) const noexcept { return field; }
+
+    void aborted(StageResult<>& result) {
+        run.aborted = true;
+        run.add(std::move(result));
+    }
+    void ended(StageResult<>& result) {
+        const bool success = result.success;
+        const std::int32_t index = run.add(std::move(result));
+        failed = success ? -1 : index;
+    }
+
+    bool saves() const noexcept { return failed < 0 && run.saver; }
+    boost::asio::awaitable<void, Executor> save() { return save(Pooled(), *this); }
+
+    // A save that fails ends the route, even if it fails after a step_or_error(): the stage has not failed.
+    Returned returned(StageResult<>&) const {
+        if (failed >= 0 && (throws || save_failed)) {
+            throw StepFailed(failed);
+        }
+        if constexpr (!throws) {
+            return failed < 0 ? StageError() : run.result.stage_results[static_cast<std::size_t>(failed)].error;
+        }
+    }
+
+    RunStateType& run;
+    std::optional<Field>& field;
+    StageRef stage;
+    std::int32_t failed = -1;  // the index of its failure, if it failed
+    bool save_failed = false;
+
+private:
+    static boost::asio::awaitable<void, Executor> save(Pooled, StepTarget& target) {
+        std::exception_ptr error;
+        try {
+            co_await target.run.saver->save();
+        } catch (...) {
+            error = std::current_exception();
+        }
+        if (error) {
+            target.failed = target.run.failed_save =
+                target.run.add_failure("save", Reason::checkpoint, std::move(error));
+            target.save_failed = true;
+        }
+    }
+};
+
+}  // namespace sluice::detail

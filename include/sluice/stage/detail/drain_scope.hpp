@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/intrusive_list.hpp>
+
+#include <chrono>
+#include <typeinfo>
+
+namespace sluice::detail {
+
+// Something that a drain of its pipeline concerns, while it is in the pipeline's DrainScope. Both functions may end and
+// destroy it, and others.
+class Drainable : public ListHook {
+public:
+    // The drain begins: nothing new is to be taken in, and what would outlast the grace is to give up.
+    virtual void on_drain() = 0;
+
+    // The grace is over: all that runs is to be cancelled.
+    virtual void on_grace_over() = 0;
+
+protected:
+    ~Drainable() { unlink(); }
+};
+
+// The members that a drain of one pipeline concerns, and its progress.
+class DrainScope {
+public:
+    // `its_timer` is the type of the pipeline's timer.
+    explicit DrainScope(const std::type_info& its_timer) noexcept : timer(its_timer) {}
+
+    ~DrainScope() {  // members may be in frames that their context destroys later
+        while (!members_.empty()) {
+            members_.front().unlink();
+        }
+    }
+
+    DrainScope(const DrainScope&) = delete;
+    DrainScope& operator=(const DrainScope&) = delete;
+
+    bool draining() const noexcept { return draining_; }
+    bool grace_over() const noexcept { return grace_over_; }
+    bool empty() const noexcept { return members_.empty(); }
+
+    std::chrono::nanoseconds deadline() const noexcept { return deadline_; }
+
+    // Whether a drain with this deadline is the first, or shortens the grace.
+    bool begins_before(std::chrono::nanoseconds deadline) const noexcept { return !draining_ || deadline < deadline_; }
+
+    // Whether a wait that ends at `time`, on the clock of the pipeline's timer, would outlast the grace.
+    bool outlasts(std::chrono::nanoseconds time) const noexcept { return draining_ && time > deadline_; }
+
+    const std::type_info& timer;
+
+    void enter(Drainable& member) noexcept { members_.push_back(member); }
+
+    void drain(std::chrono::nanoseconds deadline) {
+        draining_ = true;
+        deadline_ = deadline;
+        visit(&Drainable::on_drain);
+    }
+
+    void end_grace() {
+        grace_over_ = true;
+        visit(&Drainable::on_grace_over);
+    }
+
+private:
+    void visit(void (Drainable::*function)()) {
+        IntrusiveList<Drainable> not_visited;
+        not_visited.splice_back(members_);
+        while (!not_visited.empty()) {
+            Drainable& member = not_visited.front();
+            member.unlink();
+            members_.push_back(member);
+            (member.*function)();
+        }
+    }
+
+    IntrusiveList<Drainable> members_;
+    std::chrono::nanoseconds deadline_{};  // since the epoch of that clock
+    bool draining_ = false;
+    bool grace_over_ = false;
+};
+
+}  // namespace sluice::detail
