@@ -52,7 +52,7 @@ Row stream(const std::string& name, const Job& job) {
     return {"process_stream: " + name,
             "ns/query",
             variant<M>("sluice", W::stream, job),
-            {variant<M>("process_batch", W::template batch<>, job, at_most(1.15))}};
+            {variant<M>("process_batch", W::template batch<>, job, at_most(1.12))}};
 }
 
 void add(Row& row, std::optional<Variant> peer) {
@@ -105,7 +105,7 @@ std::vector<Row> pipeline_rows(const Settings& settings) {
     failing.failures = Failures::a_tenth;
 
     Row at_once = batch<TypedExecutor, Suspends::never>("functions return at once", all_well);
-    at_once.others[0].bound = at_most(1.5);
+    at_once.others[0].bound = at_most(1.2);
     add(at_once, tbb_flow_graph(all_well.queries->size()));
     add(at_once, asyncio(Suspends::never, all_well.queries->size(), times_faster(60)));
 

@@ -162,7 +162,7 @@ std::vector<Row> rows_with(const std::string& name, const Job& job) {
     return {{"Pipeline::process_batch: " + name,
              "ns/query",
              variant<M>("sluice", Routes::template batch<>, job),
-             {variant<M>("InferencePipeline", Inference::template batch<>, job, at_most(1.15))}},
+             {variant<M>("InferencePipeline", Inference::template batch<>, job, at_most(1.05))}},
             {"two of the steps side by side: " + name,
              "ns/query",
              variant<M>("sluice", Routes::template batch<Shape::side_by_side>, job),

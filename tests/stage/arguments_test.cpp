@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // The arguments of user-provided callables, at every place that calls one. An argument that has to be converted must
 // live as long as the coroutine that refers to it; if it does not, AddressSanitizer reports it, clang's above all.
+#include <sluice/observer.hpp>
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
@@ -15,6 +16,7 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/version.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -165,6 +167,123 @@ TEST_CASE("arguments: rvalues are moved in, converted, and const", "[arguments][
     CHECK(literally.value().data == literal);
 }
 
+namespace {
+
+struct Spoken {
+    std::optional<std::string> before;
+    std::optional<std::string> words;
+};
+
+// A step with these arguments, after one that runs in place.
+template <class Function, class... Args>
+class StepWith : sluice::Observer {
+public:
+    // Returns whether it runs in place too: then the results of both lie in the state of their query, one by one.
+    static bool runs_in_place(Function function, Args&... args) {
+        StepWith step;
+        asio::io_context context;
+        const auto executor = test::timed(context.get_executor());
+        const StageOptions observed{.observer = &step};
+        const First first(executor, "first", 1, echo, observed);
+        const Second second(executor, "second", 1, std::move(function), observed);
+        test::DeadLetters sink;
+        sluice::Pipeline pipeline(
+            executor, [&](sluice::Run<Spoken>& run) { return route(run, first, second, args...); }, sink, 1);
+        Task<sluice::RecordResult<Spoken>> task(context.get_executor(),
+                                                [&] { return pipeline.process_one({"q", "text"}); });
+        sluice::testing::run(context);
+        REQUIRE(task.succeeded());
+        CHECK(task.value().completed);
+        CHECK(task.value().record.words == literal);
+        REQUIRE(step.places_.size() == 2);
+        return step.places_[0] == step.places_[1];
+    }
+
+private:
+    using First = Stage<Text (*)(const std::string&), test::VirtualTimer>;
+    using Second = Stage<Function, test::VirtualTimer>;
+
+    static asio::awaitable<void> route(sluice::Run<Spoken>& run, const First& first, const Second& second,
+                                       Args&... args) {
+        co_await run.step(&Spoken::before, first, run.query().text);
+        co_await run.step(&Spoken::words, second, args...);
+    }
+
+    void on_queued(const StageResult<>& run) noexcept override { places_.push_back(&run); }
+
+    std::vector<const void*> places_;
+};
+
+template <class Function, class... Args>
+bool step_runs_in_place(Function function, Args&... args) {
+    return StepWith<Function, Args...>::runs_in_place(std::move(function), args...);
+}
+
+#if BOOST_VERSION >= 108300 && BOOST_VERSION <= 109200 && !defined(SLUICE_PORTABLE_AWAIT)
+constexpr bool steps_run_in_place = true;
+#else
+constexpr bool steps_run_in_place = false;
+#endif
+
+Text literal_if_2(const double& number) {
+    co_await test::sleep(1ms);
+    co_return number == 2.0 ? literal : "another number";
+}
+
+}  // namespace
+
+TEST_CASE("arguments: a step runs in place if its model function takes them as they are", "[arguments][any_shape]") {
+    std::string text = literal;
+    const std::string constant = literal;
+    CHECK(step_runs_in_place(echo, text) == steps_run_in_place);
+    CHECK(step_runs_in_place(Echo(), text) == steps_run_in_place);
+    CHECK(step_runs_in_place(Echo(), constant) == steps_run_in_place);
+    CHECK(step_runs_in_place(std::function<Text(const std::string&)>(Echo()), text) == steps_run_in_place);
+    Echo functor;
+    CHECK(step_runs_in_place(std::ref(functor), text) == steps_run_in_place);
+    const std::function<Text(const std::string&)> function = echo;
+    CHECK(step_runs_in_place(std::cref(function), text) == steps_run_in_place);
+    CHECK(step_runs_in_place([](std::string& same) { return echo(same); }, text) == steps_run_in_place);
+    const double number = 2.0;
+    CHECK(step_runs_in_place(literal_if_2, number) == steps_run_in_place);
+    const auto by_value = [](std::string_view view, int) -> Text {
+        co_await test::sleep(1ms);
+        co_return std::string(view);
+    };
+    const int ignored = 1;
+    CHECK(step_runs_in_place(by_value, text, ignored) == steps_run_in_place);
+    SpecialClient special("");
+    const auto of_base = [&text](Client& client) { return client.ask(text); };
+    CHECK(step_runs_in_place(of_base, special) == steps_run_in_place);
+}
+
+TEST_CASE("arguments: a step converts them, and they live as long as the attempt", "[arguments][any_shape]") {
+    const char* pointer = literal;
+    std::string text = literal;
+    const int number = 2;
+    CHECK_FALSE(step_runs_in_place(echo, pointer));
+    CHECK_FALSE(step_runs_in_place(std::function<Text(const std::string&)>(echo), pointer));
+    CHECK_FALSE(step_runs_in_place(literal_if_2, number));
+    CHECK_FALSE(step_runs_in_place([](std::string copy) { return echo(copy); }, text));  // refers to its parameter
+    CHECK_FALSE(step_runs_in_place([](std::string copy) { return echo(copy); }, pointer));
+    CHECK_FALSE(step_runs_in_place([](std::string&& temporary) { return echo(temporary); }, pointer));
+}
+
+TEST_CASE("arguments: a step of a model function with several signatures, or of a member", "[arguments][any_shape]") {
+    const char* pointer = literal;
+    std::string text = literal;
+    Client client("");
+    Client* client_pointer = &client;
+    auto shared = std::make_shared<Client>("");
+    CHECK_FALSE(step_runs_in_place([](const auto& any) { return echo(any); }, text));
+    CHECK_FALSE(step_runs_in_place(&Client::ask, client, text));
+    CHECK_FALSE(step_runs_in_place(&Client::ask, client, pointer));
+    CHECK_FALSE(step_runs_in_place(&Client::ask, client_pointer, pointer));
+    CHECK_FALSE(step_runs_in_place(&Client::ask, shared, pointer));
+    CHECK_FALSE(step_runs_in_place(&Client::ask_const, client, pointer));
+    CHECK_FALSE(step_runs_in_place(std::ref(echo), pointer));
+}
+
 TEST_CASE("arguments: a retry sees an rvalue argument unchanged", "[arguments][stage]") {
     asio::io_context context;
     std::vector<std::string> seen;
@@ -209,6 +328,24 @@ TEST_CASE("arguments: intent and entities are converted for generate, and const 
     CHECK(attempts == 2);
     CHECK(task.value().response == "right");
     CHECK(task.value().entities == literal);
+}
+
+TEST_CASE("arguments: intent and entities are converted for a generate that is not repeated", "[arguments][pipeline]") {
+    asio::io_context context;
+    test::DeadLetters dead_letters;
+    const auto pointer = [](const std::string&) -> asio::awaitable<const char*> { co_return literal; };
+    const auto number = [](const std::string&) -> asio::awaitable<int> { co_return 2; };
+    const auto generate = [](const std::string& intent, const double& entities, std::string text) -> Text {
+        co_await test::sleep(1ms);
+        co_return intent == literal&& entities == 2.0 && text == "text" ? "right" : "wrong";
+    };
+    sluice::InferencePipeline pipeline(test::timed(context.get_executor()), pointer, number, generate,
+                                       sluice::StageLimits{1, 1, 1}, dead_letters);
+    using Outcome = decltype(pipeline)::Result;
+    Task<Outcome> task(context.get_executor(), [&] { return pipeline.process_one({"q", "text"}); });
+    sluice::testing::run(context);
+    REQUIRE(task.succeeded());
+    CHECK(task.value().response == "right");
 }
 
 namespace {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/sync/task_group.hpp>
 #include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_timer.hpp>
@@ -24,6 +25,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -219,6 +221,107 @@ TEST_CASE("task group: the body and the children run on the executor of the awai
     run(context);
     CHECK(task.succeeded());
     CHECK(inside == std::vector<bool>(5, true));
+}
+
+TEST_CASE("task group: a child that waits keeps run() of the context from returning", "[task_group]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 0);
+    Task<> task = start_group(context, [&](TaskGroup& group) -> Void {
+        group.spawn(semaphore.acquire());  // which is no work of the context's
+        co_return;
+    });
+    CHECK(context.poll() != 0);
+    CHECK(semaphore.waiting() == 1);
+    CHECK_FALSE(context.stopped());
+    CHECK_FALSE(task.done());
+    asio::post(context, [&] { semaphore.set_limit(1); });
+    context.run();  // returns
+    CHECK(task.succeeded());
+}
+
+TEST_CASE("task group: run() of the context returns when a child has ended, however", "[task_group]") {
+    asio::io_context context;
+    sluice::StageSemaphore semaphore(context.get_executor(), 0);
+    Task<> task = start_group(context, [&](TaskGroup& group) -> Void {
+        group.spawn(fail_after(1ms, "x"));
+        group.spawn(semaphore.acquire());
+        co_return;
+    });
+    CHECK(run(context) == 1ms);  // throws if a child keeps the context from stopping
+    CHECK(boom_of(task) == "x");
+}
+
+TEST_CASE("task group: the callable of a child is destroyed before the group's coroutine resumes", "[task_group]") {
+    asio::io_context context;
+    Log log;
+    enum class End { at_once, later, failed, cancelled };
+    const End end = GENERATE(End::at_once, End::later, End::failed, End::cancelled);
+    Task task(context.get_executor(), [&]() -> Void {
+        const auto body = [&](TaskGroup& group) -> Void {
+            group.spawn([&log, end, last = Goodbye(log, "callable")]() -> Void {
+                if (end != End::at_once) {
+                    co_await test::sleep(1ms);
+                }
+                if (end == End::failed) {
+                    throw Boom("x");
+                }
+                log.push_back("child");
+            });
+            if (end == End::cancelled) {
+                group.cancel();
+            }
+            co_return;
+        };
+        try {
+            co_await with_task_group(body);
+        } catch (const Boom&) {
+            log.push_back("failed");
+        }
+        log.push_back("end");
+    });
+    run(context);
+    CHECK(task.succeeded());
+    Log expected{"callable", "end"};
+    if (end == End::failed) {
+        expected.insert(expected.begin() + 1, "failed");
+    } else if (end != End::cancelled) {
+        expected.insert(expected.begin(), "child");
+    }
+    CHECK(log == expected);
+}
+
+TEST_CASE("task group: the callable of the last child may spawn another as it is destroyed", "[task_group]") {
+    asio::io_context context;
+    Log log;
+    Task<> task = start_group(context, [&](TaskGroup& group) -> Void {
+        const auto spawn_another = [&] { group.spawn(tidy(log, "another", 1ms, 0ms)); };
+        group.spawn([&log, last = std::make_unique<test::AtExit<std::function<void()>>>(spawn_another)]() -> Void {
+            co_await test::sleep(1ms);
+            log.push_back("last");
+        });
+        co_return;
+    });
+    CHECK(run(context) == 2ms);
+    CHECK(task.succeeded());
+    CHECK(log == Log{"last", "another done"});
+}
+
+TEST_CASE("task group: a child may be spawned before the context runs, and while it is stopped", "[task_group]") {
+    asio::io_context context;
+    Log log;
+    TaskGroup* outside_view = nullptr;
+    Task<> task = start_group(context, [&](TaskGroup& group) -> Void {
+        outside_view = &group;
+        co_await test::sleep(5ms);
+    });
+    context.poll();
+    context.stop();
+    outside_view->spawn(tidy(log, "a", 10ms, 0ms));
+    outside_view->spawn([&log] { return say(log, "b"); });
+    CHECK(log.empty());  // they have not begun
+    CHECK(run(context) == 10ms);
+    CHECK(task.succeeded());
+    CHECK(log == Log{"b", "a done"});
 }
 
 TEST_CASE("task group: a callable lives as long as its coroutine, and no longer than the group", "[task_group]") {

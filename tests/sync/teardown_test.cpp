@@ -2,6 +2,7 @@
 // While an operation is in progress, its context, primitive, signal and slots are destroyed, after every step and in
 // every order. AddressSanitizer finds the errors. (Nothing runs after the signal has been destroyed, since Asio itself
 // accesses the slot of the signal when it resumes a coroutine.)
+#include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
 #include <sluice/query.hpp>
@@ -39,6 +40,7 @@
 #include <array>
 #include <chrono>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -218,6 +220,63 @@ struct RoutedDrain : Routed {
     }
 };
 
+// The same with steps that run in place, and a pipeline whose stages do.
+struct InPlace : Scene {
+    using Record = Routed::Record;
+    using Model = std::function<asio::awaitable<std::string>(const std::string&)>;
+    using Generate =
+        std::function<asio::awaitable<std::string>(const std::string&, const std::string&, const std::string&)>;
+    using Stage = sluice::Stage<Model, VirtualTimer>;
+    struct Route {
+        Stage stage;
+        Stage paused;
+
+        Void operator()(sluice::Run<Record>& run) const {
+            const std::string& text = run.query().text;
+            co_await run.all(run.step(&Record::first, stage, text), run.step(&Record::second, stage, text));
+            co_await run.step(&Record::last, paused, text);
+        }
+    };
+
+    test::Model model{"model", 2ms};
+    test::SlowDeadLetters sink;
+    std::optional<sluice::Pipeline<Route, test::SlowDeadLetters, VirtualTimer>> pipeline;
+    std::optional<sluice::InferencePipeline<Model, Model, Generate, test::SlowDeadLetters, VirtualTimer>> inference;
+    std::vector<sluice::Endpoint<VirtualTimer>> paused;  // handles to endpoints of the pipelines
+    std::vector<sluice::Query> queries = test::make_queries(2);
+
+    explicit InPlace(asio::io_context& context) {
+        model.failures["t1"] = 1;
+        const auto executor = test::timed(context.get_executor());
+        const test::Endpoint call{&model};
+        Route route{{executor, "stage", 1, call}, {executor, "paused", 1, call}};
+        paused.push_back(route.paused.endpoint());
+        pipeline.emplace(executor, std::move(route), sink, 2);
+        inference.emplace(executor, call, call, call, sluice::StageLimits{1, 1, 1}, sink);
+        paused.push_back(inference->generate().endpoint());
+        for (auto& endpoint : paused) {
+            endpoint.set_limit(0);
+        }
+    }
+    Void run() override {
+        co_await sluice::with_task_group([this](sluice::TaskGroup& group) -> Void {
+            group.spawn([this] { return pipeline->process_batch(queries); });
+            group.spawn([this] { return inference->process_batch(queries); });
+            co_return;
+        });
+    }
+    void drop_slots() override {
+        for (auto& endpoint : paused) {
+            endpoint.set_limit(1);
+        }
+        paused.clear();
+    }
+    void drop_primitive() override {
+        pipeline.reset();
+        inference.reset();
+    }
+};
+
 struct Play {
     std::optional<asio::io_context> context{std::in_place};
     std::optional<asio::cancellation_signal> signal{std::in_place};
@@ -274,7 +333,7 @@ void destroy_in_every_order() {
 
 TEMPLATE_TEST_CASE("teardown: context, primitive, signal and slots may be destroyed in any order, after any step",
                    "[teardown][shutdown][stress]", Acquire, Arrive, Wait, Group, Batch, Stream, RoutedBatch,
-                   RoutedStream, RoutedDrain) {
+                   RoutedStream, RoutedDrain, InPlace) {
     destroy_in_every_order<TestType>();
 }
 

@@ -8,7 +8,7 @@
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/query_run.hpp>
-#include <sluice/stage/detail/stage_state.hpp>
+#include <sluice/stage/detail/stage_run.hpp>
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
@@ -68,18 +68,22 @@ public:
     /// As for Stage::run(). If the query was cancelled, and a step with it, the query does not complete, whatever the
     /// route does then. If only the route has cancelled the step, such as by with_timeout(), it may go on and complete.
     ///
+    /// Await the result at once and only once. It is an operation, as that of StageSemaphore::acquire() is, which
+    /// converts to `asio::awaitable<void, Executor>` where one is needed: Asio's own functions need one. A step that is
+    /// awaited itself runs in the awaiting coroutine, without one of its own, if the stage has neither retries nor a
+    /// timeout and the sink saves nothing.
+    ///
     /// @par Complexity
-    /// O(1) beside the model, the sink's save() and the wait. A step that is skipped costs its coroutine frame.
+    /// O(1) beside the model, the sink's save() and the wait.
     template <class Field, class Class, class StageType, class... Args>
-    [[nodiscard]] boost::asio::awaitable<void, Executor> step(Field Class::* field, StageType&& stage, Args&&... args) {
+    [[nodiscard]] auto step(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<true>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);
     }
 
     /// The same, but when awaited, returns the error of its stage instead of throwing it; empty if there is none. Such
     /// a failure does not make the query a dead letter.
     template <class Field, class Class, class StageType, class... Args>
-    [[nodiscard]] boost::asio::awaitable<StageError, Executor> step_or_error(Field Class::* field, StageType&& stage,
-                                                                             Args&&... args) {
+    [[nodiscard]] auto step_or_error(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<false>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);
     }
 
@@ -102,11 +106,14 @@ public:
     /// O(n). Starts a coroutine of its own for each.
     template <class... Steps>
     [[nodiscard]] boost::asio::awaitable<void, Executor> all(Steps... steps) {
-        constexpr bool are_awaitables = sizeof...(Steps) != 0 && (Awaitable<Steps> && ...);
+        constexpr bool are_awaitables =
+            sizeof...(Steps) != 0 && ((Awaitable<Steps> || detail::AwaitableOperation<Steps>) && ...);
         static_assert(are_awaitables, "sluice::Run: all() needs awaitables, such as those that step() returns");
         if constexpr (are_awaitables) {
             ++state_.not_begun;
-            return detail::SideBySide<State, Executor>::run(detail::Pooled(), state_, std::move(steps)...);
+            return detail::SideBySide<State, Executor>::run(
+                detail::Pooled(), state_,
+                boost::asio::awaitable<typename Steps::value_type, Executor>(std::move(steps))...);
         } else {
             return {};
         }
@@ -125,7 +132,7 @@ private:
     using StepAwaitable = boost::asio::awaitable<std::conditional_t<throws, void, StageError>, Executor>;
 
     template <bool throws, class Field, class Class, class StageType, class... Args>
-    StepAwaitable<throws> make_step(Field Class::* field, StageType&& stage, Args&&... args) {
+    auto make_step(Field Class::* field, StageType&& stage, Args&&... args) {
         using Traits = detail::StepTraits<Record, std::remove_cvref_t<StageType>, Args...>;
         constexpr bool is_field = detail::is_field_of<Record, Field Class::*>;
         constexpr bool is_stage = Traits::is_stage;
@@ -155,12 +162,11 @@ private:
             BOOST_ASSERT_MSG(state_.place.drain->timer == typeid(T),
                              "sluice::Run: the stage of a step must have the timer of its pipeline");
             ++state_.not_begun;
-            return StageState::template Run<Target, typename detail::StepArgument<Record, Args>::Stored...>::run(
-                detail::Pooled(), stage_state,
-                Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
+            return detail::run_in<StageState, Target, typename detail::StepArgument<Record, Args>::Stored...>(
+                stage_state, Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
                 detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
         } else {
-            return {};
+            return StepAwaitable<throws>();
         }
     }
 

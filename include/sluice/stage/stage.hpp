@@ -6,6 +6,7 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/stage_coroutine.hpp>
 #include <sluice/stage/detail/stage_state.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/model_function.hpp>
@@ -123,7 +124,7 @@ public:
             "void, no reference, nothing that may throw when it is moved");
         if constexpr (ModelFunction<Function, detail::call_argument_t<Args>...>) {
             using Value = typename State::template Value<Args...>;
-            return State::template Run<Target<Value>, Args...>::run(
+            return detail::StageCoroutine<State, Target<Value>, Args...>::run(
                 detail::Pooled(), *state_, Target<Value>(state_, std::move(query_id)), std::forward<Args>(args)...);
         }
     }
@@ -146,7 +147,7 @@ private:
         using Data = Value;
         static constexpr bool is_step = false;
 
-        static detail::QueryRun<T> query() noexcept { return detail::QueryRun<T>(nullptr); }
+        detail::QueryRun<T>& query() noexcept { return run; }
         Returned result() { return Returned(std::move(query_id), stage->name); }
         static std::optional<Value>& data(Returned& result) noexcept { return result.data; }
         static void aborted(Returned&) noexcept {}
@@ -155,6 +156,7 @@ private:
 
         std::shared_ptr<State> stage;
         SharedString query_id;
+        detail::QueryRun<T> run{nullptr};
     };
 
     std::shared_ptr<State> state_;

@@ -3,6 +3,7 @@
 
 #include <sluice/sync/detail/requirements.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 
 #include <concepts>
@@ -17,10 +18,22 @@ inline constexpr bool is_awaitable = false;
 template <class T, class Executor>
 inline constexpr bool is_awaitable<boost::asio::awaitable<T, Executor>> = true;
 
+// The executor of the coroutine that awaits something. Most operations can be awaited on any; this is the most common.
+template <class T>
+struct ExecutorOf {
+    using Type = boost::asio::any_io_executor;
+};
+template <class T>
+    requires requires { typename T::executor_type; }
+struct ExecutorOf<T> {
+    using Type = typename T::executor_type;
+};
+
 // An operation that converts to an awaitable, such as the one that StageSemaphore::acquire() returns.
 template <class T>
-concept AwaitableOperation = requires { typename T::value_type; } && !is_awaitable<T> &&
-                             std::convertible_to<T, boost::asio::awaitable<typename T::value_type>>;
+concept AwaitableOperation =
+    requires { typename T::value_type; } && !is_awaitable<T> &&
+    std::convertible_to<T, boost::asio::awaitable<typename T::value_type, typename ExecutorOf<T>::Type>>;
 
 // An object that is moved without throwing, so that a value on its way cannot be lost.
 template <class T>

@@ -119,6 +119,10 @@ private:
         return semaphore.state_;
     }
 
+    // The slot that a waiter in its queue was granted.
+    friend Slot granted_slot(const StageSemaphore& semaphore) noexcept { return semaphore.granted(); }
+    Slot granted() const noexcept { return Slot(state_); }
+
     boost::intrusive_ptr<detail::SemaphoreState> state_;
 };
 

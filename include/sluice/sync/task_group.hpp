@@ -63,6 +63,12 @@ public:
     bool cancelled() const noexcept { return state_->cancelled(); }
 
 private:
+    // Starts a child whose function takes the WaitCanceller of the child's waits.
+    template <class Executor, class Function>
+    friend void spawn_worker(TaskGroup& group, Function function) {
+        group.state_->spawn(group.executor<Executor>(), std::move(function));
+    }
+
     template <class Executor>
     Executor executor() const {
         boost::asio::any_io_executor any = state_->get_executor();

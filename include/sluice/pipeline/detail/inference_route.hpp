@@ -6,7 +6,7 @@
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/query_run.hpp>
-#include <sluice/stage/detail/stage_state.hpp>
+#include <sluice/stage/detail/stage_run.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/timed_by.hpp>
@@ -109,12 +109,17 @@ private:
                 }
             }
             if (!result.completed) {
-                result.failed = static_cast<std::int32_t>(result.stage_results.size()) - 1;
-                const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
-                co_await boost::asio::this_coro::throw_if_cancelled(false);
-                co_await State::bury(Pooled(), state, result);
-                co_await boost::asio::this_coro::throw_if_cancelled(throws);
+                co_await even_if_cancelled(bury(Pooled(), state, result));
             }
+        }
+
+        // A coroutine of its own keeps that of the others small.
+        static boost::asio::awaitable<void, Executor> bury(Pooled, State& state, ResultType& result) {
+            result.failed = static_cast<std::int32_t>(result.stage_results.size()) - 1;
+            const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
+            co_await boost::asio::this_coro::throw_if_cancelled(false);
+            co_await State::bury(Pooled(), state, result);
+            co_await boost::asio::this_coro::throw_if_cancelled(throws);
         }
     };
 
@@ -126,14 +131,16 @@ private:
         static constexpr bool is_step = false;
 
         QueryRun<T>& query() const noexcept { return run; }
-        StageResult<>& result() const noexcept { return stage_result; }
+        StageResult<>& result() const noexcept { return *run.place->in_place.result; }
         std::optional<Value>& data(StageResult<>&) const noexcept { return field; }
+        static void begins() noexcept {}
+        static bool may_run_in_place() noexcept { return true; }
+        static void begin_in_place() noexcept {}
         static void aborted(StageResult<>&) noexcept {}
         static void ended(StageResult<>&) noexcept {}
         static void returned(StageResult<>&) noexcept {}
 
         QueryRun<T>& run;
-        StageResult<>& stage_result;
         std::optional<Value>& field;
     };
 
@@ -141,10 +148,10 @@ private:
     template <class StageType, class Value, class... Args>
     static auto run_stage(StageType& stage, QueryRun<T>& run, ResultType& result, std::optional<Value>& field,
                           Args&... args) {
-        StageResult<>& stage_result = result.stage_results.emplace_back(result.query.id, stage.name());
+        run.place->in_place.result = &result.stage_results.emplace_back(result.query.id, stage.name());
         auto& state = *state_of(stage);
         using State = std::remove_reference_t<decltype(state)>;
-        return State::template Run<Target<Value>, Args&...>::run(Pooled(), state, {run, stage_result, field}, args...);
+        return run_in<State, Target<Value>, Args&...>(state, {run, field}, args...);
     }
 };
 

@@ -10,6 +10,7 @@
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/spawn_uncancelled.hpp>
+#include <sluice/sync/detail/wait_canceller.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/task_group.hpp>
 
@@ -158,7 +159,8 @@ private:
     }
 
     void add_worker() {
-        group_->spawn([this] { return work(*group_); });
+        spawn_worker<Executor>(*group_,
+                               [this](WaitCanceller& canceller) { return work(Pooled(), *this, *group_, canceller); });
     }
 
     void admit() override {
@@ -173,67 +175,76 @@ private:
         admitting_ = true;
     }
 
-    boost::asio::awaitable<void, Executor> work(TaskGroup& group) {
-        admitting_ = false;
-        while (!group.cancelled() && !input_ended_) {
-            Job job(this, Input::is_asynchronous ? Slot() : places().try_acquire());
+    static boost::asio::awaitable<void, Executor> work(Pooled, QueryWindow& window, TaskGroup& group,
+                                                       WaitCanceller& canceller) {
+        window.admitting_ = false;
+        while (!group.cancelled() && !window.input_ended_) {
+            Job job(&window, Input::is_asynchronous ? Slot() : window.places().try_acquire());
+            job.canceller = &canceller;
             if constexpr (State::drains) {
-                job.drain = &drain_.scope;
+                job.drain = &window.drain_.scope;
             }
-            const bool may_take = Input::is_asynchronous ? !asking_ && has_free_place() : static_cast<bool>(job.place);
+            const bool may_take =
+                Input::is_asynchronous ? !window.asking_ && window.has_free_place() : static_cast<bool>(job.place);
             if (!may_take) {
-                if (!co_await idle(Pooled(), *this)) {
+                if (!co_await idle(Pooled(), window, canceller)) {
                     co_return;
                 }
                 continue;
             }
             bool taken;
             if constexpr (Input::is_asynchronous) {
-                taken = co_await ask(Pooled(), *this, job);
+                taken = co_await ask(Pooled(), window, job);
             } else {
-                taken = pull(job);
+                taken = window.pull(job);
             }
             if (!taken) {
-                input_ended_ = true;
-                idle_->notify_all();
+                window.input_ended_ = true;
+                window.idle_->notify_all();
                 co_return;
             }
-            const std::size_t index = taken_++;
-            output_.begin();
-            drain_.begin_query();
+            const std::size_t index = window.taken_++;
+            window.output_.begin();
+            window.drain_.begin_query();
             try {
-                bool runs = !drained_;  // a source may deliver while the drain begins
+                bool runs = !window.drained_;  // a source may deliver while the drain begins
                 if constexpr (Input::is_asynchronous) {
-                    job.place = places().try_acquire();
+                    job.place = window.places().try_acquire();
                     if (runs && !job.place) {
-                        runs = co_await wait_for_place(Pooled(), *this, job);
+                        runs = co_await wait_for_place(Pooled(), window, job);
                     }
                 }
                 if (runs && !group.cancelled()) {
-                    admit();
+                    window.admit();
                     std::exception_ptr error;
                     try {
-                        co_await state_.process(job);
+                        co_await window.state_.process(job);
                     } catch (...) {
                         error = std::current_exception();
                     }
-                    if (!state_.has_ended(job, error)) [[unlikely]] {
-                        co_await boost::asio::this_coro::throw_if_cancelled(false);
-                        co_await state_.end_otherwise(job, std::move(error));
-                        co_await boost::asio::this_coro::throw_if_cancelled(true);
+                    if (!window.state_.has_ended(job, error)) [[unlikely]] {
+                        co_await even_if_cancelled(end_otherwise(Pooled(), window.state_, job, std::move(error)));
                     }
-                } else if (drained_) {
+                } else if (window.drained_) {
                     job.cut_short();
                 } else {
                     throw operation_aborted("QueryWindow");
                 }
             } catch (...) {
-                drain_.end_cancelled();
+                window.drain_.end_cancelled();
                 throw;
             }
-            drain_.end_query(job.result);
-            output_.end(index, job);
+            window.drain_.end_query(job.result);
+            window.output_.end(index, job);
         }
+    }
+
+    // A coroutine of its own keeps that of a worker small.
+    static boost::asio::awaitable<void, Executor> end_otherwise(Pooled, State& state, Job& job,
+                                                                std::exception_ptr error) {
+        co_await boost::asio::this_coro::throw_if_cancelled(false);
+        co_await state.end_otherwise(job, std::move(error));
+        co_await boost::asio::this_coro::throw_if_cancelled(true);
     }
 
     bool pull(Job& job) {
@@ -291,13 +302,14 @@ private:
 
     // Waits until a place may be free. Returns false, without waiting, if as many other workers do as there are places;
     // one waits even if the window has none, while every stage is paused.
-    static boost::asio::awaitable<bool, Executor> idle(Pooled, QueryWindow& window) {
+    static boost::asio::awaitable<bool, Executor> idle(Pooled, QueryWindow& window, WaitCanceller& canceller) {
         if (static_cast<std::ptrdiff_t>(window.idle_->waiting()) >=
             std::max<std::ptrdiff_t>(1, window.places().limit())) {
             co_return false;
         }
         Waiter waiter;
-        co_await window.idle_->wait(waiter);
+        co_await window.idle_->wait(waiter, canceller);
+        canceller.end();
         window.admitting_ = false;
         co_return true;
     }

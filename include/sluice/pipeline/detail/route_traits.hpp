@@ -2,7 +2,7 @@
 #pragma once
 
 #include <sluice/sync/awaitable_function.hpp>
-#include <sluice/sync/detail/requirements.hpp>
+#include <sluice/sync/detail/call_signature.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -36,41 +36,8 @@ struct RouteSignature<Returned(Run<RunRecord, RunExecutor>&)> {
     static constexpr bool moves_record = NothrowMovable<RunRecord>;
 };
 
-// The signature of a callable that has only one. Other qualifiers than these are taken for no route.
-template <class Member>
-struct CallSignature {
-    using Type = void();
-};
-template <class Class, class Returned, class... Args>
-struct CallSignature<Returned (Class::*)(Args...)> {
-    using Type = Returned(Args...);
-};
-template <class Class, class Returned, class... Args>
-struct CallSignature<Returned (Class::*)(Args...) const> {
-    using Type = Returned(Args...);
-};
-template <class Class, class Returned, class... Args>
-struct CallSignature<Returned (Class::*)(Args...) noexcept> {
-    using Type = Returned(Args...);
-};
-template <class Class, class Returned, class... Args>
-struct CallSignature<Returned (Class::*)(Args...) const noexcept> {
-    using Type = Returned(Args...);
-};
-template <class Returned, class... Args>
-struct CallSignature<Returned (*)(Args...)> {
-    using Type = Returned(Args...);
-};
-template <class Returned, class... Args>
-struct CallSignature<Returned (*)(Args...) noexcept> {
-    using Type = Returned(Args...);
-};
-
 template <class Function>
-struct RouteTraits : RouteSignature<typename CallSignature<Function>::Type> {};
-template <class Function>
-    requires requires { &Function::operator(); }
-struct RouteTraits<Function> : RouteSignature<typename CallSignature<decltype(&Function::operator())>::Type> {};
+using RouteTraits = RouteSignature<signature_of_t<Function>>;
 
 template <class Function>
 concept RouteFunction = RouteTraits<Function>::takes_run && RouteTraits<Function>::returns_awaitable &&

@@ -7,6 +7,7 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <utility>
@@ -27,6 +28,8 @@ struct RunState {
         return static_cast<std::int32_t>(result.stage_results.size()) - 1;
     }
 
+    StageResult<>& at(std::int32_t index) noexcept { return result.stage_results[static_cast<std::size_t>(index)]; }
+
     // The same for a failure of no stage.
     std::int32_t add_failure(const char* name, Reason reason, std::exception_ptr error) {
         StageResult<> failure(result.query.id, SharedString(name));
@@ -40,6 +43,7 @@ struct RunState {
 
     QueryPlace& place;
     RecordResult<Record>& result;
+    StageResult<> in_place;            // of the step that runs in place
     Saver<Executor>* saver = nullptr;  // if the sink saves
     std::int32_t failed_save = -1;     // the index of its failure, if one has failed
     int not_begun = 0;                 // steps that were made and have not begun

@@ -10,7 +10,6 @@
 
 #include <boost/asio/awaitable.hpp>
 
-#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <optional>
@@ -27,13 +26,11 @@ struct StepTarget {
     using Data = Field;
     static constexpr bool is_step = true;
 
-    bool begins() noexcept {
-        --run.not_begun;
-        return !field;
-    }
+    void begins() noexcept { --run.not_begun; }
+    bool is_filled() const noexcept { return field.has_value(); }
     static Returned skipped() noexcept { return Returned(); }
 
-    QueryRun<T> query() const noexcept { return QueryRun<T>(&run.place); }
+    QueryRun<T>& query() noexcept { return clock; }
     StageResult<> result() const { return StageResult<>(run.result.query.id, stage.name()); }
     std::optional<Field>& data(StageResult<>&) const noexcept { return field; }
 
@@ -47,6 +44,12 @@ struct StepTarget {
         failed = success ? -1 : index;
     }
 
+    bool may_run_in_place() const noexcept { return !run.saver && !run.place.has_left(); }
+    void begin_in_place() {
+        run.in_place = result();
+        run.place.in_place.result = &run.in_place;
+    }
+
     bool saves() const noexcept { return failed < 0 && run.saver; }
     boost::asio::awaitable<void, Executor> save() { return save(Pooled(), *this); }
 
@@ -56,7 +59,7 @@ struct StepTarget {
             throw StepFailed(failed);
         }
         if constexpr (!throws) {
-            return failed < 0 ? StageError() : run.result.stage_results[static_cast<std::size_t>(failed)].error;
+            return failed < 0 ? StageError() : run.at(failed).error;
         }
     }
 
@@ -65,6 +68,7 @@ struct StepTarget {
     StageRef stage;
     std::int32_t failed = -1;  // the index of its failure, if it failed
     bool save_failed = false;
+    QueryRun<T> clock{&run.place};
 
 private:
     static boost::asio::awaitable<void, Executor> save(Pooled, StepTarget& target) {

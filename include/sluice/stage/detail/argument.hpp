@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/sync/detail/requirements.hpp>
+#include <sluice/sync/detail/call_signature.hpp>
 
 #include <optional>
 #include <type_traits>
@@ -55,5 +55,17 @@ bool is_missing(std::remove_reference_t<Arg>& arg) noexcept {
         return false;
     }
 }
+
+// Whether a call makes no object that must outlive it: each parameter is a reference that its lvalue binds to, or a
+// plain value. A coroutine may refer to another parameter, and to the temporary that an argument was converted to. Only
+// a signature can tell.
+template <class Signature, class... Args>
+inline constexpr bool binds_to = false;
+template <class Returned, class... Parameters, class... Args>
+    requires(sizeof...(Parameters) == sizeof...(Args))
+inline constexpr bool binds_to<Returned(Parameters...), Args...> =
+    (... && (std::is_reference_v<Parameters>
+                 ? std::is_convertible_v<std::remove_reference_t<Args>*, std::remove_reference_t<Parameters>*>
+                 : std::is_trivially_copyable_v<Parameters>));
 
 }  // namespace sluice::detail

@@ -2,19 +2,47 @@
 #pragma once
 
 #include <sluice/observer.hpp>
+#include <sluice/result.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/stage/detail/window.hpp>
 #include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
+#include <sluice/sync/detail/semaphore_state.hpp>
+#include <sluice/sync/detail/wait_canceller.hpp>
+#include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/slot.hpp>
 
 #include <boost/asio/execution_context.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 namespace sluice::detail {
+
+// What a StageRun keeps outside its operation while it runs in place, since a coroutine has an operation for each
+// stage. One stage run of a query runs in place at a time.
+struct InPlaceRun {
+    InPlaceRun() = default;
+    ~InPlaceRun() {  // another coroutine than the one in whose frame this lies may wait, and be destroyed after it
+        if (waiter.is_linked()) {
+            line->drop(waiter);
+        }
+    }
+
+    InPlaceRun(const InPlaceRun&) = delete;
+    InPlaceRun& operator=(const InPlaceRun&) = delete;
+
+    Slot slot;
+    StageResult<>* result = nullptr;
+    std::exception_ptr error;                   // of the attempt
+    void* awaiting = nullptr;                   // the frame of the coroutine, while it waits for the slot
+    boost::intrusive_ptr<SemaphoreState> line;  // which it waits for
+    Waiter waiter;
+    bool taken = false;
+    bool was_cancelled = false;  // the coroutine, before
+};
 
 // The place of a query in a window. The query leaves it while all its stage runs are in a backoff; there are several
 // only if it runs some side by side.
@@ -46,8 +74,10 @@ public:
     void end_one() { begin_backoff(); }  // the query leaves its place if the others are in a backoff
     void end_side_by_side(int not_begun) noexcept { active_ -= std::max(0, not_begun - 1); }
 
-    Window* const window;                            // null if there is none
-    Slot place;                                      // in the window
+    Window* const window;  // null if there is none
+    Slot place;            // in the window
+    InPlaceRun in_place;
+    WaitCanceller* canceller = nullptr;              // of the waits of the worker that runs the query
     DrainScope* drain = nullptr;                     // of its pipeline, if that can be drained
     Observer* observer = nullptr;                    // of its pipeline
     bool gave_up = false;                            // because of a drain
@@ -77,7 +107,7 @@ public:
 
     // The time now, which the last reading is if it has not expired.
     typename T::time_point now(boost::asio::execution_context& context) {
-        return std::exchange(fresh_, false) ? last_reading_ : detail::now<T>(context);
+        return std::exchange(fresh_, false) ? last_reading_ : last_reading_ = detail::now<T>(context);
     }
 
     typename T::time_point read_clock(boost::asio::execution_context& context) {
@@ -85,6 +115,8 @@ public:
         fresh_ = true;
         return last_reading_;
     }
+
+    typename T::time_point last_reading() const noexcept { return last_reading_; }
 
     // Other code has run since.
     void expire_reading() noexcept { fresh_ = false; }

@@ -46,15 +46,14 @@
 
 namespace sluice::detail {
 
-// What the handles to one Stage share. Runs queries through the stage; whoever awaits a run keeps this alive.
-//
-// run() is the path that every query takes. Retries, backoff and timeouts have coroutines of their own, which exist
-// only while they are needed.
+// What the handles to one Stage share, and the parts of a StageRun, which runs a query through it: whoever awaits one
+// keeps this alive. Retries, backoff and timeouts have coroutines of their own, which exist only while they are needed.
 template <class Function, class T>
 class StageState {
 public:
     using Timer = T;
 
+    using Callee = std::remove_reference_t<decltype(callee(std::declval<Function&>()))>;
     template <class... Args>
     using Value = model_value_t<Function&, call_argument_t<Args>...>;
     template <class... Args>
@@ -86,24 +85,15 @@ public:
     StageState(const StageState&) = delete;
     StageState& operator=(const StageState&) = delete;
 
-    // Runs one query through the stage. A `Target` says where its clock, its result and its value are: query() and
-    // result(), which are references, or objects that this frame holds, and data(result); what is to be done when the
-    // run has ended, or an exception leaves it: ended(result) and aborted(result); and what is returned:
-    // returned(result). A step may skip the run, and saves the record after it. The arguments lie in this frame too; an
-    // `Arg` is a reference or not. (A class, since g++ objects to the frame of a function template with an argument of
-    // an unnamed namespace.)
-    template <class Target, class... Args>
-    struct Run {
-        using Executor = RunExecutor<Args...>;
-
-        static boost::asio::awaitable<typename Target::Returned, Executor> run(Pooled, StageState& stage, Target target,
-                                                                               Args... args);
-    };
-
     const SharedString name;
     const std::shared_ptr<EndpointState> endpoint;
 
 private:
+    template <class, class, class...>
+    friend class StageRun;
+    template <class, class, class...>
+    friend class StageCoroutine;
+
     // How an attempt failed, or the wait for a slot before it.
     struct Failure {
         std::exception_ptr error;  // null as long as nothing failed
@@ -111,6 +101,10 @@ private:
         bool attempted = false;
         bool cancelled = false;  // during the attempt, if the attempt could tell
         bool is_plain = false;   // contains no ModelError; asking later would take as long as the rest of the failure
+
+        Observer::Event last_event() const noexcept {
+            return attempted ? Observer::Event::started : Observer::Event::queued;
+        }
     };
 
     void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
@@ -126,6 +120,12 @@ private:
         notify(query, &Observer::on_finished, result, Observer::Outcome::cancelled, last);
     }
 
+    void finish_failed(QueryRun<T>& query, StageResult<>& result, Failure& failure) const noexcept {
+        result.error = std::move(failure.error);
+        result.reason = failure.reason;
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::attempt_failed);
+    }
+
     void finish_closed(QueryRun<T>& query, StageResult<>& result, Observer::Event last) const noexcept {
         result.error = std::make_exception_ptr(operation_aborted("the endpoint was closed"));
         result.reason = Reason::closed;
@@ -136,6 +136,33 @@ private:
         result.error = std::make_exception_ptr(std::logic_error("a field that the stage reads is empty"));
         result.reason = Reason::missing;
         notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
+    }
+
+    // After an attempt, which failed or not.
+    void end_attempt(QueryRun<T>& query, StageResult<>& result, typename T::time_point started, bool failed,
+                     Slot& slot) const {
+        const std::chrono::nanoseconds took = query.read_clock(state_of(endpoint->line)->context()) - started;
+        result.latency += took;
+        if (!failed && options_.timeout && took > *options_.timeout) {
+            result.late = true;  // it blocked the thread and, with it, the timer
+        }
+        slot.release();
+    }
+
+    void finish_succeeded(QueryRun<T>& query, StageResult<>& result) const noexcept {
+        result.success = true;
+        notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded, Observer::Event::started);
+    }
+
+    // Ends a stage run that was cancelled, by an exception. `cancelled` says whether its coroutine was.
+    void throw_if_cancelled(QueryRun<T>& query, StageResult<>& result, Failure& failure, bool cancelled) const {
+        if (cancelled || (!failure.attempted && !state_of(endpoint->line)->closed())) {
+            if (cancelled) {
+                failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
+            }
+            finish_cancelled(query, result, failure.error, failure.last_event());
+            std::rethrow_exception(failure.error);
+        }
     }
 
     // A stage run on an endpoint whose context is gone. Gives other coroutines a turn, since nothing else here does.
@@ -180,13 +207,10 @@ private:
     static boost::asio::awaitable<bool, Executor> try_again(Pooled, StageState& stage, QueryRun<T>& query,
                                                             StageResult<>& result, Failure& failure,
                                                             std::uint64_t number, bool was_cancelled) {
-        constexpr auto last_event = Observer::Event::attempt_failed;
         stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
         const auto delay = stage.delay_before_retry(result.attempts, number, failure);
         if (!delay) {
-            result.error = std::move(failure.error);
-            result.reason = failure.reason;
-            stage.notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last_event);
+            stage.finish_failed(query, result, failure);
             co_return false;
         }
         try {
@@ -200,7 +224,7 @@ private:
                 throw operation_aborted("Stage::run");
             }
         } catch (...) {
-            stage.finish_cancelled(query, result, std::current_exception(), last_event);
+            stage.finish_cancelled(query, result, std::current_exception(), Observer::Event::attempt_failed);
             throw;
         }
         query.expire_reading();
@@ -220,121 +244,5 @@ private:
     boost::intrusive_ptr<Timeouts<T>> timeouts_;  // if there is a timeout
     std::uint64_t runs_ = 0;                      // gives each stage run its own jitter
 };
-
-template <class Function, class T>
-template <class Target, class... Args>
-auto StageState<Function, T>::Run<Target, Args...>::run(Pooled, StageState& stage, Target target, Args... args)
-    -> boost::asio::awaitable<typename Target::Returned, Executor> {
-    if constexpr (Target::is_step) {
-        if (!target.begins()) {
-            co_return target.skipped();
-        }
-    }
-    if constexpr (checks_context) {
-        const Executor executor = co_await boost::asio::this_coro::executor;
-        state_of(stage.endpoint->line)->check_context([&]() -> const auto& { return executor; });
-    }
-    decltype(auto) query = target.query();
-    decltype(auto) result = target.result();
-    try {
-        if constexpr (Target::is_step) {
-            if (query.place->has_left()) [[unlikely]] {  // the route has cut short a step in backoff
-                co_await BackoffWait<T>::template come_back<Executor>(Pooled(), *query.place);
-            }
-        }
-        StageSemaphore& line = stage.endpoint->line;
-        const bool context_gone = state_of(line)->context_gone();
-        if (context_gone) {
-            co_await fail_closed<Executor>(Pooled(), stage, query, result);
-        }
-        const std::uint64_t number = stage.runs_++;
-        const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
-        while (!context_gone) {
-            boost::asio::execution_context& context = state_of(line)->context();
-            Failure failure;
-            stage.notify(query, &Observer::on_queued, result);
-            auto started = query.now(context);
-            Slot slot = line.try_acquire();
-            if (!slot) {
-                try {
-                    slot = co_await line.acquire();
-                } catch (...) {
-                    failure.error = std::current_exception();
-                }
-                const auto queued = std::exchange(started, query.read_clock(context));
-                result.queue_time += started - queued;
-            }
-            if constexpr ((is_field_argument<Args> || ...)) {
-                if (slot && (is_missing<Args>(args) || ...)) {
-                    slot.release();
-                    stage.finish_missing(query, result);
-                    break;
-                }
-            }
-            if (slot) {
-                ++result.attempts;
-                stage.notify(query, &Observer::on_started, result);
-                failure.attempted = true;
-                try {
-                    if (stage.options_.timeout) {
-                        co_await timed_attempt<typename Target::Data, Args...>(Pooled(), stage, started, result,
-                                                                               failure, target.data(result), args...);
-                    } else {
-                        target.data(result).emplace(co_await callee(stage.function_)(read_argument<Args>(args)...));
-                    }
-                } catch (const ModelError&) {
-                    failure.error = std::current_exception();
-                } catch (...) {
-                    failure.error = std::current_exception();
-                    failure.is_plain = !may_be_multiple_exceptions();
-                }
-                const std::chrono::nanoseconds took = query.read_clock(context) - started;
-                result.latency += took;
-                if (!failure.error && stage.options_.timeout && took > *stage.options_.timeout) {
-                    result.late = true;  // it blocked the thread and, with it, the timer
-                }
-                slot.release();
-            }
-            if (!failure.error) [[likely]] {
-                result.success = true;
-                stage.notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded,
-                             Observer::Event::started);
-                break;
-            }
-            const auto last_event = failure.attempted ? Observer::Event::started : Observer::Event::queued;
-            // A cancellation that predates this run is ignored.
-            const bool cancelled =
-                failure.cancelled ||
-                (is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled);
-            if (cancelled || (!failure.attempted && !state_of(line)->closed())) {
-                if (cancelled) {
-                    failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
-                }
-                stage.finish_cancelled(query, result, failure.error, last_event);
-                std::rethrow_exception(failure.error);
-            }
-            if (!failure.attempted) {
-                stage.finish_closed(query, result, last_event);
-                break;
-            }
-            if (!co_await try_again<Executor>(Pooled(), stage, query, result, failure, number, was_cancelled)) {
-                break;
-            }
-        }
-    } catch (...) {
-        target.aborted(result);
-        throw;
-    }
-    target.ended(result);
-    if constexpr (Target::is_step) {
-        if (target.saves()) {
-            const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
-            co_await boost::asio::this_coro::throw_if_cancelled(false);
-            co_await target.save();
-            co_await boost::asio::this_coro::throw_if_cancelled(throws);
-        }
-    }
-    co_return target.returned(result);
-}
 
 }  // namespace sluice::detail

@@ -19,16 +19,6 @@ struct AnyType {
     operator T&() const;
 };
 
-// An operation can be awaited on any executor; this is the most common.
-template <class Operation>
-struct ExecutorOf {
-    using type = boost::asio::any_io_executor;
-};
-template <class T, class Executor>
-struct ExecutorOf<boost::asio::awaitable<T, Executor>> {
-    using type = Executor;
-};
-
 template <class Function, class... Args>
 struct CallTraits {
     using Value = AnyType;
@@ -39,7 +29,7 @@ template <class Function, class... Args>
 struct CallTraits<Function, Args...> {
     using Returned = std::invoke_result_t<Function&, Args...>;
     using Value = typename Returned::value_type;
-    using Executor = typename ExecutorOf<Returned>::type;
+    using Executor = typename ExecutorOf<Returned>::Type;
 };
 
 // The value of the awaitable that a callable returns, and the executor of its coroutine.

@@ -17,7 +17,7 @@ namespace sluice::detail {
 // few for the frames of many waiters that are released in one burst.
 //
 // A block may be cached by a thread other than the one that allocated it. A thread caches at most 64 blocks of each of
-// 16 sizes, half a megabyte in all. As with Asio, frames with an alignment above that of operator new are not
+// 32 sizes, a megabyte in all. As with Asio, frames with an alignment above that of operator new are not
 // supported.
 class FramePool {
 public:
@@ -49,7 +49,7 @@ public:
     }
 
 private:
-    static constexpr std::size_t granule = 64;
+    static constexpr std::size_t granule = 32;
     static constexpr std::size_t largest = 1024;
 #if defined(BOOST_ASIO_DISABLE_AWAITABLE_FRAME_RECYCLING)  // Asio's own switch, useful with AddressSanitizer
     static constexpr std::size_t most_kept = 0;
@@ -93,6 +93,16 @@ private:
 // The first parameter of a coroutine whose frame comes from the pool.
 struct Pooled {};
 
+// An awaitable that such a coroutine awaits even if it has been cancelled, and throws when it is.
+template <class T, class Executor>
+struct EvenIfCancelled {
+    boost::asio::awaitable<T, Executor> awaitable;
+};
+template <class T, class Executor>
+EvenIfCancelled<T, Executor> even_if_cancelled(boost::asio::awaitable<T, Executor> awaitable) {
+    return {std::move(awaitable)};
+}
+
 // The promise of such a coroutine: Asio's, with another source of memory.
 template <class T, class Executor>
 struct PooledPromise : std::coroutine_traits<boost::asio::awaitable<T, Executor>>::promise_type {
@@ -106,22 +116,29 @@ struct PooledPromise : std::coroutine_traits<boost::asio::awaitable<T, Executor>
 
     using Base::await_transform;
 
-    // An awaitable requires the awaiting coroutine to have Asio's own promise, which this one derives from.
     template <class U>
     auto await_transform(boost::asio::awaitable<U, Executor> awaitable) const {
-        struct Awaiter {
-            boost::asio::awaitable<U, Executor> awaitable;
-
-            explicit Awaiter(boost::asio::awaitable<U, Executor> awaited) : awaitable(std::move(awaited)) {}
-
-            bool await_ready() const noexcept { return awaitable.await_ready(); }
-            void await_suspend(std::coroutine_handle<PooledPromise> awaiting) {
-                awaitable.await_suspend(std::coroutine_handle<Base>::from_promise(awaiting.promise()));
-            }
-            U await_resume() { return awaitable.await_resume(); }
-        };
-        return Awaiter(Base::await_transform(std::move(awaitable)));
+        return Awaiter<U>(Base::await_transform(std::move(awaitable)));
     }
+    template <class U>
+    auto await_transform(EvenIfCancelled<U, Executor> awaited) const {
+        return Awaiter<U>(std::move(awaited.awaitable));
+    }
+
+private:
+    // An awaitable requires the awaiting coroutine to have Asio's own promise, which this one derives from.
+    template <class U>
+    struct Awaiter {
+        boost::asio::awaitable<U, Executor> awaitable;
+
+        explicit Awaiter(boost::asio::awaitable<U, Executor> awaited) : awaitable(std::move(awaited)) {}
+
+        bool await_ready() const noexcept { return awaitable.await_ready(); }
+        void await_suspend(std::coroutine_handle<PooledPromise> awaiting) {
+            awaitable.await_suspend(std::coroutine_handle<Base>::from_promise(awaiting.promise()));
+        }
+        U await_resume() { return awaitable.await_resume(); }
+    };
 };
 
 }  // namespace sluice::detail

@@ -16,6 +16,8 @@ public:
     ListHook(const ListHook&) = delete;  // its neighbours hold its address
     ListHook& operator=(const ListHook&) = delete;
 
+    bool is_linked() const noexcept { return next_ != this; }
+
     void unlink() noexcept {
         previous_->next_ = next_;
         next_->previous_ = previous_;

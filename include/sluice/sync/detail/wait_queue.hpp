@@ -27,7 +27,13 @@ namespace sluice::detail {
 class WaitQueue : public ContextBound {
 public:
     // An asynchronous operation with the signature void(): suspends the coroutine until `waiter` is made ready.
-    auto wait(Waiter& waiter) noexcept { return Wait{this, &waiter}; }
+    auto wait(Waiter& waiter) noexcept { return Wait<NoCanceller>{this, &waiter, {}}; }
+
+    // The same, cancelled by a WaitCanceller where that can.
+    template <class Canceller>
+    auto wait(Waiter& waiter, Canceller& canceller) noexcept {
+        return Wait<Canceller&>{this, &waiter, canceller};
+    }
 
     // An asynchronous operation with the signature void(): suspends the coroutine until the next drain. Cannot be
     // cancelled.
@@ -65,6 +71,21 @@ public:
         }
         at_once_in_a_row_ = 0;
         return false;
+    }
+
+    // `waiter`, which waits here or was granted what it waits for and has not resumed yet, was cancelled.
+    void cancel(Waiter& waiter) noexcept { on_cancel(waiter); }
+
+    // For a waiter in this queue that is destroyed with its context, although it does not lie in the coroutine that
+    // waits.
+    void drop(Waiter& waiter) noexcept {
+        waiter.unlink();
+        if (!context_gone()) {  // otherwise on_context_gone() has done this
+            waiting_count_ -= waiter.outcome == WaitOutcome::waiting ? 1 : 0;
+            waiter.disconnect();
+            on_drop(waiter);
+        }
+        waiter.drop();
     }
 
     std::size_t waiting() const noexcept { return waiting_count_; }
@@ -142,20 +163,29 @@ private:
         Waiter& waiter_;
     };
 
+    struct NoCanceller {
+        static bool begin(Waiter&, const boost::asio::cancellation_slot&) noexcept { return false; }
+    };
+
+    template <class Canceller>
     struct Wait {
         WaitQueue* queue;
         Waiter* waiter;
+        [[no_unique_address]] Canceller canceller;
 
         // Constrained, since co_await asks of every operand whether it can be called with a coroutine frame.
         template <boost::asio::completion_token_for<void()> Token>
         auto operator()(Token&& token) const {
             return boost::asio::async_initiate<Token, void()>(
-                [queue = queue, waiter = waiter](auto&& handler) {
-                    queue->check_context([&] { return boost::asio::get_associated_executor(handler); });
-                    const auto slot = waiter->outcome == WaitOutcome::waiting
-                                          ? boost::asio::get_associated_cancellation_slot(handler)
-                                          : boost::asio::cancellation_slot();
-                    queue->enter(*waiter, slot, std::forward<decltype(handler)>(handler));
+                [self = *this](auto&& handler) {
+                    self.queue->check_context([&] { return boost::asio::get_associated_executor(handler); });
+                    auto slot = self.waiter->outcome == WaitOutcome::waiting
+                                    ? boost::asio::get_associated_cancellation_slot(handler)
+                                    : boost::asio::cancellation_slot();
+                    if (self.canceller.begin(*self.waiter, slot)) {
+                        slot = {};
+                    }
+                    self.queue->enter(*self.waiter, slot, std::forward<decltype(handler)>(handler));
                 },
                 token);
         }

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/observer.hpp>
+#include <sluice/result.hpp>
+#include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/stage_coroutine.hpp>
+#include <sluice/sync/detail/callee.hpp>
+#include <sluice/sync/detail/context_bound.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
+#include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/semaphore_state.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/version.hpp>
+
+#include <concepts>
+#include <coroutine>
+#include <exception>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+// The frames of coroutines are reached by way of Asio's insides, which are the same in these versions. With others, a
+// stage run is a coroutine.
+#if BOOST_VERSION < 108300 || BOOST_VERSION > 109200 || defined(SLUICE_PORTABLE_AWAIT)
+
+namespace sluice::detail {
+
+template <class State, class Target, class... Args>
+auto run_in(State& stage, Target target, Args... args) {
+    return StageCoroutine<State, Target, Args...>::run(Pooled(), stage, std::move(target),
+                                                       static_cast<Args&&>(args)...);
+}
+
+}  // namespace sluice::detail
+
+#else
+
+namespace sluice::detail {
+
+// One query's run through a stage, awaited once, in the coroutine that awaits it: it waits for a slot, and then awaits
+// the model, *in place*, without a coroutine of its own. A stage with retries or a timeout, or a query that does
+// something rare, needs one; so does whoever converts this to an awaitable. See StageCoroutine.
+template <class State, class Target, class... Args>
+class [[nodiscard]] StageRun {
+    using Coroutine = StageCoroutine<State, Target, Args...>;
+
+public:
+    using value_type = typename Coroutine::Returned;
+    using executor_type = typename Coroutine::Executor;
+    using Awaitable = boost::asio::awaitable<value_type, executor_type>;
+
+    StageRun(State& stage, Target target, Args... args)
+        : stage_(stage), target_(std::move(target)), args_(static_cast<Args&&>(args)...) {}
+
+    StageRun(StageRun&&) = default;  // before it is awaited
+
+    operator Awaitable() && { return coroutine(); }
+    Awaitable operator()() { return coroutine(); }
+
+    // Never started in this way: only declares to Asio that this is an operation.
+    template <class Token>
+        requires std::same_as<Token, boost::asio::detail::async_operation_probe> ||
+                 std::same_as<Token, boost::asio::detail::completion_signature_probe>
+    auto operator()(Token token) {
+        return boost::asio::async_initiate<Token, void(std::exception_ptr)>([](auto&&...) {}, token);
+    }
+
+private:
+    template <class, class, class>
+    friend class boost::asio::detail::awaitable_async_op;
+
+    using Model = boost::asio::awaitable<typename State::template Value<Args...>, executor_type>;
+    using Frame = boost::asio::detail::awaitable_frame_base<executor_type>;
+    template <class U>
+    using FrameOf = boost::asio::detail::awaitable_frame<U, executor_type>;
+
+    // What is awaited, or how the run ended without that.
+    enum class Phase : unsigned char { skipped, coroutine, slot, model, missing };
+
+    // Begins the run. Returns whether it has ended already, so that the awaiting coroutine need not be suspended.
+    bool begin(Frame& frame) {
+        if constexpr (Target::is_step) {
+            if (target_.is_filled()) {
+                target_.begins();
+                return true;
+            }
+        }
+        if (!may_run_in_place()) {
+            phase_ = Phase::coroutine;
+            coroutine_ = coroutine();
+            return false;
+        }
+        target_.begins();
+        if constexpr (checks_context) {
+            line().check_context(
+                [&] { return frame.await_transform(boost::asio::this_coro::executor).await_resume(); });
+        }
+        InPlaceRun& run = in_place();
+        target_.begin_in_place();
+        run.taken = true;
+        run.was_cancelled = is_cancelled(frame);
+        stage_.notify(target_.query(), &Observer::on_queued, *run.result);
+        target_.query().now(line().context());
+        run.slot = stage_.endpoint->line.try_acquire();
+        if (!run.slot) {
+            phase_ = Phase::slot;
+            return line().closed() || must_throw(frame);  // the observer may close it, or cancel the query
+        }
+        return !attempt(frame, run);
+    }
+
+    // A parameter that needed a temporary needs a coroutine to keep it.
+    bool may_run_in_place() noexcept {
+        return binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...> && !stage_.timeouts_ &&
+               stage_.options_.retry.max_retries == 0 && target_.may_run_in_place() && !in_place().taken &&
+               !line().closed();
+    }
+
+    Awaitable coroutine() {
+        return std::apply(
+            [this](auto&... args) {
+                return Coroutine::run(Pooled(), stage_, std::move(target_), static_cast<Args&&>(args)...);
+            },
+            args_);
+    }
+
+    // Suspends `awaiting`, a coroutine with Asio's promise.
+    template <class U>
+    void suspend(FrameOf<U>& awaiting) {
+        if (phase_ == Phase::slot) {
+            in_place().awaiting = &awaiting;
+            awaiting.after_suspend([](void* self) { static_cast<StageRun*>(self)->template wait<U>(); }, this);
+        } else if (phase_ == Phase::model) {
+            model_.await_suspend(std::coroutine_handle<FrameOf<U>>::from_promise(awaiting));
+        } else {
+            coroutine_.await_suspend(std::coroutine_handle<FrameOf<U>>::from_promise(awaiting));
+        }
+    }
+
+    // Resumes the coroutine when the wait for a slot has ended: the model on top of it, if there is one now.
+    template <class U>
+    class Resume : boost::asio::detail::awaitable_thread<executor_type> {
+        using Thread = boost::asio::detail::awaitable_thread<executor_type>;
+
+    public:
+        Resume(Thread* thread, StageRun& run) noexcept : Thread(std::move(*thread)), run_(run) {}
+
+        void operator()() {
+            FrameOf<U>& awaiting = run_.template awaiting<U>();
+            awaiting.attach_thread(this);
+            awaiting.clear_cancellation_slot();
+            if (run_.end_wait(awaiting)) {
+                run_.model_.await_suspend(std::coroutine_handle<FrameOf<U>>::from_promise(awaiting));
+            }
+            this->pump();
+        }
+
+    private:
+        StageRun& run_;
+    };
+
+    template <class U>
+    FrameOf<U>& awaiting() noexcept {
+        return *static_cast<FrameOf<U>*>(in_place().awaiting);
+    }
+
+    template <class U>
+    void wait() {
+        auto* const thread = awaiting<U>().detach_thread();
+        QueryPlace& place = *target_.query().place;
+        Waiter& waiter = place.in_place.waiter;
+        waiter.outcome = WaitOutcome::waiting;
+        place.in_place.line = state_of(stage_.endpoint->line);
+        boost::asio::cancellation_slot cancellation = thread->get_cancellation_slot();
+        if (place.canceller && place.canceller->begin(waiter, cancellation)) {
+            cancellation = {};
+        }
+        line().enter(waiter, cancellation, Resume<U>(thread, *this));
+    }
+
+    // Returns whether there is a model to be awaited.
+    bool end_wait(Frame& frame) {
+        if (WaitCanceller* const canceller = target_.query().place->canceller) {
+            canceller->end();
+        }
+        InPlaceRun& run = in_place();
+        const auto queued = target_.query().last_reading();
+        run.result->queue_time += target_.query().read_clock(line().context()) - queued;
+        run.line.reset();
+        if (run.waiter.outcome != WaitOutcome::granted) {
+            return false;
+        }
+        run.slot = granted_slot(stage_.endpoint->line);
+        return attempt(frame, run);
+    }
+
+    // Calls the model. Returns whether there is one to be awaited.
+    bool attempt(Frame& frame, InPlaceRun& run) {
+        if constexpr ((is_field_argument<Args> || ...)) {
+            if (std::apply([](auto&... args) { return (is_missing<Args>(args) || ...); }, args_)) {
+                run.slot.release();
+                phase_ = Phase::missing;
+                return false;
+            }
+        }
+        phase_ = Phase::model;
+        ++run.result->attempts;
+        stage_.notify(target_.query(), &Observer::on_started, *run.result);
+        try {
+            model_ = frame.await_transform(Model(std::apply(
+                [this](auto&... args) { return callee(stage_.function_)(read_argument<Args>(args)...); }, args_)));
+            return true;
+        } catch (...) {
+            run.error = std::current_exception();
+            return false;
+        }
+    }
+
+    value_type end(Frame& frame) {
+        if (phase_ == Phase::coroutine) {
+            return coroutine_.await_resume();
+        }
+        if constexpr (Target::is_step) {
+            if (phase_ == Phase::skipped) {
+                return target_.skipped();
+            }
+        }
+        InPlaceRun& run = in_place();
+        run.taken = false;
+        if (phase_ == Phase::model) {
+            end_attempt(frame, run);
+        } else if (phase_ == Phase::slot) {
+            run.error = std::make_exception_ptr(operation_aborted("StageSemaphore::acquire"));
+            fail(frame, run);
+        } else {
+            stage_.finish_missing(target_.query(), *run.result);
+        }
+        target_.ended(*run.result);
+        return target_.returned(*run.result);
+    }
+
+    void end_attempt(Frame& frame, InPlaceRun& run) {
+        if (!run.error) {
+            try {
+                target_.data(*run.result).emplace(model_.await_resume());
+            } catch (...) {
+                run.error = std::current_exception();
+            }
+        }
+        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr,
+                           run.slot);
+        if (!run.error) [[likely]] {
+            stage_.finish_succeeded(target_.query(), *run.result);
+        } else {
+            fail(frame, run);
+        }
+    }
+
+    // Ends a run that was cancelled, whose attempt failed, or whose endpoint was closed.
+    void fail(Frame& frame, InPlaceRun& run) {
+        typename State::Failure failure;
+        failure.error = std::exchange(run.error, nullptr);
+        failure.attempted = phase_ == Phase::model;
+        try {
+            stage_.throw_if_cancelled(target_.query(), *run.result, failure, is_cancelled(frame) && !run.was_cancelled);
+        } catch (...) {
+            target_.aborted(*run.result);
+            throw;
+        }
+        if (failure.attempted) {
+            stage_.notify(target_.query(), &Observer::on_attempt_failed, *run.result, StageError(failure.error));
+            stage_.finish_failed(target_.query(), *run.result, failure);
+        } else {
+            stage_.finish_closed(target_.query(), *run.result, Observer::Event::queued);
+        }
+    }
+
+    static bool is_cancelled(Frame& frame) {
+        return detail::is_cancelled(frame.await_transform(boost::asio::this_coro::cancellation_state).await_resume());
+    }
+
+    // Whether a co_await throws, since the coroutine was cancelled.
+    static bool must_throw(Frame& frame) {
+        return is_cancelled(frame) &&
+               frame.await_transform(boost::asio::this_coro::throw_if_cancelled()).await_resume();
+    }
+
+    InPlaceRun& in_place() noexcept { return target_.query().place->in_place; }
+    SemaphoreState& line() const noexcept { return *state_of(stage_.endpoint->line); }
+
+    State& stage_;
+    Target target_;
+    std::tuple<Args...> args_;
+    Phase phase_ = Phase::skipped;
+    Awaitable coroutine_;
+    Model model_;
+};
+
+// Runs a query through a stage. The `Args` are not deduced.
+template <class State, class Target, class... Args>
+auto run_in(State& stage, Target target, Args... args) {
+    return StageRun<State, Target, Args...>(stage, std::move(target), static_cast<Args&&>(args)...);
+}
+
+}  // namespace sluice::detail
+
+// What co_await makes of a stage run.
+template <class Signature, class State, class Target, class... Args, class Executor>
+class boost::asio::detail::awaitable_async_op<Signature, sluice::detail::StageRun<State, Target, Args...>, Executor> {
+public:
+    using Run = sluice::detail::StageRun<State, Target, Args...>;
+
+    // Handler tracking adds an argument.
+    awaitable_async_op(Run&& run, awaitable_frame_base<Executor>* frame, const auto&...) noexcept
+        : run_(run), frame_(*frame) {}
+
+    bool await_ready() { return run_.begin(frame_); }
+
+    // `Promise` is Asio's, or derived from it.
+    template <class Promise>
+    void await_suspend(std::coroutine_handle<Promise> awaiting) {
+        run_.suspend(awaiting.promise());
+    }
+
+    auto await_resume() { return run_.end(frame_); }
+
+private:
+    Run& run_;
+    awaitable_frame_base<Executor>& frame_;
+};
+
+#endif
