@@ -572,6 +572,22 @@ TEST_CASE("drain: what a source hands over after the grace, while no place is fr
     CHECK(report.value().checkpoints[0].query.id == "q1");
 }
 
+TEST_CASE("drain: what a source hands over within the grace does not begin", "[drain][source]") {
+    Office office;
+    LateArrival source;
+    Task<std::vector<NoteResult>> batch(office.context.get_executor(),
+                                        [&] { return office.pipeline.process_batch(source); });
+    test::run_until(office.context, 500ms);  // the first query has completed, and the second is awaited
+    auto report = office.drain(1h);
+    CHECK(office.run() == 500ms);
+    REQUIRE(batch.succeeded());
+    REQUIRE(batch.value().size() == 2);
+    CHECK(batch.value()[0].completed);
+    CHECK(batch.value()[1].unfinished);
+    CHECK(office.first.calls() == 1);
+    CHECK(is(report.value(), 0, 0, 0, 1));
+}
+
 TEST_CASE("drain: it does not wait for a consumer whose results hold the places", "[drain][stream]") {
     Office office(1, StageOptions{.retry = test::retries(1, 50ms)});
     office.first.failures["t0"] = 1;

@@ -29,8 +29,10 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
@@ -190,6 +192,8 @@ private:
             const bool cancelled = co_await test::cancelled_within(1h);
             CHECK(cancelled);
         }
+        // In Boost 1.83 the cancellation of a coroutine that has not been suspended escapes into the event loop.
+        co_await asio::post(co_await asio::this_coro::executor, asio::deferred);
         std::exception_ptr error;
         try {
             scene.diary_.ends[text] = co_await scene.process(text);
@@ -427,6 +431,15 @@ TEMPLATE_TEST_CASE("in place: the observer pauses the endpoint as it hears of th
 }
 
 TEMPLATE_TEST_CASE("in place: a query is cancelled", "[in_place][cancellation]", StepScene, FirstStageScene) {
+    SECTION("by the observer, before it would wait for a slot") {
+        const Diary diary = diary_of<TestType>([](TestType& scene) {
+            scene.at["queued b"] = [&] { scene.cancel("b"); };
+            scene.start("a");
+            scene.start("b");
+        });
+        CHECK(diary.events == Events{"0 queued a 0/0/0", "0 started a 1/0/0", "0 queued b 0/0/0",
+                                     "0 cancelled b 0/0/0" + was_cancelled, "10 succeeded a 1/10/0"});
+    }
     SECTION("while it waits for its slot") {
         const Diary diary = diary_of<TestType>([](TestType& scene) {
             scene.start("a");
@@ -797,6 +810,32 @@ TEST_CASE("in place: a step that is made and dropped keeps a query that is cance
     CHECK(diary.ends.at("a") == (!incomplete             ? "completed; -1, none, none, none"
                                  : end == End::cancelled ? "aborted"
                                                          : "unfinished; -1, none, none, none"));
+}
+
+TEST_CASE(
+    "in place: of steps of one route at the same time, each has its result in one place, in the order of their ends",
+    "[in_place][task_group]") {
+    const Diary diary = diary_of<StepScene>([](StepScene& scene) {
+        scene.writer = [](const std::string& text) -> Words {
+            co_await test::sleep(text == "slow" ? 10ms : 1ms);
+            co_return text;
+        };
+        scene.endpoint().set_limit(2);
+        scene.route = [](MemoRun& run, WriterStage& stage) -> asio::awaitable<void> {
+            const std::string slow = "slow";
+            const std::string fast = "fast";
+            const auto body = [&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+                group.spawn([&] { return run.step(&Memo::first, stage, slow); });
+                group.spawn([&] { return run.step(&Memo::second, stage, fast); });
+                co_return;
+            };
+            co_await sluice::with_task_group(body);
+        };
+        scene.start("a");
+    });
+    CHECK(diary.events == Events{"0 queued a 0/0/0", "0 started a 1/0/0", "0 queued a 0/0/0", "0 started a 1/0/0",
+                                 "1 succeeded a 1/1/0", "10 succeeded a 1/10/0"});
+    CHECK(diary.ends.at("a") == "completed; write + a 1/1/0; write + a 1/10/0; -1, slow, fast, none");
 }
 
 TEST_CASE("in place: a field that is filled is not paid for, and its step is over at once", "[in_place]") {

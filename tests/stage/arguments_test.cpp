@@ -373,6 +373,37 @@ struct Spawner {
 
 }  // namespace
 
+namespace {
+
+// A model whose signature cannot be told.
+struct Reciter {
+    Text operator()(const std::string& text = std::string(literal) + "!") & {
+        co_await test::sleep(1ms);
+        co_return text;
+    }
+    Text operator()(int) const = delete;
+};
+
+struct Recital {
+    std::optional<std::string> text;
+};
+
+}  // namespace
+
+TEST_CASE("arguments: a default argument lives as long as the attempt", "[arguments][pipeline]") {
+    asio::io_context context;
+    test::DeadLetters sink;
+    const sluice::Stage stage(test::timed(context.get_executor()), "recite", 1, Reciter());
+    auto route = [stage](sluice::Run<Recital>& run) -> asio::awaitable<void> {
+        co_await run.step(&Recital::text, stage);
+    };
+    sluice::Pipeline pipeline(test::timed(context.get_executor()), std::move(route), sink, 1);
+    Task<sluice::RecordResult<Recital>> task(context.get_executor(),
+                                             [&] { return pipeline.process_one({"q", "text"}); });
+    sluice::testing::run(context);
+    CHECK(task.value().record.text == std::string(literal) + "!");
+}
+
 TEST_CASE("arguments: they are converted for a dead-letter sink", "[arguments][pipeline]") {
     asio::io_context context;
     IncidentSink sink;

@@ -898,6 +898,20 @@ TEST_CASE("task group: a group with the general executor accepts children of the
     CHECK(ran);
 }
 
+TEST_CASE("task group: a default argument of a child lives as long as its coroutine", "[task_group]") {
+    asio::io_context context;
+    std::size_t length = 0;
+    Task<> task = start_group(context, [&](TaskGroup& group) -> Void {
+        group.spawn([&](const std::string& text = std::string(100, 'x')) -> asio::awaitable<void> {
+            co_await test::sleep(1ms);
+            length = text.size();
+        });
+        co_return;
+    });
+    run(context);
+    CHECK(length == 100);
+}
+
 TEST_CASE("task group: a child with another type of executor is refused with bad_executor", "[task_group][typed]") {
     using Pool = asio::thread_pool::executor_type;
     asio::io_context context;

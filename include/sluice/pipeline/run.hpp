@@ -61,6 +61,10 @@ public:
     /// An argument `&Record::field`, an optional, is read when an attempt begins; if it is empty then, the step fails
     /// with Reason::missing. (`*run->field` is read when the step is made, which may be before the field has a value.)
     ///
+    /// Returns an operation. Await it where it is made, and once: it runs in the coroutine that awaits it. To be stored
+    /// or passed on, it converts to `asio::awaitable<void, Executor>`. (With a version of Boost that sluice does not
+    /// know, or if SLUICE_PORTABLE_AWAIT is defined, it is one.)
+    ///
     /// @throws StepFailed if the stage run failed. Let it leave the route: the query is a dead letter then.
     /// @throws boost::system::system_error with `operation_aborted` if it was cancelled.
     ///
@@ -68,20 +72,18 @@ public:
     /// As for Stage::run(). If the query was cancelled, and a step with it, the query does not complete, whatever the
     /// route does then. If only the route has cancelled the step, such as by with_timeout(), it may go on and complete.
     ///
-    /// Await the result at once and only once. It is an operation, as that of StageSemaphore::acquire() is, which
-    /// converts to `asio::awaitable<void, Executor>` where one is needed: Asio's own functions need one. A step that is
-    /// awaited itself runs in the awaiting coroutine, without one of its own, if the stage has neither retries nor a
-    /// timeout and the sink saves nothing.
-    ///
     /// @par Complexity
-    /// O(1) beside the model, the sink's save() and the wait.
+    /// O(1) beside the model, the sink's save() and the wait. Costs a coroutine frame only if the step was converted,
+    /// the stage has retries or a timeout, the sink saves, another step of the query is running, or the model function
+    /// does not have one signature, in which each parameter is a reference that binds to its argument or a trivially
+    /// copyable object.
     template <class Field, class Class, class StageType, class... Args>
     [[nodiscard]] auto step(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<true>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);
     }
 
     /// The same, but when awaited, returns the error of its stage instead of throwing it; empty if there is none. Such
-    /// a failure does not make the query a dead letter.
+    /// a failure does not make the query a dead letter. Converts to `asio::awaitable<StageError, Executor>`.
     template <class Field, class Class, class StageType, class... Args>
     [[nodiscard]] auto step_or_error(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<false>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);

@@ -19,7 +19,7 @@
 namespace sluice::detail {
 
 // Where a step puts what its stage run makes: the value into a field of the record, and the result into that of the
-// query. See StageState::Run. `StageRef` is a reference, or a handle that keeps the stage alive.
+// query. See StageCoroutine. `StageRef` is a reference, or a handle that keeps the stage alive.
 template <class RunStateType, class Executor, bool throws, class Field, class StageRef, class T>
 struct StepTarget {
     using Returned = std::conditional_t<throws, void, StageError>;
