@@ -48,8 +48,8 @@ struct PipelineOptions {
 static_assert(std::is_aggregate_v<PipelineOptions> && std::is_trivially_destructible_v<PipelineOptions>);
 
 /// Runs queries through stages of any number and in any shape. A coroutine that you write, the *route*, takes one query
-/// through the stages. A struct that you define, the *record*, collects their values: its fields are optionals. It may be
-/// move-only, and its move constructor must not throw.
+/// through the stages. A struct that you define, the *record*, collects their values: its fields are optionals. It may
+/// be move-only, and its move constructor must not throw.
 ///
 /// @code
 /// struct Ticket {
