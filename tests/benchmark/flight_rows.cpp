@@ -84,31 +84,31 @@ double time_per_query(Ways<SleepingModels, StopWatch>::Way way, const Job& job) 
 }
 
 /// Of fewer, what a batch needs once counts too much.
-Bound most_bytes(const Job& job, double most) {
-    return at_most(job.queries->size() < 1000 ? 2 * most : most);
-}
+Bound most_bytes(const Job& job, double most) { return at_most(job.queries->size() < 1000 ? 2 * most : most); }
 
 Row bytes(const std::string& size, const Job& job) {
     using W = Ways<SleepingModels, AllocationGauge>;
-    return {"bytes of a query in flight, " + size + " asleep",
-            "bytes",
-            {"process_batch", [=] { return bytes_per_query<SleepingModels>(W::batch<>, job); }},
-            {{"floor: co_spawn per query, no limits",
-              [=] { return bytes_per_query<SleepingModels>(W::co_spawn_per_query, job); }},
-             {"process_stream", [=] { return bytes_per_query<SleepingModels>(W::stream, job); }}},
-            {{"process_batch itself", [](const Costs& costs) { return costs.at("process_batch"); }, most_bytes(job, 2200)}},
-            Row::Kind::count};
+    return {
+        "bytes of a query in flight, " + size + " asleep",
+        "bytes",
+        {"process_batch", [=] { return bytes_per_query<SleepingModels>(W::batch<>, job); }},
+        {{"floor: co_spawn per query, no limits",
+          [=] { return bytes_per_query<SleepingModels>(W::co_spawn_per_query, job); }},
+         {"process_stream", [=] { return bytes_per_query<SleepingModels>(W::stream, job); }}},
+        {{"process_batch itself", [](const Costs& costs) { return costs.at("process_batch"); }, most_bytes(job, 2200)}},
+        Row::Kind::count};
 }
 
 Row bytes_of_waiting(const std::string& size, Job job) {
     using W = Ways<WaitedForModels, AllocationGauge>;
     job.limits[0] = 1;
-    return {"bytes of a query in flight, " + size + " waiting for a slot",
-            "bytes",
-            {"process_batch", [=] { return bytes_per_query<WaitedForModels>(W::batch<>, job); }},
-            {{"process_stream", [=] { return bytes_per_query<WaitedForModels>(W::stream, job); }}},
-            {{"process_batch itself", [](const Costs& costs) { return costs.at("process_batch"); }, most_bytes(job, 1700)}},
-            Row::Kind::count};
+    return {
+        "bytes of a query in flight, " + size + " waiting for a slot",
+        "bytes",
+        {"process_batch", [=] { return bytes_per_query<WaitedForModels>(W::batch<>, job); }},
+        {{"process_stream", [=] { return bytes_per_query<WaitedForModels>(W::stream, job); }}},
+        {{"process_batch itself", [](const Costs& costs) { return costs.at("process_batch"); }, most_bytes(job, 1700)}},
+        Row::Kind::count};
 }
 
 Row time(const std::string& size, const Job& job) {
