@@ -63,9 +63,11 @@ public:
     std::vector<sluice::Query> rest() {
         boost::system::error_code error;
         boost::asio::posix::stream_descriptor::bytes_readable readable;
-        static_cast<void>(input_.io_control(readable, error));  // nothing is readable if it fails
-        boost::asio::read(input_, boost::asio::dynamic_buffer(buffer_), boost::asio::transfer_exactly(readable.get()),
-                          error);
+        if (!input_.io_control(readable, error)) {
+            // It has been read into the buffer, however much that was.
+            static_cast<void>(boost::asio::read(input_, boost::asio::dynamic_buffer(buffer_),
+                                                boost::asio::transfer_exactly(readable.get()), error));
+        }
         std::istringstream in(std::exchange(buffer_, {}));
         std::vector<sluice::Query> queries;
         for (std::string line; std::getline(in, line);) {

@@ -61,7 +61,8 @@ public:
     // than by completion, or throws if that was cancelled.
     boost::asio::awaitable<void, Executor> process(Job& job) { return route.run(*this, job); }
     bool has_ended(Job& job, const std::exception_ptr& error) noexcept { return route.has_ended(job, error); }
-    boost::asio::awaitable<void, Executor> end_otherwise(Job& job, std::exception_ptr error) {
+    boost::asio::awaitable<void, Executor> end_otherwise(
+        Job& job, std::exception_ptr error) {  // NOLINT(performance-unnecessary-value-param): some routes keep it
         return route.end_otherwise(*this, job, std::move(error));
     }
 

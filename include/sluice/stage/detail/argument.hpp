@@ -42,7 +42,7 @@ call_argument_t<Arg> read_argument(std::remove_reference_t<Arg>& arg) noexcept {
     if constexpr (is_field_argument<Arg>) {
         return *arg.field;
     } else {
-        return arg;
+        return arg;  // NOLINT(bugprone-return-const-ref-from-parameter): never a temporary
     }
 }
 
