@@ -39,7 +39,6 @@ public:
 
     bool draining() const noexcept { return draining_; }
     bool grace_over() const noexcept { return grace_over_; }
-    bool empty() const noexcept { return members_.empty(); }
 
     std::chrono::nanoseconds deadline() const noexcept { return deadline_; }
 
