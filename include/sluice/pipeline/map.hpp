@@ -93,6 +93,8 @@ struct MapBatch {
 ///
 /// @param items A range, or a source as QuerySource describes it, of any type. An lvalue is stored by reference.
 /// @param window At least 1.
+/// @param function A function object, which is stored. Called with an item, it returns an `awaitable`, of a value or
+/// `void`.
 ///
 /// @par Failure
 /// The first exception that leaves `function`, the range or the source cancels the other calls, waits for them, and is
