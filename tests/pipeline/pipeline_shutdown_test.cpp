@@ -8,6 +8,8 @@
 #include <sluice/result.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
+#include <sluice/sync/task_group.hpp>
 #include <sluice/testing/run.hpp>
 
 #include "support/every_step.hpp"
@@ -15,8 +17,11 @@
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -290,4 +295,49 @@ TEST_CASE("pipeline of any shape: one that feeds another may be destroyed at eve
         }
         CHECK(registry.model.running == 0);
     });
+}
+
+TEST_CASE(
+    "pipeline of any shape: models side by side wait when their context, the library's service first, is destroyed",
+    "[any_shape][shutdown]") {
+    const auto wait = GENERATE(as<int>(), 0, 1, 2);
+    Cabinet cabinet;
+    int frames = 0;
+    int waiting = 0;
+    {
+        asio::io_context io;
+        const sluice::StageSemaphore earlier(io.get_executor(), 1);  // makes the service before that of the strands
+        const asio::any_io_executor strand = asio::make_strand(io);
+        const auto model = [&](const std::string& text) -> asio::awaitable<std::string> {
+            const test::AtExit at_exit([&] { --frames; });
+            ++frames;
+            ++waiting;
+            const auto executor = co_await asio::this_coro::executor;
+            if (wait == 0) {
+                sluice::StageSemaphore never(executor, 0);
+                co_await never.acquire();
+            } else if (wait == 1) {
+                const auto body = [](sluice::TaskGroup&) { return test::sleep(1h); };
+                co_await sluice::with_task_group(body);
+            } else {
+                co_await test::sleep(1h);
+            }
+            co_return text;
+        };
+        sluice::Pipeline pipeline(
+            timed(strand),
+            [&](FileRun& run) -> asio::awaitable<void> {
+                const auto executor = timed(co_await asio::this_coro::executor);
+                const sluice::Stage title(executor, "title", 1, model);
+                const sluice::Stage body(executor, "body", 1, model);
+                co_await run.all(run.step(&File::title, title, run.query().text),
+                                 run.step(&File::body, body, run.query().text));
+            },
+            cabinet, 2);
+        const Task<FileResult> result(strand, [&] { return pipeline.process_one(test::make_query(1)); });
+        test::poll(io);
+        CHECK(frames == 2);
+    }
+    CHECK(frames == 0);
+    CHECK(waiting == 2);
 }

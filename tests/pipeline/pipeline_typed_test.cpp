@@ -20,9 +20,12 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/deferred.hpp>
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
@@ -32,9 +35,11 @@
 #include <chrono>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <optional>
+#include <ratio>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -369,4 +374,51 @@ TEST_CASE("drain: a timer needs no more than the interface of a Timer", "[drain]
     CHECK(one.value().unfinished == (grace < 10ms));
     CHECK(report.value().completed + report.value().unfinished == 1);
     CHECK(patient.succeeded());
+}
+
+namespace {
+
+// Counts 100 ns from the year 1, so that its readings exceed what an int64_t has of nanoseconds.
+struct CalendarClock {
+    using rep = std::int64_t;
+    using period = std::ratio<1, 10'000'000>;
+    using duration = std::chrono::duration<rep, period>;
+    using time_point = std::chrono::time_point<CalendarClock>;
+    static constexpr bool is_steady = true;
+
+    inline static time_point today = time_point(std::chrono::hours(24 * 365) * 2024);
+    static time_point now() noexcept { return today; }
+};
+
+}  // namespace
+
+TEST_CASE("pipeline of any shape: the clock of its timer may have any epoch", "[any_shape]") {
+    using CalendarTimer = asio::basic_waitable_timer<CalendarClock>;
+    asio::io_context io;
+    const auto executor = sluice::timed_by<CalendarTimer>(io.get_executor());
+    const auto model = [](const std::string& text) -> asio::awaitable<std::string> {
+        co_await asio::post(asio::deferred);
+        CalendarClock::today += 20ms;
+        co_return text;
+    };
+    const StageOptions options{.retry = test::retries(GENERATE(0, 1), 5ms)};
+    const sluice::Stage stage(executor, "file", 1, model, options);
+    struct {
+        void put(const Query&, const StageResult<>&) const {}
+    } sink;
+    sluice::Pipeline pipeline(
+        executor,
+        [&](sluice::Run<Memo>& run) -> asio::awaitable<void> {
+            co_await run.step(&Memo::topic, stage, run.query().text);
+        },
+        sink, 1);
+    Task<MemoResult> first(io.get_executor(), [&] { return pipeline.process_one(test::make_query(1)); });
+    Task<MemoResult> second(io.get_executor(), [&] { return pipeline.process_one(test::make_query(2)); });
+    sluice::testing::run(io);
+    const StageResult<> at_once = first.value().stage_results.at(0);
+    const StageResult<> later = second.value().stage_results.at(0);
+    CHECK(at_once.queue_time == 0ms);
+    CHECK(at_once.latency == 20ms);
+    CHECK(later.queue_time == 20ms);
+    CHECK(later.latency == 20ms);
 }
