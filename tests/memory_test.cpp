@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: BSL-1.0
+// Memory is exhausted at each allocation in turn. What runs then ends with std::bad_alloc, or goes on without it: a
+// query whose stage run or route had none is a dead letter that says so. Nothing hangs, and nothing is left behind.
+#include <sluice/pipeline/drain.hpp>
+#include <sluice/pipeline/map.hpp>
+#include <sluice/pipeline/pipeline.hpp>
+#include <sluice/pipeline/run.hpp>
+#include <sluice/query.hpp>
+#include <sluice/result.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/stage/stage_options.hpp>
+#include <sluice/stage_error.hpp>
+#include <sluice/sync/barrier.hpp>
+#include <sluice/sync/task_group.hpp>
+#include <sluice/sync/timeout.hpp>
+
+#include "support/models.hpp"
+#include "support/probes.hpp"
+#include "support/task.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdlib>
+#include <list>
+#include <new>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+
+namespace {
+
+// Counts the allocations while it is armed, and lets the n-th fail.
+struct Memory {
+    long until_failure = 0;  // 0 if it is not armed
+    bool failed = false;
+
+    void arm(long n) {
+        until_failure = n;
+        failed = false;
+    }
+    void disarm() { until_failure = 0; }
+
+    void* allocate(std::size_t size, std::size_t alignment) {
+        if (until_failure != 0 && --until_failure == 0) {
+            failed = true;
+            throw std::bad_alloc();
+        }
+        const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+        if (void* const memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)) {
+            return memory;
+        }
+        throw std::bad_alloc();
+    }
+} memory;
+
+}  // namespace
+
+void* operator new(std::size_t size) { return memory.allocate(size, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+    return memory.allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+void operator delete(void* block, std::align_val_t) noexcept { std::free(block); }
+void operator delete(void* block, std::size_t, std::align_val_t) noexcept { std::free(block); }
+
+namespace {
+
+using namespace std::chrono_literals;
+using sluice::Query;
+using sluice::StageOptions;
+using test::Task;
+using test::timed;
+using test::VirtualTimer;
+
+struct Pair {
+    std::optional<std::string> left;
+    std::optional<std::string> right;
+};
+
+using PairRun = sluice::Run<Pair>;
+using PairResult = sluice::RecordResult<Pair>;
+
+struct Echo {
+    int& running;
+
+    asio::awaitable<std::string> operator()(const std::string& text) const { return run(running, text); }
+
+private:
+    static asio::awaitable<std::string> run(int& running, std::string text) {
+        ++running;
+        const test::AtExit at_exit([&] { --running; });
+        co_await test::sleep(1ms);
+        co_return text;
+    }
+};
+
+struct Letters {
+    int put_away = 0;
+
+    void put(const Query&, const sluice::StageResult<>&) { ++put_away; }
+};
+
+using EchoStage = sluice::Stage<Echo, VirtualTimer>;
+
+struct InTurn {
+    EchoStage left, right;
+
+    asio::awaitable<void> operator()(PairRun& run) const { return go(*this, run); }
+    static asio::awaitable<void> go(const InTurn& steps, PairRun& run) {
+        co_await run.step(&Pair::left, steps.left, run.query().text);
+        co_await run.step(&Pair::right, steps.right, run.query().text);
+    }
+};
+
+struct SideBySide {
+    EchoStage left, right;
+
+    asio::awaitable<void> operator()(PairRun& run) const { return go(*this, run); }
+    static asio::awaitable<void> go(const SideBySide& steps, PairRun& run) {
+        co_await run.all(run.step(&Pair::left, steps.left, run.query().text),
+                         run.step(&Pair::right, steps.right, run.query().text));
+    }
+};
+
+// Whether a query has completed, or was cut short by a drain, or is a dead letter since there was no memory.
+bool is_accounted_for(const PairResult& result, bool is_drained) {
+    if (result.completed) {
+        return result.record.left && result.record.right;
+    }
+    if (result.unfinished) {
+        return is_drained;
+    }
+    return result.failure() && result.failure()->error.type() == "std::bad_alloc";
+}
+
+// What is there before the memory is exhausted.
+template <class Route>
+struct Mill {
+    int running = 0;
+    Letters letters;
+    asio::io_context context{1};
+    EchoStage left;
+    EchoStage right;
+    sluice::Pipeline<Route, Letters, VirtualTimer> pipeline;
+    std::vector<Query> queries = test::make_queries(3);
+    std::vector<std::string> texts{"a", "b", "c"};
+    std::vector<PairResult> results;
+    std::optional<sluice::DrainReport<Pair>> report;
+
+    explicit Mill(const StageOptions& options)
+        : left(timed(context.get_executor()), "left", 1, Echo{running}, options),
+          right(timed(context.get_executor()), "right", 2, Echo{running}, options),
+          pipeline(timed(context.get_executor()), Route{left, right}, letters, 2) {
+        // The queue of the timers has enough memory from now on: what a test adds to Asio is not tested here.
+        std::list<VirtualTimer> timers;
+        for (int i = 0; i != 16; ++i) {
+            timers.emplace_back(context.get_executor()).expires_after(1ms);
+            timers.back().async_wait([](auto) {});
+        }
+        sluice::testing::run(context);
+        results.reserve(16);
+    }
+
+    asio::awaitable<void> one() { results.push_back(co_await pipeline.process_one(queries.front())); }
+
+    asio::awaitable<void> batch() {
+        for (auto& result : co_await pipeline.process_batch(queries)) {
+            results.push_back(std::move(result));
+        }
+    }
+
+    asio::awaitable<void> stream() {
+        auto stream = pipeline.process_stream(queries);
+        while (auto item = co_await stream.next()) {
+            results.push_back(std::move(item->result));
+        }
+    }
+
+    asio::awaitable<void> drain() {
+        const auto body = [this](sluice::TaskGroup& group) { return spawn_all(*this, group); };
+        co_await sluice::with_task_group(body);
+    }
+    static asio::awaitable<void> spawn_all(Mill& mill, sluice::TaskGroup& group) {
+        group.spawn([&] { return mill.one(); });
+        group.spawn([&] { return mill.batch(); });
+        group.spawn([&] { return mill.stream(); });
+        co_await test::sleep(1ms);
+        mill.report = co_await mill.pipeline.drain(1500us);
+    }
+
+    asio::awaitable<void> map() {
+        const Echo echo{running};
+        co_await sluice::map_batch(texts, 2, echo);
+    }
+
+    asio::awaitable<void> timeout() {
+        co_await sluice::with_timeout<VirtualTimer>(10ms, [] { return test::sleep(1ms); });
+    }
+
+    asio::awaitable<void> barrier() {
+        sluice::Barrier barrier(co_await asio::this_coro::executor, 2);
+        const auto body = [&](sluice::TaskGroup& group) { return arrive_twice(barrier, group); };
+        co_await sluice::with_task_group(body);
+    }
+    static asio::awaitable<void> arrive_twice(sluice::Barrier& barrier, sluice::TaskGroup& group) {
+        group.spawn([&]() -> asio::awaitable<void> { co_await barrier.arrive_and_wait(); });
+        group.spawn([&]() -> asio::awaitable<void> { co_await barrier.arrive_and_wait(); });
+        co_return;
+    }
+};
+
+template <class Route>
+void fail_each_allocation(asio::awaitable<void> (Mill<Route>::*operation)()) {
+    const StageOptions in_place;
+    const StageOptions repeated{.timeout = 1s, .retry = test::retries(1, 1ms)};
+    const StageOptions& options = GENERATE(false, true) ? repeated : in_place;
+    const bool drains = operation == &Mill<Route>::drain;
+    long n = 0;
+    do {
+        INFO("allocation " << ++n);
+        Mill<Route> mill(options);
+        Task<> task(mill.context.get_executor(), [&] { return (mill.*operation)(); });
+        memory.arm(n);
+        sluice::testing::run(mill.context);
+        memory.disarm();
+        REQUIRE(task.done());
+        CHECK((task.succeeded() || task.template failed_with<std::bad_alloc>()));
+        CHECK((memory.failed || task.succeeded()));
+        for (const auto& result : mill.results) {
+            CHECK(is_accounted_for(result, drains));
+        }
+        CHECK(mill.running == 0);
+        CHECK(mill.left.endpoint().active() + mill.right.endpoint().active() == 0);
+        CHECK(mill.left.endpoint().waiting() + mill.right.endpoint().waiting() == 0);
+        if (!drains) {
+            Task<> next(mill.context.get_executor(), [&] { return mill.batch(); });
+            sluice::testing::run(mill.context);
+            CHECK(next.succeeded());
+        }
+    } while (memory.failed);
+    CHECK(n > 3);
+}
+
+}  // namespace
+
+TEST_CASE("memory: a query runs out of it at each allocation", "[memory]") { fail_each_allocation(&Mill<InTurn>::one); }
+
+TEST_CASE("memory: a query whose steps run side by side runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<SideBySide>::one);
+}
+
+TEST_CASE("memory: a batch runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::batch);
+}
+
+TEST_CASE("memory: a batch whose steps run side by side runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<SideBySide>::batch);
+}
+
+TEST_CASE("memory: a stream runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::stream);
+}
+
+TEST_CASE("memory: operations and their drain run out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::drain);
+}
+
+TEST_CASE("memory: map_batch runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::map);
+}
+
+TEST_CASE("memory: a timeout runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::timeout);
+}
+
+TEST_CASE("memory: a group whose tasks meet at a barrier runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::barrier);
+}
