@@ -397,7 +397,7 @@ MUTANTS = [
     ("the stage runs that wait for another's place are not told", "stage/detail/backoff_wait.hpp",
      "                at.others->notify_all();\n", "", "pipeline/pipeline_test"),
     ("steps side by side that are cancelled before they begin are forgotten", "pipeline/detail/side_by_side.hpp",
-     "            run.aborted = true;  // some have not even begun, perhaps\n", "", "pipeline/pipeline_test"),
+     "            run.abort();  // some have not even begun, perhaps\n", "", "pipeline/pipeline_test"),
     ("the window counts nested steps side by side together", "stage/detail/query_run.hpp",
      "    void end_one() { begin_backoff(); }", "    void end_one() {}", "pipeline/pipeline_test"),
     ("a later failure beside the first is forgotten", "pipeline/detail/side_by_side.hpp",

@@ -223,6 +223,33 @@ TEST_CASE("drain: a backoff that would outlast the grace gives up at once", "[dr
     }
 }
 
+TEST_CASE("drain: if a step has failed before the drain cuts another short, the query is a dead letter",
+          "[drain][all]") {
+    Office office(2, StageOptions{.retry = test::retries(1, 1s)});
+    const bool fails_first = GENERATE(true, false);
+    office.first.latency = fails_first ? 5ms : 20ms;
+    office.second.latency = 10ms;
+    office.first.failures["a"] = 2;
+    office.second.failures["a"] = 1;
+    const NoteStage once(timed(office.context.get_executor()), "once", 9, test::Endpoint{&office.first});
+    test::DeadLetters sink;
+    sluice::Pipeline pipeline(
+        timed(office.context.get_executor()),
+        [&](NoteRun& run) -> asio::awaitable<void> {
+            co_await run.all(run.step(&Note::first, once, run.query().text),
+                             run.step(&Note::second, office.route.second, run.query().text));
+        },
+        sink, 1);
+    Task<NoteResult> a(office.context.get_executor(), [&] { return pipeline.process_one(Query("a", "a")); });
+    test::run_until(office.context, 15ms);
+    Task<Report> report(office.context.get_executor(), [&] { return pipeline.drain(100ms); });
+    office.run();
+    CHECK(is(report.value(), 0, fails_first, 0, !fails_first));
+    CHECK(sink.letters.size() == (fails_first ? 1U : 0U));
+    CHECK(a.value().unfinished == !fails_first);
+    CHECK((a.value().failure() != nullptr) == fails_first);
+}
+
 TEST_CASE("drain: again, it can only shorten the grace, and cancelling the wait does not stop it", "[drain]") {
     Office office;
     auto a = office.one("a");

@@ -222,6 +222,39 @@ TEST_CASE("save: if it throws, the field stays filled, and the query is a dead l
     CHECK(author.write.calls() == 0);
 }
 
+TEST_CASE("save: of several failures side by side, the dead letter names the first", "[save][all]") {
+    Author<SlowStore> author;
+    author.store.throws = true;
+    SECTION("of two saves") {
+        auto pipeline = author.pipeline(true);
+        auto task = author.start(pipeline);
+        sluice::testing::run(author.context);
+        REQUIRE(task.value().stage_results.size() == 4);
+        CHECK(task.value().failed == 2);
+        CHECK(task.value().stage_results[2].reason == Reason::checkpoint);
+        CHECK(task.value().stage_results[3].reason == Reason::checkpoint);
+    }
+    SECTION("of a model and a save") {
+        author.plan.failures["a"] = 1;
+        auto pipeline = author.pipeline(true);
+        auto task = author.start(pipeline);
+        sluice::testing::run(author.context);
+        REQUIRE(task.value().failure());
+        CHECK(task.value().failure()->stage == "plan");
+        CHECK(author.store.letters == std::vector<std::string>{"plan of plan failed write save failed"});
+    }
+    SECTION("of a save and a model") {
+        author.store.latency = 5ms;
+        author.write.failures["a"] = 1;
+        auto pipeline = author.pipeline(true);
+        auto task = author.start(pipeline);
+        sluice::testing::run(author.context);
+        REQUIRE(task.value().failure());
+        CHECK(task.value().failure()->stage == "save");
+        CHECK(author.store.letters == std::vector<std::string>{"save of plan save failed write failed"});
+    }
+}
+
 TEST_CASE("save: if it throws after step_or_error(), that ends the route too", "[save]") {
     Author<PlainStore> author;
     author.store.throws = true;

@@ -81,9 +81,11 @@ static_assert(std::is_aggregate_v<PipelineOptions> && std::is_trivially_destruct
 /// before.
 /// @li unfinished: a drain has cut it short, by the same rules. Its result has the record.
 ///
-/// A query is not completed if its cancellation has ended a step or an all(), or if its route awaits one afterwards,
-/// even if the route catches the exception and returns. If it has ended only something else that the route awaited,
-/// such as a timer, and the route catches that and returns without a further step, the query is completed.
+/// A query that was cancelled is not completed if any of its steps, or an all(), was cut short, or if its route awaits
+/// one afterwards, even if the route catches the exception and returns. If its cancellation has ended only something
+/// else that the route awaited, such as a timer, and the route catches that and returns without a further step, the
+/// query is completed. A step that the route itself has cancelled, as by with_timeout(), keeps from completing only a
+/// query that is cancelled later.
 ///
 /// A route must leave `this_coro::throw_if_cancelled` and `this_coro::reset_cancellation_state` as it has found them,
 /// as a model function must: they belong to the coroutine that runs the query, and the next one after it. A coroutine
@@ -96,7 +98,7 @@ static_assert(std::is_aggregate_v<PipelineOptions> && std::is_trivially_destruct
 /// Record&`. It is awaited after each step whose model has succeeded, before step() completes: one at a time for a
 /// query, and not again for a change that it has seen. No cancellation reaches it. What it needs of the record it reads
 /// before it suspends, since steps side by side change the record meanwhile. If it throws, the field stays filled, and
-/// the query becomes a dead letter of the stage `save` with Reason::checkpoint.
+/// the query becomes a dead letter of the stage `save` with Reason::checkpoint, unless another step had failed before.
 ///
 /// @tparam Function The route: called with a `Run<Record>&`, or a `Run<Record, Executor>&`, it returns an
 /// `asio::awaitable<void, Executor>`.

@@ -107,8 +107,9 @@ private:
             } catch (...) {
                 error = std::current_exception();
             }
+            const bool failed_before = result.failed >= 0 && result.failed < run_state.first_aborted;
             const bool drained = job.gave_up || job.drain->grace_over();
-            if ((run_state.lacks_a_step() || error) &&
+            if ((run_state.lacks_a_step() || error) && !failed_before &&
                 (drained || is_cancelled(co_await boost::asio::this_coro::cancellation_state))) {
                 if (!drained) {
                     throw operation_aborted("Pipeline");
@@ -120,8 +121,8 @@ private:
             if (error) {
                 result.failed = run_state.add_failure("route", Reason::route, std::move(error));
             }
-            if (run_state.failed_save >= 0) {  // whatever the route has done then
-                result.failed = run_state.failed_save;
+            if (const auto save = run_state.failed_save; save >= 0 && (result.failed < 0 || save < result.failed)) {
+                result.failed = save;  // whatever the route has done then
             }
             if (result.failed < 0) {  // the route itself has cancelled or dropped a step
                 result.completed = true;

@@ -7,9 +7,11 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <utility>
 
 namespace sluice::detail {
@@ -38,16 +40,23 @@ struct RunState {
         return add(std::move(failure));
     }
 
-    // Whether a step was cancelled, or dropped before it began, as one is that a cancelled route awaits.
-    bool lacks_a_step() const noexcept { return aborted || not_begun != 0; }
+    // A step was cancelled, or an all().
+    void abort() noexcept {
+        first_aborted = std::min(first_aborted, static_cast<std::int32_t>(result.stage_results.size()));
+    }
+
+    // Whether one was, or was dropped before it began, as one is that a cancelled route awaits.
+    bool lacks_a_step() const noexcept { return first_aborted != none_aborted || not_begun != 0; }
+
+    static constexpr auto none_aborted = std::numeric_limits<std::int32_t>::max();
 
     QueryPlace& place;
     RecordResult<Record>& result;
-    StageResult<> in_place;            // of the step that runs in place
-    Saver<Executor>* saver = nullptr;  // if the sink saves
-    std::int32_t failed_save = -1;     // the index of its failure, if one has failed
-    int not_begun = 0;                 // steps that were made and have not begun
-    bool aborted = false;              // a step was cancelled
+    StageResult<> in_place;                     // of the step that runs in place
+    Saver<Executor>* saver = nullptr;           // if the sink saves
+    std::int32_t failed_save = -1;              // the index of the failure of the first that failed
+    std::int32_t first_aborted = none_aborted;  // the results from this index on came after a step was cancelled
+    int not_begun = 0;                          // steps that were made and have not begun
 };
 
 }  // namespace sluice::detail

@@ -31,7 +31,7 @@ public:
         }
         run.place.end_side_by_side(all.remaining_);
         if (cancelled) {
-            run.aborted = true;  // some have not even begun, perhaps
+            run.abort();  // some have not even begun, perhaps
             std::rethrow_exception(cancelled);
         }
         if (all.first_) {

@@ -35,7 +35,7 @@ struct StepTarget {
     std::optional<Field>& data(StageResult<>&) const noexcept { return field; }
 
     void aborted(StageResult<>& result) {
-        run.aborted = true;
+        run.abort();
         run.add(std::move(result));
     }
     void ended(StageResult<>& result) {
@@ -79,8 +79,10 @@ private:
             error = std::current_exception();
         }
         if (error) {
-            target.failed = target.run.failed_save =
-                target.run.add_failure("save", Reason::checkpoint, std::move(error));
+            target.failed = target.run.add_failure("save", Reason::checkpoint, std::move(error));
+            if (target.run.failed_save < 0) {
+                target.run.failed_save = target.failed;
+            }
             target.save_failed = true;
         }
     }
