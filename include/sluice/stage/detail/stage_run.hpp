@@ -7,6 +7,7 @@
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/stage_coroutine.hpp>
+#include <sluice/sync/detail/bitwise_copy.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
@@ -61,7 +62,9 @@ public:
     StageRun(State& stage, Target target, Args... args)
         : stage_(stage), target_(std::move(target)), args_(static_cast<Args&&>(args)...) {}
 
-    StageRun(StageRun&&) = default;  // before it is awaited
+    // Before it is awaited.
+    StageRun(StageRun&& other) noexcept
+        : stage_(other.stage_), target_(std::move(other.target_)), args_(std::move(other.args_)) {}
 
     operator Awaitable() && { return coroutine(); }
     Awaitable operator()() { return coroutine(); }
@@ -88,6 +91,11 @@ private:
 
     // Begins the run. Returns whether it has ended already, so that the awaiting coroutine need not be suspended.
     bool begin(Frame& frame) {
+        if (address_.is_bitwise_copy()) [[unlikely]] {
+            ConstructedAt::terminate(
+                "sluice: a bitwise copy of a step, such as g++ 12 makes of `co_await (short ? run.step(...) : "
+                "run.step(...))`; write the two co_awaits one by one");
+        }
         if constexpr (Target::is_step) {
             if (target_.is_filled()) {
                 target_.begins();
@@ -297,6 +305,7 @@ private:
     InPlaceRun& in_place() noexcept { return target_.query().place->in_place; }
     SemaphoreState& line() const noexcept { return *state_of(stage_.endpoint->line); }
 
+    ConstructedAt address_;
     State& stage_;
     Target target_;
     std::tuple<Args...> args_;
