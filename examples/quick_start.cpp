@@ -20,7 +20,8 @@ struct DeadLetters {
 
 asio::awaitable<void> run() {
     DeadLetters dead_letters;
-    sluice::InferencePipeline pipeline(co_await asio::this_coro::executor, classify, extract, generate,
+    const auto executor = co_await asio::this_coro::executor;
+    sluice::InferencePipeline pipeline(executor, classify, extract, generate,
                                        sluice::StageLimits{.classify = 20, .extract = 10, .generate = 5}, dead_letters);
 
     std::vector<sluice::Query> queries{

@@ -815,8 +815,8 @@ asio::awaitable<void> print(std::string) { co_return; }
 
 [[maybe_unused]] asio::awaitable<void> bad_stream(std::vector<sluice::Query> queries) {
     CollectingSink sink;
-    sluice::InferencePipeline pipeline(co_await asio::this_coro::executor, classify, extract, generate,
-                                       sluice::StageLimits{4, 2, 1}, sink);
+    const auto executor = co_await asio::this_coro::executor;
+    sluice::InferencePipeline pipeline(executor, classify, extract, generate, sluice::StageLimits{4, 2, 1}, sink);
     auto stream = pipeline.process_stream(queries);
     if (auto item = co_await stream.next()) co_await print(item->result.query.text);
     // BAD: the queries that were cancelled end later, and the sink and the range are gone by then.
@@ -824,8 +824,8 @@ asio::awaitable<void> print(std::string) { co_return; }
 
 asio::awaitable<void> good_stream(std::vector<sluice::Query> queries) {
     CollectingSink sink;
-    sluice::InferencePipeline pipeline(co_await asio::this_coro::executor, classify, extract, generate,
-                                       sluice::StageLimits{4, 2, 1}, sink);
+    const auto executor = co_await asio::this_coro::executor;
+    sluice::InferencePipeline pipeline(executor, classify, extract, generate, sluice::StageLimits{4, 2, 1}, sink);
     auto stream = pipeline.process_stream(std::move(queries));  // moved in: the stream owns the range
     if (auto item = co_await stream.next()) co_await print(item->result.query.text);
     co_await stream.close();  // GOOD: nothing uses the sink any more
