@@ -2,6 +2,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/channel_source.hpp>
 #include <sluice/pipeline/checkpoint.hpp>
+#include <sluice/pipeline/drain.hpp>
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
 #include <sluice/query.hpp>
@@ -944,6 +945,102 @@ TEST_CASE(
     REQUIRE(batch.succeeded());
     CHECK(desk.classify.peak == 1);  // the window
     CHECK(std::ranges::all_of(batch.value(), [](const auto& result) { return result.completed; }));
+}
+
+namespace {
+
+// Cuts the step of every query but "t1" short after 5 ms, and then returns or throws.
+struct CutShort {
+    TicketStage stage;
+    bool throws;
+
+    asio::awaitable<void> operator()(TicketRun& run) const { return go(*this, run); }
+
+private:
+    static asio::awaitable<void> go(const CutShort& route, TicketRun& run) {
+        const auto step = [&] { return run.step(&Ticket::reply, route.stage, run.query().text); };
+        const auto limit = run.query().text == "t1" ? 1h : 5ms;
+        try {
+            co_await sluice::with_timeout<VirtualTimer>(limit, step);
+        } catch (const sluice::TimeoutError&) {
+            if (route.throws) {
+                throw;
+            }
+        }
+    }
+};
+
+// A pipeline with such a route. Each step is in a backoff when it is cut short.
+struct CutShortDesk : Desk {
+    explicit CutShortDesk(bool throws, std::ptrdiff_t window)
+        : Desk(9, StageOptions{.retry = test::retries(1, 1h)}),
+          pipeline(timed(context.get_executor()), CutShort{generator, throws}, sink, window,
+                   sluice::PipelineOptions{.max_in_backoff = 2}) {
+        generate.latency = 4ms;
+        for (const auto& query : test::make_queries(100)) {
+            generate.failures[query.text] = query.text == "t1" ? 0 : 2;
+        }
+    }
+
+    sluice::Pipeline<CutShort, TicketSink, VirtualTimer> pipeline;
+};
+
+}  // namespace
+
+TEST_CASE("pipeline of any shape: the result of a query that its route has cut short in a backoff has a place, too",
+          "[any_shape][window][stream]") {
+    const bool throws = GENERATE(false, true);
+    CutShortDesk desk(throws, 2);
+    auto stream = desk.pipeline.process_stream(test::make_queries(100));
+    std::size_t received = 0;
+    const auto receive = [&](std::size_t n) -> asio::awaitable<void> {
+        while (n-- != 0) {
+            const auto item = co_await stream.next();
+            received += item ? 1 : 0;
+        }
+    };
+    Task<> some(desk.context.get_executor(), [&] { return receive(3); });
+    test::run_until(desk.context, 1s);
+    CHECK(received == 3);
+    CHECK(desk.generate.calls() <= 3 + 2 + 2);  // two results have the places, and two queries wait for one
+    Task<> all(desk.context.get_executor(), [&] { return receive(100); });
+    sluice::testing::run(desk.context);
+    CHECK(received == 100);
+    CHECK(desk.sink.letters.size() == (throws ? 99U : 0U));
+}
+
+TEST_CASE("pipeline of any shape: a query that its route has cut short in a backoff waits for a place before it ends",
+          "[any_shape][window]") {
+    enum class Then { nothing, cancelled, drained };
+    const Then then = GENERATE(Then::nothing, Then::cancelled, Then::drained);
+    const bool throws = GENERATE(false, true);
+    CutShortDesk desk(throws, 1);
+    desk.generate.latency_of = [](const std::string& text) { return text == "t1" ? 16ms : 4ms; };
+    Task<std::vector<TicketResult>> batch(desk.context.get_executor(),
+                                          [&] { return desk.pipeline.process_batch(test::make_queries(2)); });
+    test::run_until(desk.context, 10ms);  // t1 has the place
+    CHECK(desk.sink.letters.empty());
+    if (then == Then::nothing) {
+        CHECK(sluice::testing::run(desk.context) == 10ms);
+    } else if (then == Then::cancelled) {  // after it had failed, so it is a dead letter nevertheless
+        batch.cancel();
+        CHECK(sluice::testing::run(desk.context) == 0ms);
+        CHECK(batch.aborted());
+    } else {
+        Task<sluice::DrainReport<Ticket>> report(desk.context.get_executor(), [&] { return desk.pipeline.drain(1h); });
+        test::poll(desk.context);
+        CHECK(desk.sink.letters.size() == (throws ? 1U : 0U));  // there is room, since nothing more is taken in
+        CHECK(sluice::testing::run(desk.context) == 10ms);
+        CHECK(report.value().completed == (throws ? 1U : 2U));
+        CHECK(report.value().dead == (throws ? 1U : 0U));
+    }
+    if (then != Then::cancelled) {
+        REQUIRE(batch.succeeded());
+        CHECK(batch.value()[0].completed == !throws);
+        CHECK(batch.value()[1].completed);
+    }
+    CHECK(desk.sink.letters.size() == (throws ? 1U : 0U));
+    CHECK(desk.idle());
 }
 
 TEST_CASE("pipeline of any shape: a step of a stage whose context is gone fails once, as closed", "[any_shape]") {

@@ -38,7 +38,8 @@ namespace sluice {
 /// The options of a Pipeline. Fields are only ever appended.
 struct PipelineOptions {
     /// The number of queries of each batch and each stream that may be in backoff and hold no place in the window; not
-    /// negative. A query beyond it keeps its place during its backoff, so that memory stays bounded.
+    /// negative. A query beyond it keeps its place during its backoff, so that memory stays bounded. One that has left
+    /// its place waits for another before its next attempt or step, and before it completes or becomes a dead letter.
     std::ptrdiff_t max_in_backoff = 1000;
 
     /// Observes every dead letter, and each step of a stage that has no observer of its own. It must outlive the
@@ -76,9 +77,9 @@ static_assert(std::is_aggregate_v<PipelineOptions> && std::is_trivially_destruct
 /// @li completed: its route has returned.
 /// @li a dead letter: its route has thrown, and the query goes to the dead-letter sink. StepFailed names the stage that
 /// failed; anything else is a failure of a stage named `route`.
-/// @li cancelled: together with the call or stream that it belongs to. It has no result. An exception that leaves the
-/// route after the cancellation does not make it a dead letter, except the StepFailed of a stage that had failed
-/// before.
+/// @li cancelled: together with the call or stream that it belongs to, before its route has ended. It has no result. An
+/// exception that leaves the route after the cancellation does not make it a dead letter, except the StepFailed of a
+/// stage that had failed before.
 /// @li unfinished: a drain has cut it short, by the same rules. Its result has the record.
 ///
 /// A query that was cancelled is not completed if any of its steps, or an all(), was cut short, or if its route awaits

@@ -41,6 +41,7 @@ public:
     using Job = typename RouteType::Job;
     using Result = typename Job::Result;
     using Executor = typename RouteType::Executor;
+    using Timer = T;
     static constexpr bool drains = RouteType::drains;
     using Drain = std::conditional_t<drains, DrainState<T>, NoDrain>;
 

@@ -8,6 +8,7 @@
 #include <sluice/pipeline/step_failed.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
@@ -117,6 +118,12 @@ private:
                 result.failed = -1;
                 result.unfinished = true;
                 co_return;
+            }
+            if (job.has_left()) {  // the route has cut short a step in backoff
+                try {
+                    co_await BackoffWait<typename State::Timer>::template come_back<Executor>(Pooled(), job);
+                } catch (...) {  // cancelled, so that no other query comes for the place; or without memory to wait
+                }
             }
             if (error) {
                 result.failed = run_state.add_failure("route", Reason::route, std::move(error));

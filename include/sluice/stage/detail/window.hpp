@@ -13,7 +13,8 @@ namespace sluice::detail {
 //
 // A query in backoff leaves its place to another. When the backoff ends it waits in line for a place, ahead of every
 // new query but one that a source has already delivered: new ones only take a place that is free while nothing waits.
-// How many queries are away in this way is bounded too; a query beyond that bound keeps its place during its backoff.
+// If the route ends the backoff, the query waits before its next step, or before its result or dead letter. How many
+// queries are away in this way is bounded too; a query beyond that bound keeps its place during its backoff.
 class Window : public ListHook {
 public:
     template <class Executor>
