@@ -8,6 +8,7 @@
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
+#include <sluice/sync/task_group.hpp>
 #include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/run.hpp>
 
@@ -21,6 +22,7 @@
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -248,6 +250,77 @@ TEST_CASE("drain: if a step has failed before the drain cuts another short, the 
     CHECK(sink.letters.size() == (fails_first ? 1U : 0U));
     CHECK(a.value().unfinished == !fails_first);
     CHECK((a.value().failure() != nullptr) == fails_first);
+}
+
+TEST_CASE("drain: beside a backoff that gives up, those that end within the grace go on", "[drain][all]") {
+    Model first{"first", 10ms};
+    Model second{"second", 10ms};
+    first.failures["t0"] = second.failures["t0"] = 1;
+    test::DeadLetters sink;
+    asio::io_context context(1);
+    const auto executor = timed(context.get_executor());
+    const NoteStage patient(executor, "first", 9, test::Endpoint{&first}, StageOptions{.retry = test::retries(1, 1h)});
+    const NoteStage hasty(executor, "second", 9, test::Endpoint{&second},
+                          StageOptions{.retry = test::retries(1, 50ms)});
+    const auto route = [=](NoteRun& run) -> asio::awaitable<void> {
+        co_await run.all(run.step(&Note::first, patient, run.query().text),
+                         run.step(&Note::second, hasty, run.query().text));
+    };
+    sluice::Pipeline pipeline(executor, route, sink, 2);
+    Task<std::vector<NoteResult>> batch(context.get_executor(),
+                                        [&] { return pipeline.process_batch(test::make_queries(1)); });
+    const bool is_in_backoff = GENERATE(true, false);
+    if (!is_in_backoff) {
+        second.latency = 20ms;  // its backoff begins when the other has given up
+    }
+    test::run_until(context, 15ms);
+    CHECK(first.failed.size() == 1);
+    CHECK(second.failed.size() == (is_in_backoff ? 1U : 0U));
+    Task<Report> report(context.get_executor(), [&] { return pipeline.drain(1s); });
+    CHECK(sluice::testing::run(context) == (is_in_backoff ? 55ms : 75ms));
+    CHECK(is(report.value(), 0, 0, 0, 1));
+    REQUIRE(batch.succeeded());
+    CHECK(batch.value()[0].unfinished);
+    CHECK_FALSE(batch.value()[0].record.first);
+    CHECK(batch.value()[0].record.second == "second(t0)");
+    CHECK(first.calls() == 1);
+}
+
+TEST_CASE("drain: a backoff that the route has cut short before does not give up", "[drain]") {
+    test::for_every_step([](test::Steps& steps) {
+        Office office(2, StageOptions{.retry = test::retries(1, 1h)});
+        office.first.failures["a"] = 1;
+        sluice::TaskGroup* around_step = nullptr;
+        const auto route = [&](NoteRun& run) -> asio::awaitable<void> {
+            const auto body = [&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+                around_step = &group;
+                co_await run.step(&Note::first, office.route.first, run.query().text);
+            };
+            try {
+                co_await sluice::with_task_group(body);
+            } catch (const boost::system::system_error&) {
+            }
+            around_step = nullptr;
+        };
+        sluice::Pipeline pipeline(timed(office.context.get_executor()), route, office.sink, 2);
+        Task<NoteResult> one(office.context.get_executor(), [&] { return pipeline.process_one(Query("a", "a")); });
+        test::run_until(office.context, 15ms);
+        REQUIRE(around_step);
+        Task<Report> report(office.context.get_executor(), [&] { return pipeline.drain(1s); });
+        steps.take(office.context);
+        bool drains = false;
+        try {
+            static_cast<void>(pipeline.process_stream(test::make_queries(1)));
+        } catch (const sluice::Draining&) {
+            drains = true;
+        }
+        if (around_step) {
+            around_step->cancel();
+        }
+        office.run();
+        CHECK(one.value().completed == !drains);
+        CHECK(one.value().unfinished == drains);
+    });
 }
 
 TEST_CASE("drain: again, it can only shorten the grace, and cancelling the wait does not stop it", "[drain]") {

@@ -26,7 +26,9 @@
 
 namespace sluice::detail {
 
-// A backoff of a query. It gives up if it would outlast the grace of a drain.
+// A backoff of a query. It gives up if it would outlast the grace of a drain. The query is unfinished then, but its
+// other stage runs go on, and so do their backoffs that end within the grace: their calls are paid for, and the record
+// keeps their values.
 template <class T>
 class BackoffWait final : public Drainable, public Canceller {
 public:
@@ -39,7 +41,8 @@ public:
         }
         const Executor executor = co_await boost::asio::this_coro::executor;
         BackoffWait wait(*place, executor, delay);
-        if (place->gave_up) {
+        if (wait.outlasts_grace()) {
+            place->gave_up = true;
             throw operation_aborted("Pipeline::drain");
         }
         place->begin_backoff();
@@ -97,13 +100,14 @@ private:
         if (at.drain) {
             const std::chrono::nanoseconds begin = now<T>(executor).time_since_epoch();
             end_ = begin + std::min(delay, std::chrono::nanoseconds::max() - begin);
-            at.gave_up = at.gave_up || at.drain->outlasts(end_);
             at.drain->enter(*this);
         }
     }
 
+    bool outlasts_grace() const noexcept { return at_.drain && at_.drain->outlasts(end_); }
+
     void on_drain() override {
-        if (at_.drain->outlasts(end_)) {
+        if (outlasts_grace() && cancellable()) {  // the route may have cancelled it
             at_.gave_up = true;
             cancel();
         }

@@ -80,7 +80,7 @@ public:
     WaitCanceller* canceller = nullptr;              // of the waits of the worker that runs the query
     DrainScope* drain = nullptr;                     // of its pipeline, if that can be drained
     Observer* observer = nullptr;                    // of its pipeline
-    bool gave_up = false;                            // because of a drain
+    bool gave_up = false;                            // a backoff has, because of a drain
     bool is_in_line = false;                         // a stage run waits for a place
     boost::intrusive_ptr<ConditionVariable> others;  // wait for that one
 
