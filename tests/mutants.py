@@ -28,7 +28,8 @@ SECONDS = 300
 KIBIBYTES = 4 << 20  # of memory, so that a mutant that never ends cannot exhaust it
 
 # The flags of a test file beside FLAGS.
-FLAGS_OF = {"sync/assertions_test": ["-DBOOST_ENABLE_ASSERT_HANDLER"]}
+FLAGS_OF = {"sync/assertions_test": ["-DBOOST_ENABLE_ASSERT_HANDLER"],
+            "memory_test": ["-DBOOST_ASIO_DISABLE_AWAITABLE_FRAME_RECYCLING"]}
 
 # name, header, the original text, the text of the mutant, the tests that must notice, flags to build them with
 MUTANTS = [
@@ -192,6 +193,8 @@ MUTANTS = [
      " endpoint.limit(), &verdict_of),", "stage/endpoint_test"),
     ("a query in backoff keeps its place", "stage/detail/window.hpp", "            give_back(place);\n", "",
      "pipeline/query_window_test"),
+    ("a query that has no memory to leave its place has none", "stage/detail/window.hpp",
+     "                place = places_.try_acquire();  // nobody has taken it\n", "", "memory_test"),
     ("any number of queries may be in backoff", "stage/detail/window.hpp", "backoffs_(executor, max_in_backoff)",
      "backoffs_(executor, max_in_backoff + 9999)", "pipeline/query_window_test"),
     ("a query runs on without a place after its backoff", "stage/detail/backoff_wait.hpp",
@@ -401,7 +404,7 @@ MUTANTS = [
     ("steps side by side that are cancelled before they begin are forgotten", "pipeline/detail/side_by_side.hpp",
      "            run.abort();  // some have not even begun, perhaps\n", "", "pipeline/pipeline_test"),
     ("the window counts nested steps side by side together", "stage/detail/query_run.hpp",
-     "    void end_one() { begin_backoff(); }", "    void end_one() {}", "pipeline/pipeline_test"),
+     "    void end_one() noexcept { begin_backoff(); }", "    void end_one() noexcept {}", "pipeline/pipeline_test"),
     ("a later failure beside the first is forgotten", "pipeline/detail/side_by_side.hpp",
      "all.run_.add_failure(\"route\", Reason::route, error);", "static_cast<void>(error);", "pipeline/pipeline_test"),
     ("a route that swallows the failure of a save completes", "pipeline/detail/record_route.hpp",

@@ -123,6 +123,7 @@ private:
                 try {
                     co_await BackoffWait<typename State::Timer>::template come_back<Executor>(Pooled(), job);
                 } catch (...) {  // cancelled, so that no other query comes for the place; or without memory to wait
+                    job.come_back(Slot());
                 }
             }
             if (error) {

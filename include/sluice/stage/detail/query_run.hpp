@@ -56,7 +56,7 @@ public:
 
     // A stage run begins a backoff. Afterwards it calls end_backoff(), and then, if has_left(), one waits in line for a
     // place and calls come_back() with it, and the others wait for that one.
-    void begin_backoff() {
+    void begin_backoff() noexcept {
         if (--active_ == 0) {
             leave();
         }
@@ -71,7 +71,7 @@ public:
     // Instead of one stage run there are `count` side by side. Each but the last calls end_one() when it ends. When no
     // further one will begin, end_side_by_side() is told how many have not.
     void begin_side_by_side(int count) noexcept { active_ += count - 1; }
-    void end_one() { begin_backoff(); }  // the query leaves its place if the others are in a backoff
+    void end_one() noexcept { begin_backoff(); }  // the query leaves its place if the others are in a backoff
     void end_side_by_side(int not_begun) noexcept { active_ -= std::max(0, not_begun - 1); }
 
     Window* const window;  // null if there is none
@@ -85,7 +85,7 @@ public:
     boost::intrusive_ptr<ConditionVariable> others;  // wait for that one
 
 private:
-    void leave() {
+    void leave() noexcept {
         if (window && place) {
             away_ = window->leave(place);
         }

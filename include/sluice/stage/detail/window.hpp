@@ -25,11 +25,17 @@ public:
 
     bool has_free_place() const noexcept { return places_.waiting() == 0 && places_.active() < places_.limit(); }
 
-    // Gives up `place` for a backoff. Returns a token to hold until the query has a place again; empty if it kept it.
-    Slot leave(Slot& place) {
+    // Gives up `place` for a backoff. Returns a token to hold until the query has a place again; empty if it kept it,
+    // since too many others are away, or since there is no memory to let one in.
+    Slot leave(Slot& place) noexcept {
         Slot away = backoffs_.try_acquire();
         if (away) {
-            give_back(place);
+            try {
+                give_back(place);
+            } catch (...) {
+                place = places_.try_acquire();  // nobody has taken it
+                away.release();
+            }
         }
         return away;
     }
