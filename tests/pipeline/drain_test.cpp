@@ -611,7 +611,7 @@ TEST_CASE("drain: a projection may destroy the stream whose rest it takes", "[dr
     stream.emplace(office.pipeline.process_stream(test::make_queries(3), projection));
     auto report = office.drain(0ms);
     office.run();
-    CHECK(report.value().checkpoints.size() == 1);
+    CHECK(report.value().checkpoints.size() == 3);
 }
 
 TEST_CASE("drain: no timer outlasts it, even if its executor never begins anything at once", "[drain]") {
@@ -743,6 +743,35 @@ TEST_CASE("drain: a stream that was closed before is not read", "[drain][stream]
     CHECK(is(report.value(), 0, 0, 2, 0));
     CHECK(report.value().checkpoints.empty());
     CHECK(read == 2);
+}
+
+TEST_CASE("drain: of a stream that is closed or destroyed meanwhile, the report has the rest of what it owned",
+          "[drain][stream]") {
+    enum class Drained { pipeline, stream };
+    const Drained drained = GENERATE(Drained::pipeline, Drained::stream);
+    const bool closes = GENERATE(false, true);
+    Office office(2);
+    std::optional stream = office.pipeline.process_stream(test::make_queries(5));
+    Task<std::optional<sluice::StreamItem<NoteResult>>> item(office.context.get_executor(),
+                                                             [&] { return stream->next(); });
+    test::run_until(office.context, 15ms);
+    Task<Report> report(office.context.get_executor(),
+                        [&] { return drained == Drained::pipeline ? office.pipeline.drain(1h) : stream->drain(1h); });
+    test::poll(office.context);
+    std::optional<Task<>> closed;
+    if (closes) {
+        closed.emplace(office.context.get_executor(), [&] { return stream->close(); });
+    } else {
+        stream.reset();
+    }
+    CHECK(office.run() == 0ms);
+    CHECK((!closed || closed->succeeded()));
+    CHECK(is(report.value(), 0, 0, 2, 0));
+    std::vector<std::string> rest;
+    for (const auto& checkpoint : report.value().checkpoints) {
+        rest.push_back(checkpoint.query.id.str());
+    }
+    CHECK(rest == std::vector<std::string>{"q2", "q3", "q4"});
 }
 
 TEST_CASE("drain: the checkpoints of a stream whose report nobody has received are in that of its pipeline",
@@ -896,7 +925,10 @@ TEST_CASE("drain: while a stream is being closed, and when a consumer is gone, a
         std::optional<Task<>> closed;
         std::optional<Task<Report>> report;
         std::size_t in_work = 0;
+        bool draining = false;
+        bool left_meanwhile = false;
         const auto leave = [&] {
+            left_meanwhile = draining || leaves == Leaves::closes;  // which begins later
             if (leaves == Leaves::closes) {
                 closed.emplace(office.context.get_executor(), [&] { return stream->close(); });
             } else if (leaves == Leaves::destroys) {
@@ -907,6 +939,7 @@ TEST_CASE("drain: while a stream is being closed, and when a consumer is gone, a
         };
         const auto drain = [&] {
             report.emplace(office.context.get_executor(), [&] {
+                draining = true;
                 in_work = static_cast<std::size_t>(office.first.running + office.second.running);
                 return office.pipeline.drain(grace);
             });
@@ -924,7 +957,9 @@ TEST_CASE("drain: while a stream is being closed, and when a consumer is gone, a
         if (leaves == Leaves::waits_no_more) {
             CHECK(found.cancelled == 0);
             CHECK(office.second.finished.size() + found.checkpoints.size() == 5);
-        } else if (!drained_first) {  // what the end of the grace finds is unfinished, even if it was cancelled before
+        } else if (drained_first && left_meanwhile) {
+            CHECK(office.second.finished.size() + found.cancelled + found.checkpoints.size() == 5);
+        } else {  // what the end of the grace finds is unfinished, even if it was cancelled before
             CHECK(found.cancelled == (grace == 0ms ? 0 : in_work));
             CHECK(found.checkpoints.size() == found.unfinished);  // the rest of the input went with the stream
         }

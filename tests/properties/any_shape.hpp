@@ -260,11 +260,11 @@ private:
         if (at_end && !intake.stopped) {
             expect(drained() || intake.threw || intake.taken == intake.drafts.size(), "a stream has ended early");
             intake.in_full = true;
-            intake.rest_is_due = intake.kind == Kind::owned && !intake.threw;
+            intake.rest_is_due = intake.kind == Kind::owned;
         }
         if (stream_ && choices.one_in(3)) {
             co_await begin_wait(actor);
-            intake.stopped = true;
+            stop_stream();
             auto awaitable = stream_->close();
             co_await std::move(awaitable);
             expect(intake.in_route == 0, "close() did not wait");
@@ -326,9 +326,18 @@ private:
 
     void drop_stream() {
         if (stream_) {
-            stream_intake_->stopped = true;
+            stop_stream();
             stream_.reset();
         }
+    }
+
+    // The stream is about to be closed or destroyed. A drain that has begun leaves the rest of a container
+    // nevertheless.
+    void stop_stream() {
+        Intake& intake = *stream_intake_;
+        const bool drained = drained_at != 0 || intake.drained_at != 0;
+        intake.rest_is_due = intake.rest_is_due || (drained && !intake.stopped && intake.kind == Kind::owned);
+        intake.stopped = true;
     }
 
     void disturb() noexcept override {

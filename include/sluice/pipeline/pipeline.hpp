@@ -228,8 +228,9 @@ public:
     ///
     /// The rest of an input, which was not taken, stays in a range that was passed by reference. A container that was
     /// moved in and has a size comes back: its rest follows as unfinished, in the results of the batch or in the
-    /// report. Any other range that was moved in, such as a generator or a `std::forward_list`, may be endless, or
-    /// expensive to read: its rest is destroyed with the batch or stream.
+    /// report, even if the batch is cancelled, or the stream closed or destroyed, while the pipeline drains. Any other
+    /// range that was moved in, such as a generator or a `std::forward_list`, may be endless, or expensive to read: its
+    /// rest is destroyed with the batch or stream.
     ///
     /// Draining again returns the same numbers; it can only shorten the grace. Each checkpoint is in one report only.
     ///

@@ -77,8 +77,11 @@ private:
     void leave_rest() {
         if constexpr (State::drains && Input::has_rest) {
             const auto self = this->weak_from_this().lock();  // a range or projection may destroy the stream
+            if (!self || this->stopped()) {
+                return;
+            }
             try {
-                while (self && !this->stopped()) {
+                for (;;) {
                     typename State::Job job;
                     if (!input_.pull(job)) {
                         return;

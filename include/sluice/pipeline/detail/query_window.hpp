@@ -78,7 +78,7 @@ public:
             co_await close(Pooled(), *this, error);
             co_await boost::asio::this_coro::throw_if_cancelled(throws);
         }
-        if (drained_ && !cancelled_) {
+        if (leaves_rest_) {
             leave_rest(error);
         }
         if (error) {
@@ -118,6 +118,7 @@ private:
 
     void on_drain() override {
         drained_ = input_ended_ = true;
+        leaves_rest_ = leaves_rest_ || !cancelled_;
         places().set_limit(std::numeric_limits<std::ptrdiff_t>::max());  // nobody comes after those that wait for one
         idle_->notify_all();
         if (asked_) {
@@ -327,6 +328,7 @@ private:
     bool input_ended_ = false;
     bool cancelled_ = false;
     bool drained_ = false;
+    bool leaves_rest_ = false;  // was drained before it was cancelled
 };
 
 }  // namespace sluice::detail
