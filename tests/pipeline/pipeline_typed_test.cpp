@@ -188,6 +188,18 @@ struct MemoParts {
         completed.push_back(report.completed);
         co_return completed;
     }
+
+    // Takes one result of a stream, and drains the pipeline that takes over the rest. Returns what is left of that.
+    static asio::awaitable<std::size_t, E> hand_over(Pipeline& from, Pipeline& to) {
+        auto stream = from.process_stream(test::make_queries(3));
+        co_await stream.next();
+        const auto of_completed = [](sluice::StreamItem<MemoResult>&& item) {
+            return item.result.completed ? std::optional(std::move(item.result.query)) : std::nullopt;
+        };
+        const auto never_read = to.process_stream(std::move(stream), of_completed);
+        const auto report = co_await to.drain(1s);
+        co_return report.checkpoints.size();
+    }
 };
 
 using ContextExecutor = asio::io_context::executor_type;
@@ -261,6 +273,24 @@ TEMPLATE_TEST_CASE("pipeline of any shape: a drain on its executor accounts for 
     CHECK(report->dead == sink.letters.size());
     CHECK(results.front().record.topic.has_value() == (grace != 0ms));
     CHECK(results.front().unfinished == (grace < 1s));
+}
+
+TEMPLATE_TEST_CASE("pipeline of any shape: drained on its executor, it has what a stream hands over",
+                   "[any_shape][typed][drain][source]", ContextExecutor, ContextStrand, asio::any_io_executor) {
+    using Parts = MemoParts<TestType>;
+    typename Parts::Sink sink;
+    asio::io_context context;
+    const auto executor = executor_of<TestType>(context);
+    auto from = Parts::pipeline(executor, sink);
+    auto to = Parts::pipeline(executor, sink);
+    std::size_t handed_over = 0;
+    asio::co_spawn(executor, Parts::hand_over(from, to), [&](const std::exception_ptr& error, std::size_t queries) {
+        CHECK_FALSE(error);
+        handed_over = queries;
+    });
+    sluice::testing::run(context);
+    CHECK(handed_over == 1);  // of three, one was taken before, and one is a dead letter
+    CHECK(sink.letters.size() == 1);
 }
 
 namespace {

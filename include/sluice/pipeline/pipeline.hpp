@@ -232,6 +232,13 @@ public:
     /// range that was moved in, such as a generator or a `std::forward_list`, may be endless, or expensive to read: its
     /// rest is destroyed with the batch or stream.
     ///
+    /// What an asynchronous source has not delivered stays in it. A source that was moved in is closed, if it has a
+    /// close(), and destroyed; but a ResultStream that was moved in is drained, too. It takes in nothing more. What it
+    /// has completed, or still completes within the grace, goes through the projection and follows as unfinished. What
+    /// it cuts short, and the rest of its own input, is in the report of its own pipeline, so drain that as well:
+    /// before, at the same time, or afterwards. (The stream of an InferencePipeline or of map_stream() has no report:
+    /// what it has not completed by then is lost.)
+    ///
     /// Draining again returns the same numbers; it can only shorten the grace. Each checkpoint is in one report only.
     ///
     /// A model function, a sink or a route of this pipeline must not wait for drain(): it would wait for itself.

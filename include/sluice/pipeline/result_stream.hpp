@@ -101,6 +101,9 @@ public:
 private:
     using State = detail::StreamState<Result, Executor>;
 
+    // For a pipeline that owns this as its source.
+    friend State& state_of(ResultStream& stream) noexcept { return *stream.state_; }
+
     template <class Report>
     static boost::asio::awaitable<Report, Executor> drain_and_report(detail::Pooled, std::shared_ptr<State> state,
                                                                      std::chrono::nanoseconds grace) {

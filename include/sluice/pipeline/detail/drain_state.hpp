@@ -10,6 +10,7 @@
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
@@ -110,6 +111,25 @@ public:
     // Whether it was asked for here, and not only through the pipeline.
     bool started() const noexcept { return progress_ != nullptr; }
 
+    // The executor of the drain; empty if nobody has asked for it.
+    boost::asio::any_io_executor get_executor() const {
+        return progress_   ? progress_->get_executor()
+               : pipeline_ ? pipeline_->get_executor()
+                           : boost::asio::any_io_executor();
+    }
+
+    // The drain of another scope is also one of this stream: it begins, or shortens its grace.
+    void join(const DrainScope& other) {
+        const auto deadline = other.timer == scope.timer ? other.deadline() : std::chrono::nanoseconds::max();
+        if (scope.begins_before(deadline)) {
+            scope.drain(deadline);  // which may destroy this
+        }
+    }
+    void end_grace() {
+        scope.end_grace();
+        end_if_idle();
+    }
+
     const DrainCounts& counts() const noexcept { return counts_; }
 
 private:
@@ -156,7 +176,7 @@ private:
         }
         if (drain.timer_ == &timer) {
             drain.timer_ = nullptr;
-            drain.on_grace_over();
+            drain.end_grace();
         }
     }
 
@@ -166,16 +186,8 @@ private:
         }
     }
 
-    void on_drain() override {
-        if (scope.begins_before(pipeline_->scope.deadline())) {
-            scope.drain(pipeline_->scope.deadline());  // which may destroy this
-        }
-    }
-
-    void on_grace_over() override {
-        scope.end_grace();
-        end_if_idle();
-    }
+    void on_drain() override { join(pipeline_->scope); }
+    void on_grace_over() override { end_grace(); }
 
     void enter(std::size_t DrainState::* number) noexcept {
         ++(this->*number);

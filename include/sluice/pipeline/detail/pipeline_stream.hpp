@@ -8,11 +8,13 @@
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/slot.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/this_coro.hpp>
 
 #include <algorithm>
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <exception>
 #include <iterator>
@@ -58,6 +60,31 @@ public:
         return drain(Pooled(), std::static_pointer_cast<PipelineStream>(this->shared_from_this()), grace);
     }
 
+    void end_input(const DrainScope& scope) override {
+        if constexpr (State::drains) {
+            drain_.join(scope);
+        } else if (window_) {
+            window_->end_input(scope);
+        } else if (input_) {
+            if constexpr (Input::owns_stream) {
+                input_->end_input(scope);
+            } else {
+                input_ended_ = true;
+            }
+        }
+    }
+
+    void end_grace() override {
+        if constexpr (State::drains) {
+            drain_.end_grace();
+        } else if (window_) {
+            window_->end_grace();
+        } else {
+            grace_over_ = true;
+            end_source();
+        }
+    }
+
 private:
     using Window = QueryWindow<State, Input, PipelineStream>;
 
@@ -68,29 +95,59 @@ private:
 
     private:
         void on_drain() override { stream_.leave_rest(); }
-        void on_grace_over() override {}
+        void on_grace_over() override { stream_.end_source(); }
 
         PipelineStream& stream_;
     };
 
     // Leaves the queries that this stream owns: none has begun, and none will.
     void leave_rest() {
-        if constexpr (State::drains && Input::has_rest) {
+        if constexpr (State::drains) {
             const auto self = this->weak_from_this().lock();  // a range or projection may destroy the stream
             if (!self || this->stopped()) {
                 return;
             }
+            leaves_rest_ = true;
             try {
-                for (;;) {
-                    typename State::Job job;
-                    if (!input_.pull(job)) {
-                        return;
-                    }
-                    job.cut_short();
-                    end(0, job);
+                if constexpr (Input::has_rest) {
+                    leave_all();
+                } else if constexpr (Input::owns_stream) {
+                    leave_work();
                 }
             } catch (...) {
                 this->fail(std::current_exception());
+            }
+        }
+    }
+
+    void leave_all() {
+        for (;;) {
+            typename State::Job job;
+            if (!input_->pull(job)) {
+                return;
+            }
+            job.cut_short();
+            end(0, job);
+        }
+    }
+
+    // A stream that this owns may have work nevertheless. Its results go through a window.
+    void leave_work() {
+        input_->end_input(drain_.scope);
+        const boost::asio::any_io_executor executor = drain_.get_executor();
+        if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
+            if (executor) {
+                this->start(executor);
+            }
+        } else if (const auto* const typed = executor.template target<Executor>()) {
+            this->start(*typed);
+        }
+    }
+
+    void end_source() {
+        if constexpr (Input::owns_stream) {
+            if (input_) {
+                input_->end_grace();
             }
         }
     }
@@ -118,13 +175,17 @@ private:
         std::exception_ptr error;
         try {
             self->not_begun_.unlink();
-            Window window(executor, *self->state_, self->drain_, std::move(self->input_), *self);
+            Window window(executor, *self->state_, self->drain_, *std::move(self->input_), *self, self->leaves_rest_);
+            self->input_.reset();
             const struct Reset {
                 Window*& window;
                 ~Reset() { window = nullptr; }
             } reset{self->window_ = &window};
-            if (self->stopped()) {
+            if (self->stopped() || self->grace_over_) {
                 window.cancel();
+            }
+            if (self->input_ended_) {
+                window.end_input();
             }
             co_await window.run();
         } catch (...) {
@@ -152,8 +213,11 @@ private:
     typename State::Drain drain_;
     std::optional<typename State::Drain::Running> running_;  // from the first next() to the end
     NotBegun not_begun_{*this};                              // until there is a window
-    Input input_;                                            // the same
+    std::optional<Input> input_;                             // the same
     Window* window_ = nullptr;                               // while it runs
+    bool leaves_rest_ = false;                               // a drain came before it
+    bool input_ended_ = false;                               // as did the drain of a pipeline that owns this
+    bool grace_over_ = false;                                // the same
     std::vector<typename State::Result> unfinished_;         // when this stream was drained
 };
 

@@ -24,6 +24,7 @@ class QueryReader {
 public:
     static constexpr bool is_asynchronous = false;
     static constexpr bool must_be_closed = false;
+    static constexpr bool owns_stream = false;
     static constexpr bool has_rest =  // that is known to end
         owned && std::ranges::sized_range<Range>;
 

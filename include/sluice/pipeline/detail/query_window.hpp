@@ -48,13 +48,16 @@ public:
 
     using Drain = typename State::Drain;
 
-    QueryWindow(const Executor& executor, State& state, Drain& drain, Input input, Output& output)
+    // `leaves_rest` if a drain has begun before.
+    QueryWindow(const Executor& executor, State& state, Drain& drain, Input input, Output& output,
+                bool leaves_rest = false)
         : Window(executor, state.window(), state.max_in_backoff),
           state_(state),
           drain_(drain),
           input_(std::move(input)),
           output_(output),
-          idle_(make_queue<ConditionVariable>("QueryWindow", executor)) {
+          idle_(make_queue<ConditionVariable>("QueryWindow", executor)),
+          leaves_rest_(leaves_rest) {
         state.add_window(*this);
         if constexpr (State::drains) {
             drain.scope.enter(*this);
@@ -75,6 +78,11 @@ public:
         if constexpr (Input::must_be_closed) {
             const bool throws = co_await boost::asio::this_coro::throw_if_cancelled();
             co_await boost::asio::this_coro::throw_if_cancelled(false);
+            if constexpr (State::drains && Input::owns_stream) {
+                if (leaves_rest_) {
+                    co_await leave_work(Pooled(), *this, error);
+                }
+            }
             co_await close(Pooled(), *this, error);
             co_await boost::asio::this_coro::throw_if_cancelled(throws);
         }
@@ -91,7 +99,32 @@ public:
         cancelled_ = true;
         if (group_) {
             group_->cancel();
+        } else if (leaves_rest_) {
+            end_source();
         }
+    }
+
+    // Takes no further query.
+    void end_input() {
+        input_ended_ = true;
+        places().set_limit(std::numeric_limits<std::ptrdiff_t>::max());  // nobody comes after those that wait for one
+        idle_->notify_all();
+        if (asked_) {
+            asked_->cancel();
+        }
+    }
+
+    // What StreamState has, if this cannot be drained. It goes on with what a stream that it owns has in work.
+    void end_input(const DrainScope& scope) {
+        if constexpr (Input::owns_stream) {
+            input_.end_input(scope);
+        } else {
+            end_input();
+        }
+    }
+    void end_grace() {
+        cancel();
+        end_source();
     }
 
 private:
@@ -117,18 +150,58 @@ private:
     }
 
     void on_drain() override {
-        drained_ = input_ended_ = true;
+        drained_ = true;
         leaves_rest_ = leaves_rest_ || !cancelled_;
-        places().set_limit(std::numeric_limits<std::ptrdiff_t>::max());  // nobody comes after those that wait for one
-        idle_->notify_all();
-        if (asked_) {
-            asked_->cancel();
+        end_input();
+        if constexpr (State::drains && Input::owns_stream) {
+            if (leaves_rest_) {
+                input_.end_input(drain_.scope);
+            }
         }
     }
 
     void on_grace_over() override {
         if (group_) {
             group_->cancel();
+        }
+        if (leaves_rest_) {
+            end_source();
+        }
+    }
+
+    void end_source() {
+        if constexpr (Input::owns_stream) {
+            input_.end_grace();
+        }
+    }
+
+    // A drained pipeline leaves what the stream that it owns hands over: the results that it has, and those that come
+    // until it ends.
+    static boost::asio::awaitable<void, Executor> leave_work(Pooled, QueryWindow& window, std::exception_ptr& error) {
+        if (window.cancelled_ || error || is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
+            window.end_source();
+        }
+        while (!window.input_failed_) {
+            std::exception_ptr failure;
+            try {
+                Job job;
+                if (!co_await window.input_.template next<Executor>(job)) {
+                    co_return;
+                }
+                job.cut_short();
+                window.drain_.begin_query();
+                window.drain_.end_query(job.result);
+                window.leave(job);
+            } catch (...) {
+                failure = std::current_exception();
+            }
+            if (failure) {  // this was cancelled, or the stream or the projection has thrown
+                window.input_failed_ = !is_cancellation(failure);
+                window.end_source();
+                if (!error) {
+                    error = failure;
+                }
+            }
         }
     }
 
@@ -141,6 +214,7 @@ private:
                     if (!pull(job)) {
                         return;
                     }
+                    job.cut_short();
                     leave(job);
                 }
             } catch (...) {
@@ -153,7 +227,6 @@ private:
 
     // A query that was taken, and does not run any more.
     void leave(Job& job) {
-        job.cut_short();
         const std::size_t index = taken_++;
         output_.begin();
         output_.end(index, job);
@@ -259,7 +332,7 @@ private:
 
     // The input has thrown. It ends now, before other workers go on.
     void fail(const std::exception_ptr& error) {
-        input_ended_ = true;
+        input_ended_ = input_failed_ = true;
         output_.fail(error);
     }
 
@@ -276,7 +349,7 @@ private:
         }
         window.asking_ = false;
         window.asked_ = nullptr;
-        if (error && window.drained_ && !window.group_->cancelled() && is_cancellation(error)) {
+        if (error && window.input_ended_ && !window.group_->cancelled() && is_cancellation(error)) {
             co_return false;
         }
         if (error) {
@@ -326,9 +399,10 @@ private:
     bool asking_ = false;                           // a worker awaits the source
     bool admitting_ = false;                        // a worker is about to begin or to stop idling
     bool input_ended_ = false;
+    bool input_failed_ = false;
     bool cancelled_ = false;
     bool drained_ = false;
-    bool leaves_rest_ = false;  // was drained before it was cancelled
+    bool leaves_rest_;  // was drained before it was cancelled
 };
 
 }  // namespace sluice::detail

@@ -3,6 +3,7 @@
 
 #include <sluice/pipeline/detail/query_job.hpp>
 #include <sluice/pipeline/query_source.hpp>
+#include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/sync/awaitable_function.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -17,6 +18,13 @@
 
 namespace sluice::detail {
 
+// A ResultStream, which the drain of the pipeline that owns it drains, too.
+template <class Source>
+concept DrainableSource = requires(Source& source, const DrainScope& scope) {
+    state_of(source).end_input(scope);
+    state_of(source).end_grace();
+};
+
 // Takes queries out of an asynchronous source, one at a time.
 template <class Source, class Projection>
 class SourceReader {
@@ -25,6 +33,7 @@ public:
     static constexpr bool has_rest = false;
     static constexpr bool must_be_closed = !std::is_lvalue_reference_v<Source> &&
                                            requires(Source& source) { requires Awaitable<decltype(source.close())>; };
+    static constexpr bool owns_stream = must_be_closed && DrainableSource<std::remove_reference_t<Source>>;
 
     SourceReader(Source&& source, Projection projection)
         : source_(std::forward<Source>(source)), projection_(std::move(projection)) {}
@@ -37,6 +46,10 @@ public:
 
     // Ends the work of a source that this owns.
     auto close() { return source_.close(); }
+
+    // See StreamState.
+    void end_input(const DrainScope& scope) { state_of(source_).end_input(scope); }
+    void end_grace() { state_of(source_).end_grace(); }
 
     static constexpr std::size_t size_hint() noexcept { return 0; }
 

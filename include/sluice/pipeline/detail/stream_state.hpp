@@ -3,6 +3,7 @@
 
 #include <sluice/pipeline/detail/drain_state.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
 #include <sluice/sync/detail/waiter.hpp>
@@ -103,6 +104,13 @@ public:
 
     // Drains a stream that can be drained.
     virtual boost::asio::awaitable<Drained, Executor> drain(std::chrono::nanoseconds grace) = 0;
+
+    // The pipeline that owns the stream as its source is drained, in `scope`. The stream takes in no more queries, and
+    // ends when those that run have ended and their results were taken.
+    virtual void end_input(const DrainScope& scope) = 0;
+
+    // The grace of that drain is over: what still runs is cut short, or cancelled.
+    virtual void end_grace() = 0;
 
     // Queries that were taken before run to their end.
     void fail(const std::exception_ptr& error) noexcept {
