@@ -576,3 +576,75 @@ TEST_CASE("drain: of a pipeline that owns the stream of another, whatever is des
         CHECK(first.running + digest.running == 0);
     });
 }
+
+namespace {
+
+// Needs 50 ms to close.
+struct SlowToClose {
+    int* closed;
+    bool fails = false;
+
+    asio::awaitable<std::optional<Query>> next() { co_return test::make_query(0); }
+    asio::awaitable<void> close() { return close(closed, fails); }
+
+private:
+    static asio::awaitable<void> close(int* closed, bool fails) {
+        co_await test::sleep(50ms);
+        ++*closed;
+        if (fails) {
+            throw std::range_error("not closed");
+        }
+    }
+};
+
+}  // namespace
+
+TEST_CASE("drain: a batch that is refused closes the source that it owns", "[drain][source]") {
+    const bool fails = GENERATE(false, true);
+    const bool cancelled = GENERATE(false, true);
+    Chain chain;
+    auto report = chain.drain_digests(0ms);
+    chain.run();
+    int closed = 0;
+    auto batch = chain.start<std::vector<DigestResult>>(
+        [&] { return chain.digests.process_batch(SlowToClose{&closed, fails}); });
+    test::poll(chain.context);
+    CHECK_FALSE(batch.done());
+    if (cancelled) {
+        batch.cancel();
+    }
+    CHECK(chain.run() == 50ms);
+    CHECK(closed == 1);
+    CHECK(batch.failed_with<sluice::Draining>());
+}
+
+TEST_CASE("drain: a stream that is refused leaves the source where it is", "[drain][source]") {
+    Chain chain;
+    auto report = chain.drain_digests(0ms);
+    chain.run();
+    auto notes = chain.notes.process_stream(test::make_queries(2));
+    CHECK_THROWS_AS(chain.digests.process_stream(std::move(notes), to_query), sluice::Draining);
+    auto item = chain.start<std::optional<sluice::StreamItem<NoteResult>>>(
+        [&] { return notes.next(); });  // NOLINT(bugprone-use-after-move): it was not
+    sluice::testing::run_until_stalled(chain.context);
+    CHECK(item.value()->result.completed);
+}
+
+TEST_CASE("drain: a stream that is closed before it has begun closes the source that it owns", "[drain][source]") {
+    Chain chain;
+    int ended = 0;
+    auto stream = chain.digests.process_stream(SlowToClose{&ended});
+    const bool drained = GENERATE(false, true);
+    if (drained) {
+        auto report = chain.drain_digests(0ms);
+        CHECK(chain.run() == 50ms);
+    }
+    auto closed = chain.start<void>([&] { return stream.close(); });
+    CHECK(chain.run() == (drained ? 0ms : 50ms));
+    CHECK(closed.succeeded());
+    CHECK(ended == 1);
+    CHECK(chain.digest.calls() == 0);
+    auto item = chain.start<std::optional<sluice::StreamItem<DigestResult>>>([&] { return stream.next(); });
+    chain.run();
+    CHECK_FALSE(item.value());
+}

@@ -185,7 +185,7 @@ public:
     /// projection may return them. drain() says what becomes of the rest of a range.
     ///
     /// @throws Draining when awaited, if the pipeline is being drained, or has been. A range that was moved in is
-    /// destroyed then.
+    /// destroyed then, and a source closed and destroyed.
     template <class Items, class Projection = std::identity>
     [[nodiscard]] boost::asio::awaitable<std::vector<Result>, Executor> process_batch(Items&& items,
                                                                                       Projection projection = {}) {

@@ -48,7 +48,7 @@ concept ItemSource = requires(std::remove_reference_t<Source>& source) {
 /// An lvalue is stored by reference, and must outlive the operation; an rvalue is moved in. If an rvalue has a
 /// `close()` that returns an `asio::awaitable`, as a ResultStream has, the batch or stream awaits it before it ends,
 /// however it ends; no cancellation reaches it. So a pipeline that is fed by another ends after it. Pipeline::drain()
-/// says what becomes of a source then.
+/// says what becomes of a source then. (A stream that is destroyed before its first next() destroys the source.)
 template <class Source, class Projection = std::identity>
 concept QuerySource = detail::ItemSource<Source> &&
                       detail::QueryProjection<Projection, typename detail::next_value_t<Source>::value_type>;

@@ -131,6 +131,9 @@ private:
     }
 
     static boost::asio::awaitable<void, Executor> stop_and_wait(detail::Pooled, std::shared_ptr<State> state) {
+        if (state->must_close_source()) {
+            state->start(co_await boost::asio::this_coro::executor);
+        }
         state->stop();
         while (state->running()) {
             detail::Waiter waiter;

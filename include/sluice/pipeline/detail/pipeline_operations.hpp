@@ -127,11 +127,16 @@ private:
         void on_grace_over() override { cancel(); }
     };
 
-    static void refuse_if_draining(const State& state) {
+    static bool is_draining(const State& state) noexcept {
         if constexpr (State::drains) {
-            if (state.drain.scope.draining()) {
-                throw Draining();
-            }
+            return state.drain.scope.draining();
+        } else {
+            return false;
+        }
+    }
+    static void refuse_if_draining(const State& state) {
+        if (is_draining(state)) {
+            throw Draining();
         }
     }
 
@@ -150,6 +155,13 @@ private:
                                                                               From input) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         state->check_context(executor);
+        if constexpr (From::must_be_closed) {
+            if (is_draining(*state)) {
+                std::exception_ptr error = std::make_exception_ptr(Draining());
+                co_await input.template close<Executor>(error);
+                std::rethrow_exception(error);
+            }
+        }
         refuse_if_draining(*state);
         BatchResults<Stored> results(input.size_hint());
         const typename State::Drain::Running running(state->drain);

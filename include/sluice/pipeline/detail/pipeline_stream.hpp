@@ -60,6 +60,8 @@ public:
         return drain(Pooled(), std::static_pointer_cast<PipelineStream>(this->shared_from_this()), grace);
     }
 
+    bool must_close_source() const noexcept override { return Input::must_be_closed; }
+
     void end_input(const DrainScope& scope) override {
         if constexpr (State::drains) {
             drain_.join(scope);
@@ -112,7 +114,10 @@ private:
                 if constexpr (Input::has_rest) {
                     leave_all();
                 } else if constexpr (Input::owns_stream) {
-                    leave_work();
+                    input_->end_input(drain_.scope);
+                    begin_to_end();
+                } else if constexpr (Input::must_be_closed) {
+                    begin_to_end();
                 }
             } catch (...) {
                 this->fail(std::current_exception());
@@ -131,9 +136,8 @@ private:
         }
     }
 
-    // A stream that this owns may have work nevertheless. Its results go through a window.
-    void leave_work() {
-        input_->end_input(drain_.scope);
+    // A window takes over what a stream that this owns may have in work, and closes the source.
+    void begin_to_end() {
         const boost::asio::any_io_executor executor = drain_.get_executor();
         if constexpr (std::same_as<Executor, boost::asio::any_io_executor>) {
             if (executor) {

@@ -9,7 +9,6 @@
 #include <sluice/sync/detail/condition_variable.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
-#include <sluice/sync/detail/spawn_uncancelled.hpp>
 #include <sluice/sync/detail/wait_canceller.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/task_group.hpp>
@@ -83,7 +82,7 @@ public:
                     co_await leave_work(Pooled(), *this, error);
                 }
             }
-            co_await close(Pooled(), *this, error);
+            co_await input_.template close<Executor>(error);
             co_await boost::asio::this_coro::throw_if_cancelled(throws);
         }
         if (leaves_rest_) {
@@ -136,17 +135,6 @@ private:
         }
         add_worker();
         co_return;
-    }
-
-    static boost::asio::awaitable<void, Executor> close(Pooled, QueryWindow& window, std::exception_ptr& error) {
-        try {
-            const Executor executor = co_await boost::asio::this_coro::executor;
-            co_await spawn_uncancelled(executor, [&window] { return window.input_.close(); });
-        } catch (...) {
-            if (!error) {
-                error = std::current_exception();
-            }
-        }
     }
 
     void on_drain() override {

@@ -5,6 +5,7 @@
 #include <sluice/pipeline/query_source.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/sync/awaitable_function.hpp>
+#include <sluice/sync/detail/spawn_uncancelled.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/deferred.hpp>
@@ -12,6 +13,7 @@
 #include <boost/asio/this_coro.hpp>
 
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <type_traits>
 #include <utility>
@@ -44,8 +46,12 @@ public:
         return Next<Executor, Job>::run(*this, job);
     }
 
-    // Ends the work of a source that this owns.
-    auto close() { return source_.close(); }
+    // Ends the work of a source that this owns, where no cancellation reaches it. If that fails and `error` is null, it
+    // becomes why.
+    template <class Executor>
+    boost::asio::awaitable<void, Executor> close(std::exception_ptr& error) {
+        return Close<Executor>::run(*this, error);
+    }
 
     // See StreamState.
     void end_input(const DrainScope& scope) { state_of(source_).end_input(scope); }
@@ -69,6 +75,20 @@ private:
                 }
                 if (take(job, std::invoke(reader.projection_, std::move(*item)))) {
                     co_return true;
+                }
+            }
+        }
+    };
+
+    template <class Executor>
+    struct Close {
+        static boost::asio::awaitable<void, Executor> run(SourceReader& reader, std::exception_ptr& error) {
+            try {
+                const Executor executor = co_await boost::asio::this_coro::executor;
+                co_await spawn_uncancelled(executor, [&reader] { return reader.source_.close(); });
+            } catch (...) {
+                if (!error) {
+                    error = std::current_exception();
                 }
             }
         }

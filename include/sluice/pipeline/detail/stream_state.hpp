@@ -53,6 +53,9 @@ public:
         });
     }
 
+    // Whether a source that the stream owns must be closed, even if the stream has not begun.
+    virtual bool must_close_source() const noexcept = 0;
+
     // Takes in no more queries, cancels those that run, and drops the results that were not taken.
     void stop() {
         stopped_ = true;
