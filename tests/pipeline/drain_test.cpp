@@ -323,6 +323,38 @@ TEST_CASE("drain: a backoff that the route has cut short before does not give up
     });
 }
 
+TEST_CASE("drain: what was cancelled before the end of the grace is cancelled, even if it ends later",
+          "[drain][cancellation]") {
+    Office office(2);
+    office.first.clean_up = 50ms;
+    auto one = office.one("a");
+    Task<std::vector<NoteResult>> batch(office.context.get_executor(),
+                                        [&] { return office.pipeline.process_batch(test::make_queries(2)); });
+    auto stream = office.pipeline.process_stream(test::make_queries(2));
+    Task<std::optional<sluice::StreamItem<NoteResult>>> item(office.context.get_executor(),
+                                                             [&] { return stream.next(); });
+    test::run_until(office.context, 5ms);
+    const bool drained_first = GENERATE(true, false);
+    std::optional<Task<Report>> report;
+    if (drained_first) {
+        report = office.drain(20ms);
+        test::poll(office.context);
+    }
+    one.cancel();
+    batch.cancel();
+    Task<> closed(office.context.get_executor(), [&] { return stream.close(); });
+    test::run_until(office.context, 6ms);
+    if (!drained_first) {
+        report = office.drain(20ms);
+    }
+    office.run();
+    CHECK(one.aborted());
+    CHECK(batch.aborted());
+    CHECK(closed.succeeded());
+    CHECK(is(report->value(), 0, 0, 5, 0));
+    CHECK(report->value().checkpoints.empty());
+}
+
 TEST_CASE("drain: again, it can only shorten the grace, and cancelling the wait does not stop it", "[drain]") {
     Office office;
     auto a = office.one("a");
@@ -926,8 +958,10 @@ TEST_CASE("drain: while a stream is being closed, and when a consumer is gone, a
         std::optional<Task<Report>> report;
         std::size_t in_work = 0;
         bool draining = false;
+        bool left_first = false;
         bool left_meanwhile = false;
         const auto leave = [&] {
+            left_first = !draining;
             left_meanwhile = draining || leaves == Leaves::closes;  // which begins later
             if (leaves == Leaves::closes) {
                 closed.emplace(office.context.get_executor(), [&] { return stream->close(); });
@@ -959,8 +993,8 @@ TEST_CASE("drain: while a stream is being closed, and when a consumer is gone, a
             CHECK(office.second.finished.size() + found.checkpoints.size() == 5);
         } else if (drained_first && left_meanwhile) {
             CHECK(office.second.finished.size() + found.cancelled + found.checkpoints.size() == 5);
-        } else {  // what the end of the grace finds is unfinished, even if it was cancelled before
-            CHECK(found.cancelled == (grace == 0ms ? 0 : in_work));
+        } else {  // what was cancelled before the end of the grace is cancelled, even if it ends later
+            CHECK(found.cancelled == (left_first || grace != 0ms ? in_work : 0));
             CHECK(found.checkpoints.size() == found.unfinished);  // the rest of the input went with the stream
         }
         CHECK(office.route.first.endpoint().active() + office.route.second.endpoint().active() == 0);

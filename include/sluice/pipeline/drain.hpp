@@ -22,7 +22,7 @@ template <class Record>
 struct DrainReport {
     std::size_t completed = 0;
     std::size_t dead = 0;        ///< Went to the dead-letter sink.
-    std::size_t cancelled = 0;   ///< Together with the call or stream that they belonged to.
+    std::size_t cancelled = 0;   ///< Together with the call or stream that they belonged to, before the grace was over.
     std::size_t unfinished = 0;  ///< Cut short by the drain.
 
     /// Those of the unfinished queries whose results no caller receives, since they belonged to a stream, or to a batch

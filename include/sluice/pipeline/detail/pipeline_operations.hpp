@@ -59,6 +59,7 @@ struct PipelineOperations {
             refuse_if_draining(*state);
             job.drain = &state->drain.scope;
             SingleRun run;
+            job.operation = &run;
             state->drain.scope.enter(run);
             state->drain.begin_query();
             try {
@@ -124,7 +125,10 @@ private:
     // Such a query, which the end of a drain's grace cancels.
     class SingleRun final : public Drainable, public Canceller {
         void on_drain() override {}
-        void on_grace_over() override { cancel(); }
+        void on_grace_over() override {
+            cut_short_ = cut_short_ || !cancelled();
+            cancel();
+        }
     };
 
     static bool is_draining(const State& state) noexcept {

@@ -150,6 +150,7 @@ private:
 
     void on_grace_over() override {
         if (group_) {
+            cut_short_ = cut_short_ || !group_->cancelled();
             group_->cancel();
         }
         if (leaves_rest_) {
@@ -245,6 +246,7 @@ private:
             job.canceller = &canceller;
             if constexpr (State::drains) {
                 job.drain = &window.drain_.scope;
+                job.operation = &window;
             }
             const bool may_take =
                 Input::is_asynchronous ? !window.asking_ && window.has_free_place() : static_cast<bool>(job.place);

@@ -109,7 +109,7 @@ private:
                 error = std::current_exception();
             }
             const bool failed_before = result.failed >= 0 && result.failed < run_state.first_aborted;
-            const bool drained = job.gave_up || job.drain->grace_over();
+            const bool drained = job.gave_up || job.operation->cut_short();
             if ((run_state.lacks_a_step() || error) && !failed_before &&
                 (drained || is_cancelled(co_await boost::asio::this_coro::cancellation_state))) {
                 if (!drained) {

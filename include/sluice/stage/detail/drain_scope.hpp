@@ -18,8 +18,13 @@ public:
     // The grace is over: all that runs is to be cancelled.
     virtual void on_grace_over() = 0;
 
+    // Whether the end of the grace has cancelled what had not been cancelled before.
+    bool cut_short() const noexcept { return cut_short_; }
+
 protected:
     ~Drainable() { unlink(); }
+
+    bool cut_short_ = false;
 };
 
 // The members that a drain of one pipeline concerns, and its progress.

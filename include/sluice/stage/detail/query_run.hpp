@@ -79,6 +79,7 @@ public:
     InPlaceRun in_place;
     WaitCanceller* canceller = nullptr;              // of the waits of the worker that runs the query
     DrainScope* drain = nullptr;                     // of its pipeline, if that can be drained
+    const Drainable* operation = nullptr;            // that it belongs to, then
     Observer* observer = nullptr;                    // of its pipeline
     bool gave_up = false;                            // a backoff has, because of a drain
     bool is_in_line = false;                         // a stage run waits for a place
