@@ -56,6 +56,7 @@ using sluice::Checkpoint;
 using sluice::Query;
 using sluice::StageOptions;
 using sluice::StageResult;
+using test::Model;
 using test::Task;
 using test::timed;
 using test::VirtualTimer;
@@ -451,4 +452,64 @@ TEST_CASE("pipeline of any shape: the clock of its timer may have any epoch", "[
     CHECK(at_once.latency == 20ms);
     CHECK(later.queue_time == 20ms);
     CHECK(later.latency == 20ms);
+}
+
+namespace {
+
+// Waits in virtual time, and measures it by a CalendarClock.
+class CalendarTimer {
+public:
+    using executor_type = asio::any_io_executor;
+    using duration = CalendarClock::duration;
+    using time_point = CalendarClock::time_point;
+
+    explicit CalendarTimer(const executor_type& executor) : timer_(executor) {}
+
+    inline static time_point begin;  // of virtual time
+    static time_point now(asio::execution_context& context) {
+        return begin + std::chrono::floor<duration>(VirtualTimer::now(context).time_since_epoch());
+    }
+
+    void expires_after(duration after) { timer_.expires_after(after); }
+
+    template <class Token>
+    auto async_wait(Token&& token) {
+        return timer_.async_wait(std::forward<Token>(token));
+    }
+
+private:
+    VirtualTimer timer_;
+};
+
+}  // namespace
+
+TEST_CASE("drain: the clock of its timer may have any epoch", "[any_shape][drain]") {
+    static constexpr auto last = std::chrono::floor<CalendarClock::duration>(std::chrono::nanoseconds::max());
+    CalendarTimer::begin = GENERATE(CalendarClock::today, CalendarClock::time_point(last - 12ms),
+                                    CalendarClock::time_point(-last), CalendarClock::time_point());
+    const auto backoff = GENERATE(values<std::chrono::nanoseconds>({1ms, 1005ms, 1005ms + 100ns, 24h * 365 * 200}));
+    const bool is_stream = GENERATE(false, true);
+    Model model("file", 10ms);
+    model.failures["t0"] = 1;
+    test::DeadLetters sink;
+    asio::io_context context;
+    const auto home = sluice::timed_by<CalendarTimer>(asio::any_io_executor(context.get_executor()));
+    const sluice::Stage stage(home, "file", 1, test::Endpoint{&model},
+                              StageOptions{.retry = test::retries(1, backoff)});
+    auto route = [stage](sluice::Run<Memo>& run) -> asio::awaitable<void> {
+        co_await run.step(&Memo::topic, stage, run.query().text);
+    };
+    sluice::Pipeline pipeline(home, std::move(route), sink, 1);
+    auto stream = pipeline.process_stream(test::make_queries(1));
+    Task<std::optional<sluice::StreamItem<MemoResult>>> item(context.get_executor(), [&] { return stream.next(); });
+    test::run_until(context, 11ms);
+    Task<MemoReport> patient(context.get_executor(), [&] { return pipeline.drain(std::chrono::nanoseconds::max()); });
+    test::run_until(context, 15ms);
+    Task<MemoReport> report(context.get_executor(), [&] { return is_stream ? stream.drain(1s) : pipeline.drain(1s); });
+    const auto took = sluice::testing::run(context);
+    CHECK(patient.succeeded());
+    CHECK(report.value().completed == (backoff == 1ms ? 1U : 0U));
+    CHECK(report.value().unfinished == (backoff == 1ms ? 0U : 1U));
+    CHECK(model.calls() == (backoff <= 1005ms ? 2 : 1));  // a backoff gives up that ends when the grace is over
+    CHECK(took == (backoff == 1ms ? 6ms : backoff == 1005ms ? 1000ms : 0ms));
 }

@@ -15,6 +15,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
@@ -55,7 +56,8 @@ struct NoDrain {
 template <class T>
 class DrainState final : private Drainable {
 public:
-    explicit DrainState(DrainState* of_pipeline = nullptr) : pipeline_(of_pipeline) {
+    explicit DrainState(DrainState* of_pipeline = nullptr)
+        : scope(of_pipeline ? &of_pipeline->scope : nullptr), pipeline_(of_pipeline) {
         if (pipeline_) {
             pipeline_->scope.enter(*this);
             if (pipeline_->scope.draining()) {
@@ -67,7 +69,28 @@ public:
         }
     }
 
-    DrainScope scope{typeid(T)};
+    // With the clock of T. That of a stream shows the same time as that of its pipeline.
+    class Scope final : public DrainScope {
+    public:
+        explicit Scope(Scope* of_pipeline) noexcept : DrainScope(typeid(T)), pipeline_(of_pipeline) {}
+
+        std::chrono::nanoseconds now(boost::asio::execution_context& context) override {
+            if (pipeline_) {
+                return pipeline_->now(context);
+            }
+            const auto time = detail::now<T>(context);
+            if (!first_) {
+                first_ = time;
+            }
+            return time - *first_;
+        }
+
+    private:
+        Scope* const pipeline_;
+        std::optional<typename T::time_point> first_;
+    };
+
+    Scope scope;
 
     // A query is in work from its intake until it has ended in one of two ways. These are calls and no guard, since a
     // frame that is destroyed with its context may outlive this.
@@ -138,7 +161,7 @@ private:
         if (!progress_) {
             progress_ = make_queue<ConditionVariable>("Pipeline", executor);
         }
-        const auto deadline = std::chrono::nanoseconds(now<T>(executor).time_since_epoch()) + grace;
+        const auto deadline = scope.now(context_of(executor)) + grace;
         if (!ended_ && scope.begins_before(deadline)) {
             end_timer();
             scope.drain(deadline);

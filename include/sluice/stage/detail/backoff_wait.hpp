@@ -98,8 +98,7 @@ private:
     template <class Executor>
     BackoffWait(QueryPlace& at, const Executor& executor, std::chrono::nanoseconds delay) : at_(at) {
         if (at.drain) {
-            const std::chrono::nanoseconds begin = now<T>(executor).time_since_epoch();
-            end_ = begin + std::min(delay, std::chrono::nanoseconds::max() - begin);
+            end_ = at.drain->now(context_of(executor)) + std::min(delay, longest);
             at.drain->enter(*this);
         }
     }
@@ -113,6 +112,9 @@ private:
         }
     }
     void on_grace_over() override {}  // the query is cancelled
+
+    // Longer than any grace.
+    static constexpr std::chrono::nanoseconds longest = std::chrono::nanoseconds::max() / 2;
 
     QueryPlace& at_;
     std::chrono::nanoseconds end_{};

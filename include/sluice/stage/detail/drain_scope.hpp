@@ -3,6 +3,8 @@
 
 #include <sluice/sync/detail/intrusive_list.hpp>
 
+#include <boost/asio/execution_context.hpp>
+
 #include <chrono>
 #include <typeinfo>
 
@@ -33,12 +35,6 @@ public:
     // `its_timer` is the type of the pipeline's timer.
     explicit DrainScope(const std::type_info& its_timer) noexcept : timer(its_timer) {}
 
-    ~DrainScope() {  // members may be in frames that their context destroys later
-        while (!members_.empty()) {
-            members_.front().unlink();
-        }
-    }
-
     DrainScope(const DrainScope&) = delete;
     DrainScope& operator=(const DrainScope&) = delete;
 
@@ -50,7 +46,11 @@ public:
     // Whether a drain with this deadline is the first, or shortens the grace.
     bool begins_before(std::chrono::nanoseconds deadline) const noexcept { return !draining_ || deadline < deadline_; }
 
-    // Whether a wait that ends at `time`, on the clock of the pipeline's timer, would outlast the grace.
+    // The time on the clock of the pipeline's timer, since a reading that this keeps: there may be too many nanoseconds
+    // since the epoch of the clock.
+    virtual std::chrono::nanoseconds now(boost::asio::execution_context& context) = 0;
+
+    // Whether a wait that ends at `time`, on that clock, would outlast the grace.
     bool outlasts(std::chrono::nanoseconds time) const noexcept { return draining_ && time > deadline_; }
 
     const std::type_info& timer;
@@ -68,6 +68,13 @@ public:
         visit(&Drainable::on_grace_over);
     }
 
+protected:
+    ~DrainScope() {  // members may be in frames that their context destroys later
+        while (!members_.empty()) {
+            members_.front().unlink();
+        }
+    }
+
 private:
     void visit(void (Drainable::*function)()) {
         IntrusiveList<Drainable> not_visited;
@@ -81,7 +88,7 @@ private:
     }
 
     IntrusiveList<Drainable> members_;
-    std::chrono::nanoseconds deadline_{};  // since the epoch of that clock
+    std::chrono::nanoseconds deadline_{};  // on that clock
     bool draining_ = false;
     bool grace_over_ = false;
 };

@@ -44,11 +44,15 @@ typename T::time_point now(boost::asio::execution_context&) {
     return T::clock_type::now();
 }
 
+template <class Executor>
+boost::asio::execution_context& context_of(const Executor& executor) {
+    return boost::asio::query(executor, boost::asio::execution::context);
+}
+
 template <class T, class Executor>
     requires boost::asio::execution::is_executor<Executor>::value
 typename T::time_point now(const Executor& executor) {
-    return now<T>(
-        static_cast<boost::asio::execution_context&>(boost::asio::query(executor, boost::asio::execution::context)));
+    return now<T>(context_of(executor));
 }
 
 // Asserts that T measures the time of the context that it is used in.
