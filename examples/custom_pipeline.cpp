@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 // A pipeline of your own: five stages on a route with steps side by side, a loop and a fallback. What failed is run
-// once more, and goes on where it failed. Ctrl-C drains.
+// once more, and goes on where it failed. Ctrl-C drains, and a second one ends the grace.
 #include "arguments.hpp"
 
 #include <sluice/sluice.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
@@ -14,7 +15,6 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
-#include <boost/system/error_code.hpp>
 
 #include <chrono>
 #include <csignal>
@@ -128,16 +128,29 @@ public:
         } catch (const sluice::Draining&) {
             for (const auto& letter : letters) std::cout << letter.query.text << " -> not run again" << std::endl;
         }
+        answered_ = true;
     }
 
-    /// When awaited, takes in nothing more, lets what runs go on for `grace`, and says how it ended.
+    /// When awaited, drains at the first signal, and ends the grace at any other.
+    asio::awaitable<void> drain_when_told(asio::signal_set& signals) {
+        const auto executor = co_await asio::this_coro::executor;
+        constexpr auto token = asio::as_tuple(asio::deferred);
+        for (auto grace = 1s; !answered_; grace = 0s) {
+            const auto [error, number] = co_await signals.async_wait(token);
+            if (error) co_return;
+            asio::co_spawn(executor, drain(grace), asio::detached);
+        }
+    }
+
+private:
+    // Takes in nothing more, lets what runs go on for `grace`, and says how it ended. Again, it shortens the grace.
     asio::awaitable<void> drain(std::chrono::seconds grace) {
         const auto report = co_await pipeline_.drain(grace);  // without checkpoints: a batch returns its queries itself
+        if (std::exchange(reported_, true)) co_return;
         std::cout << "drained: " << report.completed << " completed, " << report.dead << " failed, "
                   << report.unfinished << " unfinished" << std::endl;
     }
 
-private:
     static void print(const std::vector<sluice::RecordResult<Answer>>& results) {
         for (const auto& result : results) {
             if (result.completed) {
@@ -148,6 +161,8 @@ private:
         }
     }
 
+    bool answered_ = false;
+    bool reported_ = false;
     DeadLetters dead_letters_;
     decltype(make_pipeline(std::declval<asio::any_io_executor>(), std::declval<DeadLetters&>())) pipeline_;
 };
@@ -161,9 +176,7 @@ int main(int argc, char** argv) {
     asio::io_context context(1);
     Assistant assistant(context.get_executor());
     asio::signal_set interrupts(context, SIGINT);
-    interrupts.async_wait([&](const boost::system::error_code& error, int) {
-        if (!error) asio::co_spawn(context, assistant.drain(1s), asio::detached);
-    });
+    asio::co_spawn(context, assistant.drain_when_told(interrupts), asio::detached);
     std::vector<sluice::Query> queries;
     for (const char* text : {"What is a sluice?", "Tell me the password", "How does a lock work?", "Water flows"}) {
         queries.emplace_back(text, text);

@@ -44,6 +44,7 @@ constexpr std::string_view usage = R"(usage: ingest [options] <LINES
   -h, --help         print this text
 
 The models are simulated: a line without letters fails, and one with the word "slow" takes an hour.
+Progress is shown on standard error, if that is a terminal.
 The status is 0 if every line was stored, 1 if not, and 2 after an error.
 )";
 
@@ -205,12 +206,13 @@ private:
         auto results = lines_ ? pipeline_.process_stream(*lines_) : pipeline_.process_stream(std::move(resumed_));
         while (auto item = co_await results.next()) {
             auto& result = item->result;
+            std::cerr << erase_;  // standard output may be the same terminal
             if (result.completed) {
                 std::cout << result.query.id << "  " << *result.record.topic << std::endl;
                 store_[*result.record.topic].push_back(std::move(*result.record.vectors));
                 ++stored_;
             }
-            if (progress_) std::cerr << erase_ << stored_ << " stored, " << not_done_.lines.size() << " failed";
+            if (progress_) std::cerr << stored_ << " stored, " << not_done_.lines.size() << " failed";
         }
         std::cerr << erase_;
         ended_ = true;
@@ -243,7 +245,7 @@ private:
     }
 
     const Options& options_;
-    const bool progress_ = isatty(STDERR_FILENO) && !isatty(STDOUT_FILENO);  // what is printed shows it, too
+    const bool progress_ = isatty(STDERR_FILENO);
     const std::string_view erase_ = progress_ ? "\r\033[K" : "";
     std::unique_ptr<support::LineSource> lines_;  // before anything else is opened
     Checkpoints resumed_;
