@@ -32,6 +32,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -91,25 +92,32 @@ struct Pair {
 using PairRun = sluice::Run<Pair>;
 using PairResult = sluice::RecordResult<Pair>;
 
-struct Calls {
+// What the models do.
+struct Script {
     int running = 0;
     int peak = 0;
-    int to_fail = 0;  // the first ones, of those that may
+    int to_fail = 0;         // the first calls, of the models that may
+    std::string fails_once;  // the text of a query
+    std::string hangs;
 };
 
 struct Echo {
-    Calls& calls;
+    Script& script;
     bool may_fail = false;
 
-    asio::awaitable<std::string> operator()(const std::string& text) const { return run(calls, text, may_fail); }
+    asio::awaitable<std::string> operator()(const std::string& text) const { return run(script, text, may_fail); }
 
 private:
-    static asio::awaitable<std::string> run(Calls& calls, std::string text, bool may_fail) {
-        calls.peak = std::max(calls.peak, ++calls.running);
-        const test::AtExit at_exit([&] { --calls.running; });
-        co_await test::sleep(1ms);
-        if (may_fail && calls.to_fail > 0) {
-            --calls.to_fail;
+    static asio::awaitable<std::string> run(Script& script, std::string text, bool may_fail) {
+        script.peak = std::max(script.peak, ++script.running);
+        const test::AtExit at_exit([&] { --script.running; });
+        co_await test::sleep(text == script.hangs ? 1h : 1ms);
+        if (text == script.fails_once) {
+            script.fails_once.clear();
+            throw std::bad_alloc();
+        }
+        if (may_fail && script.to_fail > 0) {
+            --script.to_fail;
             throw std::bad_alloc();
         }
         co_return text;
@@ -176,21 +184,23 @@ bool is_accounted_for(const PairResult& result, bool is_drained) {
 // What is there before the memory is exhausted.
 template <class Route>
 struct Mill {
-    Calls calls;
+    Script script;
     Letters letters;
     asio::io_context context{1};
     EchoStage left;
     EchoStage right;
     sluice::Pipeline<Route, Letters, VirtualTimer> pipeline;
+    bool repeats;  // attempts that fail
     std::vector<Query> queries = test::make_queries(3);
     std::vector<std::string> texts{"a", "b", "c"};
     std::vector<PairResult> results;
     std::optional<sluice::DrainReport<Pair>> report;
 
     explicit Mill(const StageOptions& options)
-        : left(timed(context.get_executor()), "left", 1, Echo{calls, true}, options),
-          right(timed(context.get_executor()), "right", 2, Echo{calls, std::is_same_v<Route, SideBySide>}, options),
-          pipeline(timed(context.get_executor()), Route{left, right}, letters, 2) {
+        : left(timed(context.get_executor()), "left", 1, Echo{script, true}, options),
+          right(timed(context.get_executor()), "right", 2, Echo{script, std::is_same_v<Route, SideBySide>}, options),
+          pipeline(timed(context.get_executor()), Route{left, right}, letters, 2),
+          repeats(options.retry.max_retries != 0) {
         // The queue of the timers has enough memory from now on: what a test adds to Asio is not tested here.
         std::list<VirtualTimer> timers;
         for (int i = 0; i != 16; ++i) {
@@ -199,6 +209,15 @@ struct Mill {
         }
         sluice::testing::run(context);
         results.reserve(16);
+    }
+
+    bool pipeline_drains() {
+        try {
+            const auto stream = pipeline.process_stream(queries);
+            return false;
+        } catch (const sluice::Draining&) {
+            return true;
+        }
     }
 
     asio::awaitable<void> one() { results.push_back(co_await pipeline.process_one(queries.front())); }
@@ -211,7 +230,7 @@ struct Mill {
 
     // Two queries fail, and leave their places in the window to others.
     asio::awaitable<void> batch_with_backoffs() {
-        calls.to_fail = 2;
+        script.to_fail = 2;
         return batch();
     }
 
@@ -219,6 +238,70 @@ struct Mill {
         auto stream = pipeline.process_stream(queries);
         while (auto item = co_await stream.next()) {
             results.push_back(std::move(item->result));
+        }
+    }
+
+    // Asks again after a failure.
+    asio::awaitable<void> patient_stream() {
+        auto stream = pipeline.process_stream(queries);
+        for (bool ended = false; !ended;) {
+            try {
+                auto item = co_await stream.next();
+                ended = !item;
+                if (item) {
+                    results.push_back(std::move(item->result));
+                }
+            } catch (const std::bad_alloc&) {
+            }
+        }
+        co_await stream.close();
+        report = co_await pipeline.drain(1h);
+    }
+
+    // Closes the stream after a failure. The drain ends while there still is a stream.
+    asio::awaitable<void> closed_stream() {
+        auto stream = pipeline.process_stream(queries);
+        bool failed = false;
+        try {
+            while (auto item = co_await stream.next()) {
+                results.push_back(std::move(item->result));
+            }
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+        memory.disarm();
+        if (failed) {
+            co_await stream.close();
+        }
+        report = co_await pipeline.drain(1h);
+    }
+
+    // Takes the second result while no worker is idle: the one that returned it has taken the place of a query in
+    // backoff.
+    asio::awaitable<void> slow_stream() {
+        queries = test::make_queries(5);
+        script.fails_once = repeats ? "t2" : "";
+        auto stream = pipeline.process_stream(queries);
+        while (auto item = co_await stream.next()) {
+            results.push_back(std::move(item->result));
+            co_await test::sleep(1500us);
+        }
+    }
+
+    // Drains again after a failure, with a query that would outlast the grace.
+    asio::awaitable<void> patient_drain() {
+        script.hangs = "t0";
+        const auto body = [this](sluice::TaskGroup& group) { return spawn_one(*this, group); };
+        co_await sluice::with_task_group(body);
+    }
+    static asio::awaitable<void> spawn_one(Mill& mill, sluice::TaskGroup& group) {
+        group.spawn([&] { return mill.one(); });
+        co_await test::sleep(1ms);
+        while (!mill.report) {
+            try {
+                mill.report = co_await mill.pipeline.drain(1500us);
+            } catch (const std::bad_alloc&) {
+            }
         }
     }
 
@@ -235,7 +318,7 @@ struct Mill {
     }
 
     asio::awaitable<void> map() {
-        const Echo echo{calls};
+        const Echo echo{script};
         co_await sluice::map_batch(texts, 2, echo);
     }
 
@@ -260,26 +343,26 @@ void fail_each_allocation(asio::awaitable<void> (Mill<Route>::*operation)()) {
     const StageOptions in_place;
     const StageOptions repeated{.timeout = 1s, .retry = test::retries(1, 1ms)};
     const StageOptions& options = GENERATE(false, true) ? repeated : in_place;
-    const bool drains = operation == &Mill<Route>::drain;
     long n = 0;
     do {
         INFO("allocation " << ++n);
         Mill<Route> mill(options);
         Task<> task(mill.context.get_executor(), [&] { return (mill.*operation)(); });
         memory.arm(n);
-        sluice::testing::run(mill.context);
+        CHECK(sluice::testing::run(mill.context) < 1min);
         memory.disarm();
         REQUIRE(task.done());
         CHECK((task.succeeded() || task.template failed_with<std::bad_alloc>()));
         CHECK((memory.failed || task.succeeded()));
         for (const auto& result : mill.results) {
-            CHECK(is_accounted_for(result, drains));
+            CHECK(is_accounted_for(result, mill.pipeline_drains()));
         }
-        CHECK(mill.calls.running == 0);
+        CHECK(mill.script.running == 0);
         CHECK(mill.left.endpoint().active() + mill.right.endpoint().active() == 0);
         CHECK(mill.left.endpoint().waiting() + mill.right.endpoint().waiting() == 0);
-        CHECK((mill.calls.peak <= 2 || !std::is_same_v<Route, Tolerant>));  // the window
-        if (!drains) {
+        CHECK((mill.script.peak <= 2 || !std::is_same_v<Route, Tolerant>));  // the window
+        if (!mill.pipeline_drains()) {
+            mill.script = {};
             Task<> next(mill.context.get_executor(), [&] { return mill.batch(); });
             sluice::testing::run(mill.context);
             CHECK(next.succeeded());
@@ -316,6 +399,22 @@ TEST_CASE("memory: a batch whose steps side by side leave their place in a backo
 
 TEST_CASE("memory: a stream runs out of it at each allocation", "[memory]") {
     fail_each_allocation(&Mill<InTurn>::stream);
+}
+
+TEST_CASE("memory: a stream that runs out of it at each allocation is asked again", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::patient_stream);
+}
+
+TEST_CASE("memory: a stream that runs out of it at each allocation is closed", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::closed_stream);
+}
+
+TEST_CASE("memory: a stream with a slow consumer runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::slow_stream);
+}
+
+TEST_CASE("memory: a drain that runs out of it at each allocation is asked for again", "[memory]") {
+    fail_each_allocation(&Mill<InTurn>::patient_drain);
 }
 
 TEST_CASE("memory: operations and their drain run out of it at each allocation", "[memory]") {

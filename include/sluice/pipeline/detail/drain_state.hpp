@@ -12,9 +12,7 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
@@ -158,49 +156,53 @@ public:
 private:
     template <class Executor>
     void start(std::shared_ptr<void> owner, const Executor& executor, std::chrono::nanoseconds grace) {
-        if (!progress_) {
-            progress_ = make_queue<ConditionVariable>("Pipeline", executor);
-        }
+        auto progress = progress_ ? progress_ : make_queue<ConditionVariable>("Pipeline", executor);
         const auto deadline = scope.now(context_of(executor)) + grace;
-        if (!ended_ && scope.begins_before(deadline)) {
-            end_timer();
+        const bool begins = !ended_ && scope.begins_before(deadline);
+        if (begins) {
+            start_timer(std::move(owner), executor, grace);
+        }
+        progress_ = std::move(progress);  // nothing has begun if one of these throws
+        if (begins) {
             scope.drain(deadline);
-            boost::asio::co_spawn(executor,
-                                  wait_for_grace<Executor>(Pooled(), *this, std::move(owner), grace, deadline),
-                                  boost::asio::detached);
         }
         end_if_idle();
     }
 
-    // The timer lives in this frame, which the context owns.
-    template <class Executor>
-    static boost::asio::awaitable<void, Executor> wait_for_grace(Pooled, DrainState& drain, std::shared_ptr<void>,
-                                                                 std::chrono::nanoseconds grace,
-                                                                 std::chrono::nanoseconds deadline) {
-        const Executor executor = co_await boost::asio::this_coro::executor;
-        if (drain.ended_ || deadline != drain.scope.deadline()) {  // before this could begin
-            co_return;
-        }
-        std::optional<T> timer(std::in_place, executor);
-        timer->expires_after(std::chrono::duration_cast<typename T::duration>(grace));
-        const struct Reset {  // the context may destroy this frame first
-            std::optional<T>*& timer;
-            std::optional<T>* own;
-            ~Reset() {
-                if (timer == own) {
-                    timer = nullptr;
-                }
+    // The timer of a grace. The context owns it.
+    struct Grace {
+        template <class Executor>
+        Grace(DrainState& its_drain, std::shared_ptr<void> its_owner, const Executor& executor)
+            : drain(its_drain), owner(std::move(its_owner)), timer(std::in_place, executor) {}
+        ~Grace() {  // the context may destroy this first
+            if (drain.timer_ == &timer) {
+                drain.timer_ = nullptr;
             }
-        } reset{drain.timer_, drain.timer_ = &timer};
-        try {
-            co_await timer->async_wait(boost::asio::deferred);
-        } catch (...) {  // another drain has a shorter grace, or all has ended
-            co_return;
         }
-        if (drain.timer_ == &timer) {
-            drain.timer_ = nullptr;
-            drain.end_grace();
-        }
+
+        Grace(const Grace&) = delete;
+        Grace& operator=(const Grace&) = delete;
+
+        DrainState& drain;
+        std::shared_ptr<void> owner;
+        std::optional<T> timer;
+    };
+
+    // In place of another timer.
+    template <class Executor>
+    void start_timer(std::shared_ptr<void> owner, const Executor& executor, std::chrono::nanoseconds grace) {
+        auto waiting = std::make_unique<Grace>(*this, std::move(owner), executor);
+        std::optional<T>& timer = waiting->timer;
+        timer->expires_after(std::chrono::duration_cast<typename T::duration>(grace));
+        timer->async_wait(boost::asio::deferred)([waiting = std::move(waiting)](const auto&...) {
+            DrainState& drain = waiting->drain;
+            if (drain.timer_ == &waiting->timer) {  // no drain has a shorter grace, and not all has ended
+                drain.timer_ = nullptr;
+                drain.end_grace();
+            }
+        });
+        end_timer();
+        timer_ = &timer;
     }
 
     void end_timer() {

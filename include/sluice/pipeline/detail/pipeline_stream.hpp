@@ -173,6 +173,8 @@ private:
         return run(Pooled(), std::static_pointer_cast<PipelineStream>(this->shared_from_this()));
     }
 
+    void did_not_run() noexcept override { running_.reset(); }
+
     static boost::asio::awaitable<void, Executor> run(Pooled, std::shared_ptr<PipelineStream> self) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         self->state_->check_context(executor);

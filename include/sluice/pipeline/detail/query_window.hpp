@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <exception>
 #include <limits>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -233,7 +234,11 @@ private:
         if (idle_->waiting() != 0) {
             idle_->notify_one();
         } else {
-            add_worker();
+            try {
+                add_worker();
+            } catch (const std::bad_alloc&) {  // no worker idles, so others run, and try again with their next queries
+                return;
+            }
         }
         admitting_ = true;
     }

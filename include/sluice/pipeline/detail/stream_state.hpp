@@ -44,13 +44,20 @@ public:
             return;
         }
         progress_ = make_queue<ConditionVariable>("ResultStream", executor);
-        boost::asio::co_spawn(executor, run(), [self = this->shared_from_this()](const std::exception_ptr& error) {
+        const auto on_end = [self = this->shared_from_this()](const std::exception_ptr& error) {
             if (error && !self->stopped_ && !self->error_) {  // the first, as in a batch
                 self->error_ = error;
             }
             self->ended_ = true;
             self->progress_->notify_all();
-        });
+        };
+        try {
+            boost::asio::co_spawn(executor, run(), on_end);
+        } catch (...) {  // nothing has begun, and the next call may begin
+            progress_ = nullptr;
+            did_not_run();
+            throw;
+        }
     }
 
     // Whether a source that the stream owns must be closed, even if the stream has not begun.
@@ -135,6 +142,7 @@ private:
     };
 
     virtual boost::asio::awaitable<void, Executor> run() = 0;  // keeps this object alive
+    virtual void did_not_run() noexcept = 0;                   // what it returned
     virtual void cancel() noexcept = 0;
     virtual void give_back(Slot& place) = 0;
 
