@@ -46,7 +46,7 @@ using test::timed;
 using test::VirtualTimer;
 using Ids = std::vector<std::string>;
 
-struct Note {
+struct Entry {
     std::optional<std::string> first;
     std::optional<std::string> second;
 };
@@ -54,34 +54,34 @@ struct Digest {
     std::optional<std::string> text;
 };
 
-using Stage = sluice::Stage<test::Endpoint, VirtualTimer>;
+using EntryStage = sluice::Stage<test::Endpoint, VirtualTimer>;
 
-struct NoteRoute {
-    Stage first;
-    Stage second;
+struct EntryRoute {
+    EntryStage first;
+    EntryStage second;
 
-    asio::awaitable<void> operator()(sluice::Run<Note>& run) const {
-        co_await run.step(&Note::first, first, run.query().text);
-        co_await run.step(&Note::second, second, run.query().text);
+    asio::awaitable<void> operator()(sluice::Run<Entry>& run) const {
+        co_await run.step(&Entry::first, first, run.query().text);
+        co_await run.step(&Entry::second, second, run.query().text);
     }
 };
 struct DigestRoute {
-    Stage stage;
+    EntryStage stage;
 
     asio::awaitable<void> operator()(sluice::Run<Digest>& run) const {
         co_await run.step(&Digest::text, stage, run.query().text);
     }
 };
 
-using NotePipeline = sluice::Pipeline<NoteRoute, test::DeadLetters, VirtualTimer>;
+using EntryPipeline = sluice::Pipeline<EntryRoute, test::DeadLetters, VirtualTimer>;
 using DigestPipeline = sluice::Pipeline<DigestRoute, test::DeadLetters, VirtualTimer>;
-using NoteResult = NotePipeline::Result;
+using EntryResult = EntryPipeline::Result;
 using DigestResult = DigestPipeline::Result;
-using NoteReport = sluice::DrainReport<Note>;
+using EntryReport = sluice::DrainReport<Entry>;
 using DigestReport = sluice::DrainReport<Digest>;
 
 // What the first pipeline has completed is a query of the second; its dead letters are left out.
-std::optional<Query> to_query(sluice::StreamItem<NoteResult>&& item) {
+std::optional<Query> to_query(sluice::StreamItem<EntryResult>&& item) {
     if (!item.result.completed) {
         return std::nullopt;
     }
@@ -126,17 +126,17 @@ struct Chain {
     Ids delivered;  // and completed
     Ids left;       // unfinished in the results of a batch
     asio::io_context context{1};
-    NotePipeline notes;
+    EntryPipeline notes;
     DigestPipeline digests;
 
     explicit Chain(std::ptrdiff_t window = 2, const StageOptions& options = {})
         : notes(timed(context.get_executor()),
-                NoteRoute{Stage(timed(context.get_executor()), "first", 9, test::Endpoint{&first}, options),
-                          Stage(timed(context.get_executor()), "second", 9, test::Endpoint{&second}, options)},
+                EntryRoute{EntryStage(timed(context.get_executor()), "first", 9, test::Endpoint{&first}, options),
+                           EntryStage(timed(context.get_executor()), "second", 9, test::Endpoint{&second}, options)},
                 sink, window),
           digests(timed(context.get_executor()),
-                  DigestRoute{Stage(timed(context.get_executor()), "digest", 9, test::Endpoint{&digest})}, digest_sink,
-                  window) {}
+                  DigestRoute{EntryStage(timed(context.get_executor()), "digest", 9, test::Endpoint{&digest})},
+                  digest_sink, window) {}
 
     template <class T, class Function>
     Task<T> start(Function function) {
@@ -163,8 +163,8 @@ struct Chain {
         }
     }
 
-    Task<NoteReport> drain_notes(std::chrono::nanoseconds grace) {
-        return start<NoteReport>([this, grace] { return notes.drain(grace); });
+    Task<EntryReport> drain_notes(std::chrono::nanoseconds grace) {
+        return start<EntryReport>([this, grace] { return notes.drain(grace); });
     }
     Task<DigestReport> drain_digests(std::chrono::nanoseconds grace) {
         return start<DigestReport>([this, grace] { return digests.drain(grace); });
@@ -180,7 +180,7 @@ struct Chain {
     }
 
     // All that has ended, and what is left in the reports.
-    Ids all(const DigestReport& of_digests, const NoteReport& of_notes) {
+    Ids all(const DigestReport& of_digests, const EntryReport& of_notes) {
         Ids ids = handed_over(of_digests);
         std::ranges::copy(ids_of(of_notes), std::back_inserter(ids));
         for (const auto& letter : sink.letters) {
@@ -242,7 +242,7 @@ TEST_CASE("drain: at every step, nothing is lost of a stream that a pipeline own
         auto consumer = chain.consume(streams);
         test::poll(chain.context);
         steps.take(chain.context);
-        std::optional<Task<NoteReport>> of_notes;
+        std::optional<Task<EntryReport>> of_notes;
         if (both) {
             of_notes.emplace(chain.drain_notes(grace));
         }
@@ -381,7 +381,7 @@ TEST_CASE(
 TEST_CASE("drain: a stream that has not begun hands over what a stream that it owns has in work", "[drain][source]") {
     Chain chain;
     auto notes = chain.notes.process_stream(test::make_queries(6));
-    auto peeked = chain.start<std::optional<sluice::StreamItem<NoteResult>>>([&] { return notes.next(); });
+    auto peeked = chain.start<std::optional<sluice::StreamItem<EntryResult>>>([&] { return notes.next(); });
     test::run_until(chain.context, 35ms);  // q0 was taken, q1 was not, and q2 runs
     CHECK(peeked.value()->result.completed);
     auto digests = chain.digests.process_stream(std::move(notes), to_query);
@@ -410,7 +410,7 @@ TEST_CASE("drain: of a stream that has not begun, the stream that it owns does n
 
 TEST_CASE("drain: a projection that throws while a stream hands over its work ends that", "[drain][source]") {
     Chain chain;
-    const auto fails_at_three = [](sluice::StreamItem<NoteResult>&& item) {
+    const auto fails_at_three = [](sluice::StreamItem<EntryResult>&& item) {
         if (item.result.query.id == "q3") {
             throw std::range_error("no such note");
         }
@@ -439,7 +439,7 @@ TEST_CASE("drain: at every step, nothing is lost of a chain of three pipelines",
         };
         auto pipeline = DigestPipeline(
             timed(chain.context.get_executor()),
-            DigestRoute{Stage(timed(chain.context.get_executor()), "digest", 9, test::Endpoint{&chain.digest})},
+            DigestRoute{EntryStage(timed(chain.context.get_executor()), "digest", 9, test::Endpoint{&chain.digest})},
             chain.digest_sink, 2);
         auto stream = pipeline.process_stream(
             chain.digests.process_stream(chain.notes.process_stream(test::make_queries(6)), to_query), again);
@@ -514,7 +514,7 @@ TEST_CASE("drain: what cannot be drained goes on with what the stream that it ow
     test::for_every_step([&](test::Steps& steps) {
         Chain chain;
         Model read{"read", 15ms};
-        const auto to_text = [&read](const sluice::StreamItem<NoteResult>& item) {
+        const auto to_text = [&read](const sluice::StreamItem<EntryResult>& item) {
             return read.run(item.result.query.id.str(), item.result.query.id.str());
         };
         const auto to_digest = [](sluice::StreamItem<std::string>&& item) { return Query(item.result, item.result); };
@@ -549,10 +549,10 @@ TEST_CASE("drain: of a pipeline that owns the stream of another, whatever is des
         test::DeadLetters sink;
         auto context = std::make_unique<asio::io_context>(1);
         const auto executor = timed(context->get_executor());
-        const Stage stage(executor, "first", 9, test::Endpoint{&first});
-        std::optional<NotePipeline> notes(std::in_place, executor, NoteRoute{stage, stage}, sink, 2);
+        const EntryStage stage(executor, "first", 9, test::Endpoint{&first});
+        std::optional<EntryPipeline> notes(std::in_place, executor, EntryRoute{stage, stage}, sink, 2);
         std::optional<DigestPipeline> digests(
-            std::in_place, executor, DigestRoute{Stage(executor, "digest", 9, test::Endpoint{&digest})}, sink, 2);
+            std::in_place, executor, DigestRoute{EntryStage(executor, "digest", 9, test::Endpoint{&digest})}, sink, 2);
         std::optional<DigestPipeline::Stream> stream;
         std::optional<Task<std::optional<sluice::StreamItem<DigestResult>>>> item;
         std::optional<Task<std::vector<DigestResult>>> batch;
@@ -580,7 +580,7 @@ TEST_CASE("drain: of a pipeline that owns the stream of another, whatever is des
 namespace {
 
 // Needs 50 ms to close.
-struct SlowToClose {
+struct SlowlyClosed {
     int* closed;
     bool fails = false;
 
@@ -607,7 +607,7 @@ TEST_CASE("drain: a batch that is refused closes the source that it owns", "[dra
     chain.run();
     int closed = 0;
     auto batch = chain.start<std::vector<DigestResult>>(
-        [&] { return chain.digests.process_batch(SlowToClose{&closed, fails}); });
+        [&] { return chain.digests.process_batch(SlowlyClosed{&closed, fails}); });
     test::poll(chain.context);
     CHECK_FALSE(batch.done());
     if (cancelled) {
@@ -624,7 +624,7 @@ TEST_CASE("drain: a stream that is refused leaves the source where it is", "[dra
     chain.run();
     auto notes = chain.notes.process_stream(test::make_queries(2));
     CHECK_THROWS_AS(chain.digests.process_stream(std::move(notes), to_query), sluice::Draining);
-    auto item = chain.start<std::optional<sluice::StreamItem<NoteResult>>>(
+    auto item = chain.start<std::optional<sluice::StreamItem<EntryResult>>>(
         [&] { return notes.next(); });  // NOLINT(bugprone-use-after-move): it was not
     sluice::testing::run_until_stalled(chain.context);
     CHECK(item.value()->result.completed);
@@ -633,7 +633,7 @@ TEST_CASE("drain: a stream that is refused leaves the source where it is", "[dra
 TEST_CASE("drain: a stream that is closed before it has begun closes the source that it owns", "[drain][source]") {
     Chain chain;
     int ended = 0;
-    auto stream = chain.digests.process_stream(SlowToClose{&ended});
+    auto stream = chain.digests.process_stream(SlowlyClosed{&ended});
     const bool drained = GENERATE(false, true);
     if (drained) {
         auto report = chain.drain_digests(0ms);

@@ -8,6 +8,7 @@
 #include <sluice/result.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
+#include <sluice/sync/slot.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/sync/task_group.hpp>
 #include <sluice/testing/run.hpp>
@@ -315,7 +316,7 @@ TEST_CASE(
             const auto executor = co_await asio::this_coro::executor;
             if (wait == 0) {
                 sluice::StageSemaphore never(executor, 0);
-                co_await never.acquire();
+                const sluice::Slot slot = co_await never.acquire();
             } else if (wait == 1) {
                 const auto body = [](sluice::TaskGroup&) { return test::sleep(1h); };
                 co_await sluice::with_task_group(body);

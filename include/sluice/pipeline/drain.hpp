@@ -9,8 +9,9 @@
 
 namespace sluice {
 
-/// Thrown by the operations of a pipeline that is being drained, or has been: it takes in nothing more. A query, range or
-/// source that was moved into process_one() or process_batch() is destroyed; pass what must not be lost by reference.
+/// Thrown by the operations of a pipeline that is being drained, or has been: it takes in nothing more. A query, range
+/// or source that was moved into process_one() or process_batch() is destroyed; pass by reference what must not be
+/// lost.
 class Draining : public std::runtime_error {
 public:
     Draining() : std::runtime_error("the pipeline is draining and takes in no query") {}
