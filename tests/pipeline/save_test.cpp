@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/pipeline/checkpoint.hpp>
+#include <sluice/pipeline/dead_letter.hpp>
 #include <sluice/pipeline/drain.hpp>
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
@@ -397,4 +398,58 @@ TEST_CASE("save: cancelled, drained or destroyed at every step, nothing is lost"
             CHECK((saves == 0 || author->store.saved.back() == fields_of(record)));
         }
     });
+}
+
+namespace {
+
+using sluice::detail::HasSave;
+using sluice::detail::PutsSomethingElse;
+
+struct FinalSink final {
+    void put(const Query&, const sluice::StageResult<>&) {}
+};
+struct SinkWithDefault {
+    void put(const Query&, const sluice::StageResult<>&, int = 0) {}
+};
+class AbstractSink {
+public:
+    virtual void put(const Query&, const sluice::StageResult<>&) = 0;
+
+protected:
+    ~AbstractSink() = default;
+};
+struct GenericSink {
+    template <class Why>
+    void put(const Query&, const Why&) {}
+};
+
+// What is no mistake.
+static_assert(!HasSave<FinalSink> && !HasSave<SinkWithDefault> && !HasSave<AbstractSink> && !HasSave<GenericSink> &&
+              !HasSave<const FinalSink> && HasSave<PlainStore> && HasSave<const PlainStore>);
+static_assert(!PutsSomethingElse<FinalSink> && !PutsSomethingElse<SinkWithDefault> &&
+              !PutsSomethingElse<AbstractSink> && !PutsSomethingElse<GenericSink>);
+
+// Stores more than drafts.
+struct Archive : PlainStore {
+    using PlainStore::put;
+    using PlainStore::save;
+
+    static void put(const Query&, const sluice::StageResult<>&) { FAIL("the record is not there"); }
+    static void put(const Query&, const sluice::StageResult<>&, const std::string&) { FAIL("that is no record"); }
+    static void save(const Query&, const std::string&) { FAIL("that is no record"); }
+};
+
+}  // namespace
+
+TEST_CASE("save: a sink with several of a name has one for the record", "[save]") {
+    Author<Archive> author;
+    auto pipeline = author.pipeline(false);
+    author.write.failures["b"] = 1;
+    Task<std::vector<DraftResult>> batch(author.context.get_executor(), [&] {
+        return pipeline.process_batch(std::vector<Query>({Query("a", "a"), Query("b", "b")}));
+    });
+    sluice::testing::run(author.context);
+    CHECK(batch.value()[0].completed);
+    CHECK(author.store.saved == std::vector<std::string>{"a: plan -", "b: plan -", "a: plan write"});
+    CHECK(author.store.letters == std::vector<std::string>{"write: plan -"});
 }

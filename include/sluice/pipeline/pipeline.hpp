@@ -139,8 +139,11 @@ public:
         !is_route || detail::SinkOf<Sink, Record>,
         "sluice::DeadLetterSink: the sink must have put(const sluice::Query&, const sluice::StageResult<>&), or "
         "put() with a const Record& or a const sluice::RecordResult<Record>& as third argument");
-    static_assert(!is_route || !detail::HasSave<Sink> || detail::SavingSink<Sink, Record>,
-                  "sluice::Pipeline: the sink's save must be save(const sluice::Query&, const Record&)");
+    static_assert(!is_route || detail::RecordSink<Sink, Record> || !detail::PutsSomethingElse<Sink>,
+                  "sluice::DeadLetterSink: the third parameter of the sink's put must be a const Record& or a const "
+                  "sluice::RecordResult<Record>&");
+    static_assert(!is_route || detail::SavingSink<Sink, Record> || !detail::HasSave<Sink>,
+                  "sluice::Pipeline: the sink's save must be save(const sluice::Query&, const Record&), and public");
     static_assert(std::constructible_from<T, const Executor&>,
                   "sluice::Timer: the timer must be constructible from the executor of the route");
 
