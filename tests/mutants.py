@@ -200,7 +200,7 @@ MUTANTS = [
     ("a query runs on without a place after its backoff", "stage/detail/backoff_wait.hpp",
      "        if (place->has_left()) {\n", "        if (false) {\n", "pipeline/query_window_test"),
     ("a query that its route has cut short in a backoff ends without a place", "pipeline/detail/record_route.hpp",
-     "            if (job.has_left()) {", "            if (false) {", "pipeline/pipeline_test"),
+     "            if (job.has_left()) {  // the", "            if (false) {  // the", "pipeline/pipeline_test"),
     ("the place that a backoff leaves is not used", "stage/detail/window.hpp",
      "        place.release();\n        admit();\n", "        place.release();\n",
      "pipeline/query_window_test"),
