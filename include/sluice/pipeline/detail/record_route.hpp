@@ -122,12 +122,12 @@ private:
             if (job.has_left()) {  // the route has cut short a step in backoff
                 const bool cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
                 try {
-                    if (!cancelled) {
+                    if (cancelled) {
+                        job.come_back(Slot());
+                    } else {
                         co_await BackoffWait<typename State::Timer>::template come_back<Executor>(Pooled(), job);
                     }
-                } catch (...) {
-                }
-                if (job.has_left()) {  // cancelled, so that no other query comes for the place; or no memory to wait
+                } catch (...) {  // cancelled, so that no other query comes for the place; or without memory to wait
                     job.come_back(Slot());
                 }
             }
