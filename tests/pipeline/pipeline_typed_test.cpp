@@ -415,7 +415,7 @@ struct CalendarClock {
     using period = std::ratio<1, 10'000'000>;
     using duration = std::chrono::duration<rep, period>;
     using time_point = std::chrono::time_point<CalendarClock>;
-    static constexpr bool is_steady = true;
+    [[maybe_unused]] static constexpr bool is_steady = true;
 
     inline static time_point today = time_point(std::chrono::hours(24 * 365) * 2024);
     static time_point now() noexcept { return today; }
