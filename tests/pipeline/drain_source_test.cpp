@@ -116,6 +116,14 @@ bool is(const DigestReport& report, std::size_t completed, std::size_t dead, std
            report.unfinished == unfinished;
 }
 
+// Keeps the ids of the queries that a stream delivers, until it ends.
+template <class Stream>
+asio::awaitable<void> take_all(Stream& stream, Ids& ids) {
+    while (auto item = co_await stream.next()) {
+        ids.push_back(item->result.query.id.str());
+    }
+}
+
 // Two pipelines: stages of 10 ms and 20 ms, then one of 25 ms. The context is destroyed first.
 struct Chain {
     Model first{"first", 10ms};
@@ -287,13 +295,7 @@ TEST_CASE("drain: a stream that was passed by reference goes on for somebody els
     CHECK(is(report.value(), 2, 0, 0, 0));
     CHECK(first.value()->result.completed);
     Ids rest;
-    auto others = chain.start<void>([&] {
-        return [](auto& from, auto& into) -> asio::awaitable<void> {
-            while (auto item = co_await from.next()) {
-                into.push_back(item->result.query.id.str());
-            }
-        }(notes, rest);
-    });
+    auto others = chain.start<void>([&] { return take_all(notes, rest); });
     chain.run();
     CHECK(others.succeeded());
     CHECK(sorted(rest) == numbered(2, 6));
@@ -443,13 +445,7 @@ TEST_CASE("drain: at every step, nothing is lost of a chain of three pipelines",
             chain.digest_sink, 2);
         auto stream = pipeline.process_stream(
             chain.digests.process_stream(chain.notes.process_stream(test::make_queries(6)), to_query), again);
-        auto consumer = chain.start<void>([&] {
-            return [](auto& from, auto& into) -> asio::awaitable<void> {
-                while (auto item = co_await from.next()) {
-                    into.push_back(item->result.query.id.str());
-                }
-            }(stream, chain.delivered);
-        });
+        auto consumer = chain.start<void>([&] { return take_all(stream, chain.delivered); });
         steps.take(chain.context);
         auto of_last = chain.start<DigestReport>([&] { return pipeline.drain(grace); });
         chain.run();
@@ -471,13 +467,7 @@ TEST_CASE("drain: of what cannot be drained, a stream that a pipeline owns hands
         const auto read = [&chain](const Query& query) { return chain.first.run(query.id.str(), query.text); };
         const auto to_digest = [](sluice::StreamItem<std::string>&& item) { return Query(item.result, item.result); };
         auto digests = chain.digests.process_stream(sluice::map_stream(test::make_queries(6), 2, read), to_digest);
-        auto consumer = chain.start<void>([&] {
-            return [](auto& from, auto& into) -> asio::awaitable<void> {
-                while (auto item = co_await from.next()) {
-                    into.push_back(item->result.query.id.str());
-                }
-            }(digests, chain.delivered);
-        });
+        auto consumer = chain.start<void>([&] { return take_all(digests, chain.delivered); });
         steps.take(chain.context);
         int begun = 0;
         auto report = chain.start<DigestReport>([&] {
@@ -520,13 +510,7 @@ TEST_CASE("drain: what cannot be drained goes on with what the stream that it ow
         const auto to_digest = [](sluice::StreamItem<std::string>&& item) { return Query(item.result, item.result); };
         auto digests = chain.digests.process_stream(
             sluice::map_stream(chain.notes.process_stream(test::make_queries(6)), 2, to_text), to_digest);
-        auto consumer = chain.start<void>([&] {
-            return [](auto& from, auto& into) -> asio::awaitable<void> {
-                while (auto item = co_await from.next()) {
-                    into.push_back(item->result.query.id.str());
-                }
-            }(digests, chain.delivered);
-        });
+        auto consumer = chain.start<void>([&] { return take_all(digests, chain.delivered); });
         steps.take(chain.context);
         auto report = chain.drain_digests(1h);
         chain.run();

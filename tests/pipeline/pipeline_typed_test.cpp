@@ -457,28 +457,17 @@ TEST_CASE("pipeline of any shape: the clock of its timer may have any epoch", "[
 namespace {
 
 // Waits in virtual time, and measures it by a CalendarClock.
-class CalendarTimer {
+class CalendarTimer : public BareTimer {
 public:
-    using executor_type = asio::any_io_executor;
     using duration = CalendarClock::duration;
     using time_point = CalendarClock::time_point;
 
-    explicit CalendarTimer(const executor_type& executor) : timer_(executor) {}
+    using BareTimer::BareTimer;
 
     inline static time_point begin;  // of virtual time
     static time_point now(asio::execution_context& context) {
-        return begin + std::chrono::floor<duration>(VirtualTimer::now(context).time_since_epoch());
+        return begin + std::chrono::floor<duration>(BareTimer::now(context).time_since_epoch());
     }
-
-    void expires_after(duration after) { timer_.expires_after(after); }
-
-    template <class Token>
-    auto async_wait(Token&& token) {
-        return timer_.async_wait(std::forward<Token>(token));
-    }
-
-private:
-    VirtualTimer timer_;
 };
 
 }  // namespace

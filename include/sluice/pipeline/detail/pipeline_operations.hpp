@@ -159,14 +159,13 @@ private:
                                                                               From input) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         state->check_context(executor);
-        if constexpr (From::must_be_closed) {
-            if (is_draining(*state)) {
-                std::exception_ptr error = std::make_exception_ptr(Draining());
+        if (is_draining(*state)) {
+            std::exception_ptr error = std::make_exception_ptr(Draining());
+            if constexpr (From::must_be_closed) {
                 co_await input.template close<Executor>(error);
-                std::rethrow_exception(error);
             }
+            std::rethrow_exception(error);
         }
-        refuse_if_draining(*state);
         BatchResults<Stored> results(input.size_hint());
         const typename State::Drain::Running running(state->drain);
         QueryWindow<State, From, BatchResults<Stored>> window(executor, *state, state->drain, std::move(input),

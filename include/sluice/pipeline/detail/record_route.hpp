@@ -11,14 +11,13 @@
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/sync/detail/callee.hpp>
+#include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/slot.hpp>
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/execution/context.hpp>
 #include <boost/asio/execution_context.hpp>
-#include <boost/asio/query.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/assert.hpp>
 
@@ -60,7 +59,7 @@ public:
     static constexpr bool drains = true;
 
     RecordRoute(const Executor& executor, Function function)
-        : context_(&boost::asio::query(executor, boost::asio::execution::context)), function_(std::move(function)) {}
+        : context_(&context_of(executor)), function_(std::move(function)) {}
 
     template <class State>
     boost::asio::awaitable<void, Executor> run(State& state, Job& job) {
@@ -87,7 +86,7 @@ public:
     }
 
     void check_context(const Executor& executor) const {
-        BOOST_ASSERT_MSG(&boost::asio::query(executor, boost::asio::execution::context) == context_,
+        BOOST_ASSERT_MSG(&context_of(executor) == context_,
                          "sluice: a pipeline is awaited in a coroutine of another execution context than its own");
         static_cast<void>(executor);
     }
