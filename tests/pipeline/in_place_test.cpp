@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // Stage runs that run in place, without a coroutine of their own. What becomes of one, and what its observer sees, is
-// the same as for a stage with a retry that is never made, or with a timeout that is never reached: a run of such a
-// stage has a coroutine.
+// the same as for a stage with a retry, which goes on in a coroutine after an attempt in place, and as for one with a
+// timeout that is never reached, which has a coroutine from the start.
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/drain.hpp>
 #include <sluice/pipeline/inference_pipeline.hpp>
@@ -13,6 +13,7 @@
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
+#include <sluice/stage/verdict.hpp>
 #include <sluice/stage/with_retry.hpp>
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/awaitable_function.hpp>
@@ -91,7 +92,7 @@ constexpr bool runs_in_place = false;
 static_assert(sluice::Awaitable<SlipStep> != runs_in_place);
 
 // How a stage run goes.
-enum class Way { in_place, with_retries, with_timeout };
+enum class Way { in_place, with_retries, with_timeout, repeated, repeated_with_timeout };
 
 std::string words_of(const StageResult<>& run) {
     return run.query_id.str() + ' ' + std::to_string(run.attempts) + '/' + std::to_string(run.latency / 1ms) + '/' +
@@ -176,7 +177,10 @@ protected:
         options.observer = this;
         if (way == Way::with_retries) {
             options.retry = test::retries(1, {}, [](const std::exception_ptr&) { return false; });
-        } else if (way == Way::with_timeout) {
+        } else if (way == Way::repeated || way == Way::repeated_with_timeout) {
+            options.retry = test::retries(2, 5ms);
+        }
+        if (way == Way::with_timeout || way == Way::repeated_with_timeout) {
             options.timeout = 1h;
         }
         return options;
@@ -292,13 +296,14 @@ private:
 
 // The diary of `play`, which is the same in the other ways.
 template <class SceneType, class Play>
-Diary diary_of(Play play, const std::vector<Way>& others = {Way::with_retries, Way::with_timeout}) {
+Diary diary_of(Play play, const std::vector<Way>& others = {Way::with_retries, Way::with_timeout},
+               Way first = Way::in_place) {
     const auto by = [&](Way way) {
         SceneType scene(way);
         play(scene);
         return scene.diary();
     };
-    const Diary diary = by(Way::in_place);
+    const Diary diary = by(first);
     for (const Way way : others) {
         const Diary other = by(way);
         CHECK(other.events == diary.events);
@@ -306,6 +311,9 @@ Diary diary_of(Play play, const std::vector<Way>& others = {Way::with_retries, W
     }
     return diary;
 }
+
+// (g++ 12 cannot compile this enumerator in a template.)
+[[noreturn]] void refuse() { throw sluice::ModelError("out of order", {.kind = sluice::Verdict::overloaded}); }
 
 using Events = std::vector<std::string>;
 
@@ -379,6 +387,46 @@ TEMPLATE_TEST_CASE("in place: a model function throws before it returns an await
                                  "1 queued b 0/0/0", "1 queued c 0/0/0", "11 succeeded a 1/10/0", "11 started b 1/0/10",
                                  "11 tried b 1/0/10 no", "11 failed b 1/0/10 model: no", "11 started c 1/0/10",
                                  "21 succeeded c 1/10/10"});
+}
+
+TEMPLATE_TEST_CASE("in place: an attempt that fails is repeated", "[in_place][retry]", StepScene, FirstStageScene) {
+    const bool suspends = GENERATE(false, true);
+    // What happens in the backoff before the second attempt of `a`, or while that waits for its slot.
+    enum class Then { nothing, cancel_in_backoff, cancel_in_line, close };
+    const Then then = GENERATE(Then::nothing, Then::cancel_in_backoff, Then::cancel_in_line, Then::close);
+    CAPTURE(suspends, then);
+    const auto play = [=](TestType& scene) {
+        scene.writer = [suspends, calls = std::make_shared<int>()](const std::string& text) -> Words {
+            if (text != "a" || ++*calls == 3) {
+                return ObservedScene::write(text);
+            }
+            if (!suspends) {
+                refuse();
+            }
+            return [](int call) -> Words {
+                co_await test::sleep(1ms);
+                throw std::runtime_error("failure " + std::to_string(call));
+            }(*calls);
+        };
+        scene.start("a");
+        scene.start("b");  // has the slot when the backoff of `a` ends
+        scene.run_until(then == Then::cancel_in_line ? 8ms : 3ms);
+        if (then == Then::cancel_in_backoff || then == Then::cancel_in_line) {
+            scene.cancel("a");
+        } else if (then == Then::close) {
+            scene.endpoint().close();
+        }
+    };
+    const Diary diary = diary_of<TestType>(play, {Way::repeated_with_timeout}, Way::repeated);
+    CHECK(diary.ends.at("a").starts_with(then == Then::nothing ? "completed"
+                                         : then == Then::close ? "dead"
+                                                               : "aborted"));
+    if (then == Then::nothing && suspends) {
+        CHECK(diary.events == Events{"0 queued a 0/0/0", "0 started a 1/0/0", "0 queued b 0/0/0",
+                                     "1 tried a 1/1/0 failure 1", "1 started b 1/0/1", "6 queued a 1/1/0",
+                                     "11 succeeded b 1/10/1", "11 started a 2/1/5", "12 tried a 2/2/5 failure 2",
+                                     "17 queued a 2/2/5", "17 started a 3/2/5", "27 succeeded a 3/12/5"});
+    }
 }
 
 TEMPLATE_TEST_CASE("in place: the endpoint is closed, before, while one waits, or by the observer", "[in_place]",

@@ -125,7 +125,8 @@ public:
         if constexpr (ModelFunction<Function, detail::call_argument_t<Args>...>) {
             using Value = typename State::template Value<Args...>;
             return detail::StageCoroutine<State, Target<Value>, Args...>::run(
-                detail::Pooled(), *state_, Target<Value>(state_, std::move(query_id)), std::forward<Args>(args)...);
+                detail::Pooled(), *state_, Target<Value>(state_, std::move(query_id)), nullptr,
+                std::forward<Args>(args)...);
         }
     }
 

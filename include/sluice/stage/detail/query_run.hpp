@@ -4,9 +4,12 @@
 #include <sluice/observer.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
+#include <sluice/stage/detail/resumption_hook.hpp>
 #include <sluice/stage/detail/window.hpp>
+#include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/detail/wait_canceller.hpp>
 #include <sluice/sync/detail/waiter.hpp>
@@ -31,13 +34,30 @@ struct InPlaceRun {
         }
     }
 
+    // Does a part of the attempt. Returns false if that throws.
+    bool attempt(const auto& part) noexcept {
+        try {
+            part();
+            return true;
+        } catch (const ModelError&) {
+            error = std::current_exception();
+            error_is_plain = false;
+        } catch (...) {
+            error = std::current_exception();
+            error_is_plain = !may_be_multiple_exceptions();
+        }
+        return false;
+    }
+
     InPlaceRun(const InPlaceRun&) = delete;
     InPlaceRun& operator=(const InPlaceRun&) = delete;
 
     Slot slot;
     StageResult<>* result = nullptr;
     std::exception_ptr error;                   // of the attempt
+    bool error_is_plain = false;                // and contains no ModelError
     void* awaiting = nullptr;                   // the frame of the coroutine, while it waits for the slot
+    ResumptionHook hook;                        // of the coroutine, while it awaits the model
     boost::intrusive_ptr<SemaphoreState> line;  // which it waits for
     Waiter waiter;
     bool taken = false;

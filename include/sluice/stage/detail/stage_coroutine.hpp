@@ -5,6 +5,7 @@
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
@@ -38,11 +39,15 @@ public:
     using Returned = typename Target::Returned;
     using Executor = typename State::template RunExecutor<Args...>;
 
-    static boost::asio::awaitable<Returned, Executor> run(Pooled, State& stage, Target target, Args... args) {
+    // Goes on with a run whose attempt in place has failed, if `begun` is not null.
+    static boost::asio::awaitable<Returned, Executor> run(Pooled, State& stage, Target target, InPlaceRun* begun,
+                                                          Args... args) {
         if constexpr (Target::is_step) {
-            target.begins();
-            if (target.is_filled()) {
-                co_return target.skipped();
+            if (!begun) {
+                target.begins();
+                if (target.is_filled()) {
+                    co_return target.skipped();
+                }
             }
         }
         if constexpr (checks_context) {
@@ -50,7 +55,8 @@ public:
             state_of(stage.endpoint->line)->check_context([&]() -> const auto& { return executor; });
         }
         auto& query = target.query();
-        decltype(auto) result = target.result();
+        decltype(auto) own = target.result();
+        auto& result = result_of(begun, own);
         try {
             if constexpr (Target::is_step) {
                 if (query.place->has_left()) [[unlikely]] {  // the route has cut short a step in backoff
@@ -63,47 +69,53 @@ public:
                 co_await State::template fail_closed<Executor>(Pooled(), stage, query, result);
             }
             const std::uint64_t number = stage.runs_++;
-            const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+            const bool was_cancelled =
+                begun ? begun->was_cancelled : is_cancelled(co_await boost::asio::this_coro::cancellation_state);
             while (!context_gone) {
-                boost::asio::execution_context& context = state_of(line)->context();
                 typename State::Failure failure;
-                stage.notify(query, &Observer::on_queued, result);
-                auto started = query.now(context);
-                Slot slot = line.try_acquire();
-                if (!slot) {
-                    try {
-                        slot = co_await line.acquire();
-                    } catch (...) {
-                        failure.error = std::current_exception();
-                    }
-                    const auto queued = std::exchange(started, query.read_clock(context));
-                    result.queue_time += started - queued;
-                }
-                if constexpr ((is_field_argument<Args> || ...)) {
-                    if (slot && (is_missing<Args>(args) || ...)) {
-                        slot.release();
-                        stage.finish_missing(query, result);
-                        break;
-                    }
-                }
-                if (slot) {
-                    ++result.attempts;
-                    stage.notify(query, &Observer::on_started, result);
-                    failure.attempted = true;
-                    try {
-                        if (stage.options_.timeout) {
-                            co_await State::template timed_attempt<typename Target::Data, Args...>(
-                                Pooled(), stage, started, result, failure, target.data(result), args...);
-                        } else {
-                            target.data(result).emplace(co_await callee(stage.function_)(read_argument<Args>(args)...));
+                if (begun) {
+                    failure = State::failure_of(*std::exchange(begun, nullptr));
+                } else {
+                    boost::asio::execution_context& context = state_of(line)->context();
+                    stage.notify(query, &Observer::on_queued, result);
+                    auto started = query.now(context);
+                    Slot slot = line.try_acquire();
+                    if (!slot) {
+                        try {
+                            slot = co_await line.acquire();
+                        } catch (...) {
+                            failure.error = std::current_exception();
                         }
-                    } catch (const ModelError&) {
-                        failure.error = std::current_exception();
-                    } catch (...) {
-                        failure.error = std::current_exception();
-                        failure.is_plain = !may_be_multiple_exceptions();
+                        const auto queued = std::exchange(started, query.read_clock(context));
+                        result.queue_time += started - queued;
                     }
-                    stage.end_attempt(query, result, started, failure.error != nullptr, slot);
+                    if constexpr ((is_field_argument<Args> || ...)) {
+                        if (slot && (is_missing<Args>(args) || ...)) {
+                            slot.release();
+                            stage.finish_missing(query, result);
+                            break;
+                        }
+                    }
+                    if (slot) {
+                        ++result.attempts;
+                        stage.notify(query, &Observer::on_started, result);
+                        failure.attempted = true;
+                        try {
+                            if (stage.options_.timeout) {
+                                co_await State::template timed_attempt<typename Target::Data, Args...>(
+                                    Pooled(), stage, started, result, failure, target.data(result), args...);
+                            } else {
+                                target.data(result).emplace(
+                                    co_await callee(stage.function_)(read_argument<Args>(args)...));
+                            }
+                        } catch (const ModelError&) {
+                            failure.error = std::current_exception();
+                        } catch (...) {
+                            failure.error = std::current_exception();
+                            failure.is_plain = !may_be_multiple_exceptions();
+                        }
+                        stage.end_attempt(query, result, started, failure.error != nullptr, slot);
+                    }
                 }
                 if (!failure.error) [[likely]] {
                     stage.finish_succeeded(query, result);
@@ -137,6 +149,17 @@ public:
             }
         }
         co_return target.returned(result);
+    }
+
+private:
+    // That of a step in place lies with its query.
+    template <class Result>
+    static Result& result_of(InPlaceRun* begun, Result& own) noexcept {
+        if constexpr (Target::is_step) {
+            return begun ? *begun->result : own;
+        } else {
+            return own;
+        }
     }
 };
 

@@ -6,6 +6,7 @@
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/resumption_hook.hpp>
 #include <sluice/stage/detail/stage_coroutine.hpp>
 #include <sluice/sync/detail/bitwise_copy.hpp>
 #include <sluice/sync/detail/callee.hpp>
@@ -20,6 +21,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/cancellation_state.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/config.hpp>
 #include <boost/version.hpp>
 
 #include <concepts>
@@ -37,7 +39,7 @@ namespace sluice::detail {
 
 template <class State, class Target, class... Args>
 auto run_in(State& stage, Target target, Args... args) {
-    return StageCoroutine<State, Target, Args...>::run(Pooled(), stage, std::move(target),
+    return StageCoroutine<State, Target, Args...>::run(Pooled(), stage, std::move(target), nullptr,
                                                        static_cast<Args&&>(args)...);
 }
 
@@ -48,8 +50,8 @@ auto run_in(State& stage, Target target, Args... args) {
 namespace sluice::detail {
 
 // One query's run through a stage, awaited once, in the coroutine that awaits it: it waits for a slot, and then awaits
-// the model, *in place*, without a coroutine of its own. A stage with retries or a timeout, or a query that does
-// something rare, needs one; so does whoever converts this to an awaitable. See StageCoroutine.
+// the model, *in place*, without a coroutine of its own. A timeout, a retry, or a query that does something rare needs
+// one; so does whoever converts this to an awaitable. See StageCoroutine.
 template <class State, class Target, class... Args>
 class [[nodiscard]] StageRun {
     using Coroutine = StageCoroutine<State, Target, Args...>;
@@ -66,8 +68,8 @@ public:
     StageRun(StageRun&& other) noexcept
         : stage_(other.stage_), target_(std::move(other.target_)), args_(std::move(other.args_)) {}
 
-    operator Awaitable() && { return coroutine(); }
-    Awaitable operator()() { return coroutine(); }
+    operator Awaitable() && { return coroutine(nullptr); }
+    Awaitable operator()() { return coroutine(nullptr); }
 
     // Never started in this way: only declares to Asio that this is an operation.
     template <class Token>
@@ -104,7 +106,7 @@ private:
         }
         if (!may_run_in_place()) {
             phase_ = Phase::coroutine;
-            coroutine_ = coroutine();
+            coroutine_ = coroutine(nullptr);
             return false;
         }
         target_.begins();
@@ -129,14 +131,13 @@ private:
     // A parameter that needed a temporary needs a coroutine to keep it.
     bool may_run_in_place() noexcept {
         return binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...> && !stage_.timeouts_ &&
-               stage_.options_.retry.max_retries == 0 && target_.may_run_in_place() && !in_place().taken &&
-               !line().closed();
+               target_.may_run_in_place() && !in_place().taken && !line().closed();
     }
 
-    Awaitable coroutine() {
+    Awaitable coroutine(InPlaceRun* begun) {
         return std::apply(
-            [this](auto&... args) {
-                return Coroutine::run(Pooled(), stage_, std::move(target_), static_cast<Args&&>(args)...);
+            [&](auto&... args) {
+                return Coroutine::run(Pooled(), stage_, std::move(target_), begun, static_cast<Args&&>(args)...);
             },
             args_);
     }
@@ -147,10 +148,35 @@ private:
         if (phase_ == Phase::slot) {
             in_place().awaiting = &awaiting;
             awaiting.after_suspend([](void* self) { static_cast<StageRun*>(self)->template wait<U>(); }, this);
-        } else if (phase_ == Phase::model) {
-            model_.await_suspend(std::coroutine_handle<FrameOf<U>>::from_promise(awaiting));
         } else {
-            coroutine_.await_suspend(std::coroutine_handle<FrameOf<U>>::from_promise(awaiting));
+            await(awaiting);
+        }
+    }
+
+    // `awaiting` awaits the model or the coroutine.
+    template <class U>
+    void await(FrameOf<U>& awaiting) {
+        const auto handle = std::coroutine_handle<FrameOf<U>>::from_promise(awaiting);
+        if (phase_ == Phase::model) {
+            in_place().hook.attach(awaiting, *this);
+            model_.await_suspend(handle);
+        } else {
+            coroutine_.await_suspend(handle);
+        }
+    }
+
+    // The model has ended, and the coroutine is resumed, or awaits that of a further attempt.
+    friend ResumptionHook;
+    template <class U>
+    void resumed() {
+        InPlaceRun& run = in_place();
+        FrameOf<U>& awaiting = run.hook.template frame<U, executor_type>();
+        const std::coroutine_handle<> handle = run.hook.template detach<U, executor_type>();
+        run.attempt([&] { target_.data(*run.result).emplace(model_.await_resume()); });
+        if (end_attempt(awaiting, run)) {
+            handle.resume();
+        } else {
+            await(awaiting);
         }
     }
 
@@ -167,7 +193,7 @@ private:
             awaiting.attach_thread(this);
             awaiting.clear_cancellation_slot();
             if (run_.end_wait(awaiting)) {
-                run_.model_.await_suspend(std::coroutine_handle<FrameOf<U>>::from_promise(awaiting));
+                run_.await(awaiting);
             }
             this->pump();
         }
@@ -195,7 +221,7 @@ private:
         line().enter(waiter, cancellation, Resume<U>(thread, *this));
     }
 
-    // Returns whether there is a model to be awaited.
+    // Returns whether there is something to be awaited.
     bool end_wait(Frame& frame) {
         if (WaitCanceller* const canceller = target_.query().place->canceller) {
             canceller->end();
@@ -211,7 +237,7 @@ private:
         return attempt(frame, run);
     }
 
-    // Calls the model. Returns whether there is one to be awaited.
+    // Calls the model. Returns whether there is something to be awaited.
     bool attempt(Frame& frame, InPlaceRun& run) {
         if constexpr ((is_field_argument<Args> || ...)) {
             if (std::apply([](auto&... args) { return (is_missing<Args>(args) || ...); }, args_)) {
@@ -223,63 +249,65 @@ private:
         phase_ = Phase::model;
         ++run.result->attempts;
         stage_.notify(target_.query(), &Observer::on_started, *run.result);
-        try {
+        const bool called = run.attempt([&] {
             model_ = frame.await_transform(Model(std::apply(
                 [this](auto&... args) { return callee(stage_.function_)(read_argument<Args>(args)...); }, args_)));
-            return true;
-        } catch (...) {
-            run.error = std::current_exception();
+        });
+        return called || !end_attempt(frame, run);
+    }
+
+    // Returns whether the run has ended, since there will be no further attempt.
+    bool end_attempt(Frame& frame, InPlaceRun& run) {
+        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr,
+                           run.slot);
+        return !run.error || !goes_on(frame, run);
+    }
+
+    // Whether it does after a failed attempt, in a coroutine. Not inlined, so that what succeeds stays short.
+    BOOST_NOINLINE bool goes_on(Frame& frame, InPlaceRun& run) {
+        if (run.result->attempts > stage_.options_.retry.max_retries || is_cancelled(frame, run)) {
             return false;
         }
+        phase_ = Phase::coroutine;
+        coroutine_ = coroutine(&run);
+        goes_on_ = true;
+        return true;
     }
 
     value_type end(Frame& frame) {
-        if (phase_ == Phase::coroutine) {
-            return coroutine_.await_resume();
-        }
         if constexpr (Target::is_step) {
             if (phase_ == Phase::skipped) {
                 return target_.skipped();
             }
         }
         InPlaceRun& run = in_place();
+        if (phase_ == Phase::coroutine) {
+            if (goes_on_) {
+                run.taken = false;
+            }
+            return coroutine_.await_resume();
+        }
         run.taken = false;
-        if (phase_ == Phase::model) {
-            end_attempt(frame, run);
-        } else if (phase_ == Phase::slot) {
-            run.error = std::make_exception_ptr(operation_aborted("StageSemaphore::acquire"));
-            fail(frame, run);
-        } else {
+        if (phase_ == Phase::missing) {
             stage_.finish_missing(target_.query(), *run.result);
+        } else if (phase_ == Phase::model && !run.error) {
+            stage_.finish_succeeded(target_.query(), *run.result);
+        } else {
+            if (phase_ == Phase::slot) {
+                run.error = std::make_exception_ptr(operation_aborted("StageSemaphore::acquire"));
+            }
+            fail(frame, run);
         }
         target_.ended(*run.result);
         return target_.returned(*run.result);
     }
 
-    void end_attempt(Frame& frame, InPlaceRun& run) {
-        if (!run.error) {
-            try {
-                target_.data(*run.result).emplace(model_.await_resume());
-            } catch (...) {
-                run.error = std::current_exception();
-            }
-        }
-        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr,
-                           run.slot);
-        if (!run.error) [[likely]] {
-            stage_.finish_succeeded(target_.query(), *run.result);
-        } else {
-            fail(frame, run);
-        }
-    }
-
     // Ends a run that was cancelled, whose attempt failed, or whose endpoint was closed.
     void fail(Frame& frame, InPlaceRun& run) {
-        typename State::Failure failure;
-        failure.error = std::exchange(run.error, nullptr);
+        typename State::Failure failure = State::failure_of(run);
         failure.attempted = phase_ == Phase::model;
         try {
-            stage_.throw_if_cancelled(target_.query(), *run.result, failure, is_cancelled(frame) && !run.was_cancelled);
+            stage_.throw_if_cancelled(target_.query(), *run.result, failure, is_cancelled(frame, run));
         } catch (...) {
             target_.aborted(*run.result);
             throw;
@@ -296,6 +324,9 @@ private:
         return detail::is_cancelled(frame.await_transform(boost::asio::this_coro::cancellation_state).await_resume());
     }
 
+    // Since the run began.
+    static bool is_cancelled(Frame& frame, const InPlaceRun& run) { return !run.was_cancelled && is_cancelled(frame); }
+
     // Whether a co_await throws, since the coroutine was cancelled.
     static bool must_throw(Frame& frame) {
         return is_cancelled(frame) &&
@@ -310,6 +341,7 @@ private:
     Target target_;
     std::tuple<Args...> args_;
     Phase phase_ = Phase::skipped;
+    bool goes_on_ = false;  // the coroutine, with a run that began in place
     Awaitable coroutine_;
     Model model_;
 };

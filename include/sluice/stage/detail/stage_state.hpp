@@ -107,6 +107,14 @@ private:
         }
     };
 
+    static Failure failure_of(InPlaceRun& run) noexcept {
+        Failure failure;
+        failure.error = std::exchange(run.error, nullptr);
+        failure.attempted = true;
+        failure.is_plain = run.error_is_plain;
+        return failure;
+    }
+
     void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
         if (Observer* const observer = options_.observer ? options_.observer : query.observer) {
             (observer->*event)(args...);
