@@ -27,6 +27,7 @@
 #include <concepts>
 #include <coroutine>
 #include <exception>
+#include <new>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -137,7 +138,7 @@ private:
     Awaitable coroutine(InPlaceRun* begun) {
         return std::apply(
             [&](auto&... args) {
-                return Coroutine::run(Pooled(), stage_, std::move(target_), begun, static_cast<Args&&>(args)...);
+                return Coroutine::run(Pooled(), stage_, target_, begun, static_cast<Args&&>(args)...);
             },
             args_);
     }
@@ -263,13 +264,18 @@ private:
         return !run.error || !goes_on(frame, run);
     }
 
-    // Whether it does after a failed attempt, in a coroutine. Not inlined, so that what succeeds stays short.
+    // Whether it does after a failed attempt, in a coroutine; not without the memory for one. Not inlined, so that what
+    // succeeds stays short.
     BOOST_NOINLINE bool goes_on(Frame& frame, InPlaceRun& run) {
         if (run.result->attempts > stage_.options_.retry.max_retries || is_cancelled(frame, run)) {
             return false;
         }
+        try {
+            coroutine_ = coroutine(&run);
+        } catch (const std::bad_alloc&) {
+            return false;
+        }
         phase_ = Phase::coroutine;
-        coroutine_ = coroutine(&run);
         goes_on_ = true;
         return true;
     }
