@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/stage/detail/multiply_divide.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+
+namespace sluice::detail {
+
+// A token bucket: J. Turner, "New directions in communications (or which way to the information age?)", IEEE
+// Communications Magazine, 1986. It grants exactly what the generic cell rate algorithm of ITU-T I.371 does with the
+// increment per / amount and the tolerance (burst - 1) * per / amount. It holds up to `burst` tokens and is refilled
+// continuously, with `amount` tokens in each `per`. The level is below zero while it has a debt.
+//
+// The level is exact: whole tokens, and the rest in units of 1 / per of a token, `amount` of which come each
+// nanosecond. Every operation takes constant time. `amount` and `burst` are from 1 to 10^15, `per` is positive.
+class TokenBucket {
+public:
+    using Time = std::chrono::nanoseconds;
+
+    constexpr TokenBucket() noexcept = default;
+
+    // Full.
+    constexpr TokenBucket(std::int64_t amount, Time per, std::int64_t burst, Time now) noexcept
+        : level_(burst), since_(now), burst_(burst), amount_(amount), per_(per) {}
+
+    // Takes the level of another bucket as it was after its last refill, but no more than fits. The fraction of a token
+    // is rounded down to units of this bucket, which are less than what comes in a nanosecond.
+    constexpr void continue_from(const TokenBucket& other) noexcept {
+        since_ = other.since_;
+        rest_ = per_ == other.per_
+                    ? other.rest_
+                    : multiply_divide(other.rest_, to_unsigned(per_), 0, to_unsigned(other.per_)).quotient;
+        level_ = other.level_;
+        cut_to(burst_);
+    }
+
+    // The earliest time at which the level is at least `cost`, as long as nothing else happens; some time before the
+    // last refill if it has been ever since. `Time::max()` if it never will be, or not before that time.
+    constexpr Time due(std::int64_t cost) const noexcept {
+        if (level_ >= cost) {
+            return Time::min();
+        }
+        if (cost > burst_) {
+            return Time::max();
+        }
+        // The wait is what is missing, `(cost - level_) * per - rest_`, divided by `amount_` and rounded up.
+        const auto missing = static_cast<std::uint64_t>(cost - level_);
+        const auto amount = static_cast<std::uint64_t>(amount_);
+        const std::uint64_t per = to_unsigned(per_);
+        const std::uint64_t wait = multiply_divide(missing - 1, per, per - rest_ + amount - 1, amount).quotient;
+        return wait < difference(Time::max(), since_) ? since_ + Time(static_cast<std::int64_t>(wait)) : Time::max();
+    }
+
+    // Adds what has come since the last refill.
+    constexpr void refill(Time now) noexcept {
+        if (now <= since_) {
+            return;
+        }
+        const std::uint64_t elapsed = difference(now, since_);
+        since_ = now;
+        if (level_ == burst_) {
+            return;
+        }
+        const Division gain = multiply_divide(elapsed, static_cast<std::uint64_t>(amount_), rest_, to_unsigned(per_));
+        const auto space = static_cast<std::uint64_t>(burst_ - level_);
+        level_ = gain.quotient < space ? level_ + static_cast<std::int64_t>(gain.quotient) : burst_;
+        rest_ = gain.quotient < space ? gain.remainder : 0;
+    }
+
+    // Removes tokens, even those that are not there: then the rest is a debt, up to 10^18.
+    constexpr void take(std::int64_t tokens, Time now) noexcept {
+        refill(now);
+        level_ = std::max(level_ - tokens, -deepest_debt);
+    }
+
+    // Returns tokens, as many as fit. Before the first refill after empty_until(), none fit, but they reduce a debt.
+    constexpr void give_back(std::int64_t tokens, Time now) noexcept {
+        refill(now);
+        level_ += tokens;
+        cut_to(now < since_ ? 0 : burst_);
+    }
+
+    // Removes all tokens, and begins to refill at `until`, which is not before `now`. A debt stays.
+    constexpr void empty_until(Time until, Time now) noexcept {
+        refill(now);
+        cut_to(0);
+        since_ = until;
+    }
+
+    // The whole tokens at the last refill, rounded down.
+    constexpr std::int64_t level() const noexcept { return level_; }
+    constexpr std::int64_t burst() const noexcept { return burst_; }
+    constexpr std::int64_t amount() const noexcept { return amount_; }
+    constexpr Time per() const noexcept { return per_; }
+
+private:
+    static constexpr std::int64_t deepest_debt = 1'000'000'000'000'000'000;
+
+    static constexpr std::uint64_t to_unsigned(Time time) noexcept { return static_cast<std::uint64_t>(time.count()); }
+    static constexpr std::uint64_t difference(Time to, Time from) noexcept {
+        return to_unsigned(to) - to_unsigned(from);
+    }
+
+    constexpr void cut_to(std::int64_t most) noexcept {
+        if (level_ >= most) {
+            level_ = most;
+            rest_ = 0;
+        }
+    }
+
+    std::int64_t level_ = 0;  // at most burst_
+    std::uint64_t rest_ = 0;  // less than per_; 0 if the bucket is full
+    Time since_ = {};         // the last refill, or the end of the pause in which it is empty
+    std::int64_t burst_ = 1;
+    std::int64_t amount_ = 1;
+    Time per_ = Time(1);
+};
+
+}  // namespace sluice::detail
