@@ -14,11 +14,15 @@ struct Division {
 // Returns (a * b + c) / divisor exactly, although the product may need 128 bits. If the quotient needs more than 64, it
 // is the largest number, and the remainder 0. `divisor` is not 0.
 //
-// Multiplies by halves. A product of up to 64 bits is divided by the processor, a longer one bit by bit: shift and
-// subtract, 64 steps. D. Knuth, "The Art of Computer Programming", volume 2, 4.3.1, algorithms M and D, the latter in
-// base 2.
+// Small numbers take one multiplication and one division. Others are multiplied by halves; a product of more than 64
+// bits is divided bit by bit, in 64 steps of shift and subtract. D. Knuth, "The Art of Computer Programming", volume 2,
+// 4.3.1, algorithms M and D, the latter in base 2.
 constexpr Division multiply_divide(std::uint64_t a, std::uint64_t b, std::uint64_t c, std::uint64_t divisor) noexcept {
     constexpr std::uint64_t half = 0xffff'ffff;
+    if ((a | b | c) <= half) [[likely]] {
+        const std::uint64_t sum = a * b + c;
+        return {sum / divisor, sum % divisor};
+    }
     const std::uint64_t bottom = (a & half) * (b & half);
     const std::uint64_t left = (a >> 32) * (b & half);
     const std::uint64_t middle = (bottom >> 32) + (left & half) + (a & half) * (b >> 32);

@@ -14,6 +14,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 namespace sluice::detail {
 
@@ -71,7 +73,7 @@ public:
             return {};
         }
         advance(now);
-        for_each(metered_, [&](std::size_t i) { meters_[i].debit(amount_of(cost, i), now_); });
+        for_each(metered_, [&](auto i) { meters_[i].debit(amount_of(cost, i), now_); });
         return {cost, metered_};
     }
 
@@ -85,7 +87,7 @@ public:
         }
         advance(now);
         for_each(charge.metered,
-                 [&](std::size_t i) { meters_[i].settle(amount_of(charge.granted, i), amount_of(usage, i), now_); });
+                 [&](auto i) { meters_[i].settle(amount_of(charge.granted, i), amount_of(usage, i), now_); });
     }
 
     // The call ended without a report: the estimate stands.
@@ -107,20 +109,20 @@ public:
             return;
         }
         paused_until_ = until;
-        for_each(metered_, [&](std::size_t i) { meters_[i].empty_until(until, now_); });
+        for_each(metered_, [&](auto i) { meters_[i].empty_until(until, now_); });
     }
 
     // Whether the call can begin at some time: no burst is below its cost.
     bool is_affordable(const Cost& cost) const noexcept {
         bool affordable = true;
-        for_each(metered_, [&](std::size_t i) { affordable &= !meters_[i].too_small_for(amount_of(cost, i)); });
+        for_each(metered_, [&](auto i) { affordable &= !meters_[i].too_small_for(amount_of(cost, i)); });
         return affordable;
     }
 
     // Says why a call is not affordable; empty if it is.
     std::string too_costly(const Cost& cost) const {
         std::string text;
-        for_each(metered_, [&](std::size_t i) {
+        for_each(metered_, [&](auto i) {
             const TokenBucket* bucket = meters_[i].too_small_for(amount_of(cost, i));
             if (bucket && text.empty()) {
                 text = "a call of " + std::to_string(amount_of(cost, i)) + " " + rate_dimensions[i].unit +
@@ -134,9 +136,8 @@ public:
     // The earliest time, not before `now`, at which a call of this cost may begin if nothing else happens;
     // `Time::max()` if that is never. Exact: debit() is allowed then, and not a nanosecond before.
     Time due(const Cost& cost, Time now) const noexcept {
-        Time latest = std::max({now, now_, paused_until_});
-        for_each(metered_, [&](std::size_t i) { latest = std::max(latest, meters_[i].due(amount_of(cost, i))); });
-        return latest;
+        const Time earliest = later(later(now, now_), paused_until_);
+        return metered_ == 0 ? earliest : later(earliest, paid_at(cost));
     }
 
     // The end of the latest pause, which may be over; `Time::min()` if there was none.
@@ -167,17 +168,27 @@ private:
         return cost.*rate_dimensions[dimension].cost;
     }
 
-    // Calls the function with the index of each dimension in the set.
+    // Calls the function with the index of each dimension in the set. Unrolled: a loop takes a third more instructions.
     template <class Function>
     static constexpr void for_each(std::uint8_t dimensions, Function function) {
-        for (std::size_t i = 0; i < rate_dimensions.size(); ++i) {
-            if ((dimensions & bit_of(i)) != 0) {
-                function(i);
+        const auto call_if = [&](auto index) {
+            if ((dimensions & bit_of(index)) != 0) {
+                function(index);
             }
-        }
+        };
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (call_if(std::integral_constant<std::size_t, I>()), ...);
+        }(std::make_index_sequence<rate_dimensions.size()>());
     }
 
-    void advance(Time now) noexcept { now_ = std::max(now_, now); }
+    // The earliest time at which every bucket can pay.
+    Time paid_at(const Cost& cost) const noexcept {
+        Time latest = Time::min();
+        for_each(metered_, [&](auto i) { latest = later(latest, meters_[i].due(amount_of(cost, i))); });
+        return latest;
+    }
+
+    void advance(Time now) noexcept { now_ = later(now_, now); }
     bool is_paused() const noexcept { return now_ < paused_until_; }
     const TokenMeter& meter(Rate::Dimension dimension) const noexcept {
         return meters_[static_cast<std::size_t>(dimension)];

@@ -6,8 +6,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <numeric>
 
 namespace sluice::detail {
+
+// By value, unlike std::max(), so that the times stay in registers.
+constexpr std::chrono::nanoseconds later(std::chrono::nanoseconds a, std::chrono::nanoseconds b) noexcept {
+    return a < b ? b : a;
+}
 
 // A token bucket: J. Turner, "New directions in communications (or which way to the information age?)", IEEE
 // Communications Magazine, 1986. It grants exactly what the generic cell rate algorithm of ITU-T I.371 does with the
@@ -24,15 +30,17 @@ public:
 
     // Full.
     constexpr TokenBucket(std::int64_t amount, Time per, std::int64_t burst, Time now) noexcept
-        : level_(burst), since_(now), burst_(burst), amount_(amount), per_(per) {}
+        : level_(burst), since_(now), burst_(burst), per_(per) {
+        const std::uint64_t common = std::gcd(static_cast<std::uint64_t>(amount), to_unsigned(per));
+        gain_ = static_cast<std::uint64_t>(amount) / common;
+        divisor_ = to_unsigned(per) / common;
+    }
 
     // Takes the level of another bucket as it was after its last refill, but no more than fits. The fraction of a token
     // is rounded down to units of this bucket, which are less than what comes in a nanosecond.
     constexpr void continue_from(const TokenBucket& other) noexcept {
         since_ = other.since_;
-        rest_ = per_ == other.per_
-                    ? other.rest_
-                    : multiply_divide(other.rest_, to_unsigned(per_), 0, to_unsigned(other.per_)).quotient;
+        rest_ = multiply_divide(other.rest_, divisor_, 0, other.divisor_).quotient;
         level_ = other.level_;
         cut_to(burst_);
     }
@@ -46,11 +54,9 @@ public:
         if (cost > burst_) {
             return Time::max();
         }
-        // The wait is what is missing, `(cost - level_) * per - rest_`, divided by `amount_` and rounded up.
+        // The wait is what is missing, `(cost - level_) * divisor_ - rest_` units, divided by `gain_` and rounded up.
         const auto missing = static_cast<std::uint64_t>(cost - level_);
-        const auto amount = static_cast<std::uint64_t>(amount_);
-        const std::uint64_t per = to_unsigned(per_);
-        const std::uint64_t wait = multiply_divide(missing - 1, per, per - rest_ + amount - 1, amount).quotient;
+        const std::uint64_t wait = multiply_divide(missing - 1, divisor_, divisor_ - rest_ + gain_ - 1, gain_).quotient;
         return wait < difference(Time::max(), since_) ? since_ + Time(static_cast<std::int64_t>(wait)) : Time::max();
     }
 
@@ -64,7 +70,7 @@ public:
         if (level_ == burst_) {
             return;
         }
-        const Division gain = multiply_divide(elapsed, static_cast<std::uint64_t>(amount_), rest_, to_unsigned(per_));
+        const Division gain = multiply_divide(elapsed, gain_, rest_, divisor_);
         const auto space = static_cast<std::uint64_t>(burst_ - level_);
         level_ = gain.quotient < space ? level_ + static_cast<std::int64_t>(gain.quotient) : burst_;
         rest_ = gain.quotient < space ? gain.remainder : 0;
@@ -93,7 +99,9 @@ public:
     // The whole tokens at the last refill, rounded down.
     constexpr std::int64_t level() const noexcept { return level_; }
     constexpr std::int64_t burst() const noexcept { return burst_; }
-    constexpr std::int64_t amount() const noexcept { return amount_; }
+    constexpr std::int64_t amount() const noexcept {
+        return static_cast<std::int64_t>(gain_ * (to_unsigned(per_) / divisor_));
+    }
     constexpr Time per() const noexcept { return per_; }
 
 private:
@@ -115,7 +123,8 @@ private:
     std::uint64_t rest_ = 0;  // less than per_; 0 if the bucket is full
     Time since_ = {};         // the last refill, or the end of the pause in which it is empty
     std::int64_t burst_ = 1;
-    std::int64_t amount_ = 1;
+    std::uint64_t gain_ = 1;
+    std::uint64_t divisor_ = 1;
     Time per_ = Time(1);
 };
 

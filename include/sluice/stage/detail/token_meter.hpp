@@ -43,7 +43,7 @@ public:
     constexpr Time due(std::int64_t cost) const noexcept {
         Time latest = Time::min();
         for (const TokenBucket& bucket : buckets()) {
-            latest = std::max(latest, bucket.due(cost));
+            latest = later(latest, bucket.due(cost));
         }
         return latest;
     }
