@@ -102,8 +102,7 @@ TEST_CASE("rate: the default burst of tokens is what comes in a minute, but at l
 }
 
 TEST_CASE("rate: an error names the option, the period and the value", "[rate]") {
-    CHECK(rate_refusal(Rate(0, 1min)) ==
-          "Endpoint 'gpt': requests, period 1: amount must be from 1 to 10^15, got 0");
+    CHECK(rate_refusal(Rate(0, 1min)) == "Endpoint 'gpt': requests, period 1: amount must be from 1 to 10^15, got 0");
     CHECK(rate_refusal(Rate(1, 1min).also(-7, 1s), Rate::input_tokens) ==
           "Endpoint 'gpt': input_tokens, period 2: amount must be from 1 to 10^15, got -7");
     CHECK(rate_refusal(Rate(1'000'000'000'000'001, 1s)) ==
@@ -139,9 +138,12 @@ TEST_CASE("rate: multiply_divide is exact where the product needs 128 bits", "[r
         const std::uint64_t bits = random() >> (random() % 64);
         const std::uint64_t edge = std::uint64_t{1} << (random() % 64);
         switch (random() % 4) {
-            case 0: return edge;
-            case 1: return edge - 1;
-            default: return bits;
+            case 0:
+                return edge;
+            case 1:
+                return edge - 1;
+            default:
+                return bits;
         }
     };
     int saturated = 0;

@@ -113,15 +113,16 @@ public:
                 }
             }
             for (const Bucket& candidate : before) {
-                if (old == nullptr || (old->limit.per != limit.per && candidate.tokens_at(time) < old->tokens_at(time))) {
+                if (old == nullptr ||
+                    (old->limit.per != limit.per && candidate.tokens_at(time) < old->tokens_at(time))) {
                     old = &candidate;
                 }
             }
             if (old != nullptr) {
                 // Rounded down to what is a whole number in lowest terms.
                 const Int scale = limit.per / std::gcd(limit.amount, limit.per);
-                const Int carried = floor_divide(Int(old->level_at(time) * scale), Int(old->limit.per)) *
-                                    Int(Int(limit.per) / scale);
+                const Int carried =
+                    floor_divide(Int(old->level_at(time) * scale), Int(old->limit.per)) * Int(Int(limit.per) / scale);
                 bucket.level = carried < bucket.level ? carried : bucket.level;
                 bucket.since = time < old->since ? old->since : time;
             } else if (time < paused_until) {

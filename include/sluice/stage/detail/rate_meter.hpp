@@ -29,7 +29,8 @@ struct Charge {
 // bucket of every dimension can pay, and all are debited at once; what it cost is corrected when it ends.
 //
 // Exact, in integers: with the rates unchanged, in any interval of length t at most burst + amount * t / per is debited
-// (less what is given back), and nobody waits when all can pay.
+// (and less than a nanosecond's worth more, since waits are rounded up and the rate is kept; and what is given back).
+// Nobody waits when all can pay.
 //
 // A dimension without a rate is not metered: it pays anything, and keeps no accounts. Each operation takes time in
 // proportion to the number of periods, at most 12, and allocates nothing. Costs and usages pass require_valid().

@@ -16,12 +16,19 @@ constexpr std::chrono::nanoseconds later(std::chrono::nanoseconds a, std::chrono
 }
 
 // A token bucket: J. Turner, "New directions in communications (or which way to the information age?)", IEEE
-// Communications Magazine, 1986. It grants exactly what the generic cell rate algorithm of ITU-T I.371 does with the
-// increment per / amount and the tolerance (burst - 1) * per / amount. It holds up to `burst` tokens and is refilled
-// continuously, with `amount` tokens in each `per`. The level is below zero while it has a debt.
+// Communications Magazine, 1986. It holds up to `burst` tokens and is refilled continuously, with `amount` tokens in
+// each `per`. (The generic cell rate algorithm of ITU-T I.371 is the same in terms of times instead of tokens.) While
+// it has a debt, the level is below zero.
 //
-// The level is exact: whole tokens, and the rest in units of 1 / per of a token, `amount` of which come each
-// nanosecond. Every operation takes constant time. `amount` and `burst` are from 1 to 10^15, `per` is positive.
+// The level is exact: whole tokens, and a rest in units of 1 / divisor of a token, `gain` of which come each
+// nanosecond; gain / divisor is amount / per in lowest terms.
+//
+// A token that is due between two nanoseconds is there at the later one. If that fills the bucket, it keeps what came
+// since (less than a nanosecond's worth, and less than a token) until the next nanosecond. Otherwise a line that always
+// waits for a full bucket, as with a burst of 1, would be too slow by the rounding of each wait: three a second would
+// begin at 0, 333'333'334 and 666'666'668 ns.
+//
+// Every operation takes constant time. `amount` and `burst` are from 1 to 10^15, `per` is positive.
 class TokenBucket {
 public:
     using Time = std::chrono::nanoseconds;
@@ -37,12 +44,14 @@ public:
     }
 
     // Takes the level of another bucket as it was after its last refill, but no more than fits. The fraction of a token
-    // is rounded down to units of this bucket, which are less than what comes in a nanosecond.
+    // is rounded down to units of this bucket, which are at most what comes in a nanosecond.
     constexpr void continue_from(const TokenBucket& other) noexcept {
         since_ = other.since_;
         rest_ = multiply_divide(other.rest_, divisor_, 0, other.divisor_).quotient;
         level_ = other.level_;
-        cut_to(burst_);
+        if (level_ > burst_ || (level_ == burst_ && rest_ >= gain_)) {
+            cut_to(burst_);
+        }
     }
 
     // The earliest time at which the level is at least `cost`, as long as nothing else happens; some time before the
@@ -68,12 +77,14 @@ public:
         const std::uint64_t elapsed = difference(now, since_);
         since_ = now;
         if (level_ == burst_) {
+            rest_ = 0;
             return;
         }
-        const Division gain = multiply_divide(elapsed, gain_, rest_, divisor_);
+        const auto [tokens, rest] = multiply_divide(elapsed, gain_, rest_, divisor_);
         const auto space = static_cast<std::uint64_t>(burst_ - level_);
-        level_ = gain.quotient < space ? level_ + static_cast<std::int64_t>(gain.quotient) : burst_;
-        rest_ = gain.quotient < space ? gain.remainder : 0;
+        const bool fits = tokens < space || (tokens == space && rest < gain_);
+        level_ = fits ? level_ + static_cast<std::int64_t>(tokens) : burst_;
+        rest_ = fits ? rest : 0;
     }
 
     // Removes tokens, even those that are not there: then the rest is a debt, up to 10^18.
