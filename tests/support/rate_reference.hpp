@@ -32,9 +32,14 @@ public:
             if (time <= since) {
                 return level;
             }
+            return capped(Int(level + Int(Int(time) - since) * limit.amount));
+        }
+
+        // What came within a nanosecond after the bucket was full, and is no whole token, is kept.
+        Int capped(const Int& refilled) const {
             const Int full = Int(limit.burst) * limit.per;
-            const Int refilled = level + Int(Int(time) - since) * limit.amount;
-            return refilled < full ? refilled : full;
+            const bool kept = refilled < full + (limit.amount < limit.per ? limit.amount : limit.per);
+            return kept ? refilled : full;
         }
 
         std::int64_t tokens_at(std::int64_t time) const {
@@ -48,9 +53,11 @@ public:
 
         void add(std::int64_t tokens, std::int64_t time) {
             move_to(time);
-            const Int most = time < since ? Int(0) : Int(limit.burst) * limit.per;
             level += Int(tokens) * limit.per;
-            level = level < most ? level : most;
+            const Int most = time < since ? Int(0) : Int(limit.burst) * limit.per;
+            if (tokens > 0 && level > most) {
+                level = most;
+            }
         }
 
         void empty(std::int64_t until, std::int64_t time) {
@@ -123,7 +130,7 @@ public:
                 const Int scale = limit.per / std::gcd(limit.amount, limit.per);
                 const Int carried =
                     floor_divide(Int(old->level_at(time) * scale), Int(old->limit.per)) * Int(Int(limit.per) / scale);
-                bucket.level = carried < bucket.level ? carried : bucket.level;
+                bucket.level = bucket.capped(carried);
                 bucket.since = time < old->since ? old->since : time;
             } else if (time < paused_until) {
                 bucket.empty(paused_until, time);
