@@ -61,11 +61,17 @@ inline void require_valid(std::string_view owner, Rate::Dimension dimension, con
     }
 }
 
+// Whether a number of tokens may be part of a cost.
+constexpr bool is_valid_cost(std::int64_t tokens) noexcept { return tokens >= 0 && tokens <= most_tokens; }
+constexpr bool is_valid(const Cost& cost) noexcept {
+    return std::ranges::all_of(rate_dimensions, [&](const auto& of) { return is_valid_cost(cost.*of.cost); });
+}
+
 // Throws std::invalid_argument naming the member and the value if one is out of range.
 inline void require_valid(std::string_view owner, const Cost& cost) {
     for (const RateDimension& dimension : rate_dimensions) {
         const std::int64_t tokens = cost.*dimension.cost;
-        if (tokens < 0 || tokens > most_tokens) {
+        if (!is_valid_cost(tokens)) {
             const std::string rule = std::string(dimension.option) + " of a cost must be from 0 to 10^15";
             require(false, owner, rule.c_str(), tokens);
         }

@@ -87,6 +87,12 @@ public:
         rest_ = fits ? rest : 0;
     }
 
+    // Removes tokens that are there.
+    constexpr void pay(std::int64_t tokens, Time now) noexcept {
+        refill(now);
+        level_ -= tokens;
+    }
+
     // Removes tokens, even those that are not there: then the rest is a debt, up to 10^18.
     constexpr void take(std::int64_t tokens, Time now) noexcept {
         refill(now);
