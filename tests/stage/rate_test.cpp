@@ -78,13 +78,13 @@ TEST_CASE("rate: a cost is one request by default", "[rate]") {
 
 TEST_CASE("rate: the default burst of requests is what comes in a second, but at least 1 and at most the amount",
           "[rate]") {
-    static_assert(default_burst_of(Rate::requests, Rate(500, 1min)) == 8);
-    static_assert(default_burst_of(Rate::requests, Rate(7, 1s)) == 7);
-    static_assert(default_burst_of(Rate::requests, Rate(59, 1min)) == 1);
-    static_assert(default_burst_of(Rate::requests, Rate(10, 100ms)) == 10);
-    static_assert(default_burst_of(Rate::requests, Rate(10'000, 24h)) == 1);
-    static_assert(default_burst_of(Rate::requests, Rate(1'000'000'000'000, 24h)) == 11'574'074);
-    static_assert(default_burst_of(Rate::requests, Rate(500, 1min, 3)) == 3);
+    CHECK(default_burst_of(Rate::requests, Rate(500, 1min)) == 8);
+    CHECK(default_burst_of(Rate::requests, Rate(7, 1s)) == 7);
+    CHECK(default_burst_of(Rate::requests, Rate(59, 1min)) == 1);
+    CHECK(default_burst_of(Rate::requests, Rate(10, 100ms)) == 10);
+    CHECK(default_burst_of(Rate::requests, Rate(10'000, 24h)) == 1);
+    CHECK(default_burst_of(Rate::requests, Rate(1'000'000'000'000, 24h)) == 11'574'074);
+    CHECK(default_burst_of(Rate::requests, Rate(500, 1min, 3)) == 3);
     CHECK(default_burst_of(Rate::requests, Rate(1, 1ns)) == 1);
 }
 
@@ -165,9 +165,9 @@ TEST_CASE("rate: multiply_divide is exact where the product needs 128 bits", "[r
     CHECK(wrong == 0);
     CHECK(saturated > 1000);
 
-    static_assert(multiply_divide(largest, largest, largest, largest).quotient == largest);
-    static_assert(multiply_divide(largest, largest, 0, largest).quotient == largest);
-    static_assert(multiply_divide(largest, largest - 1, largest - 1, largest).quotient == largest - 1);
-    static_assert(multiply_divide(largest, largest - 1, largest - 1, largest).remainder == largest - 1);
-    static_assert(multiply_divide(0, largest, 5, 7).remainder == 5);
+    CHECK(multiply_divide(largest, largest, largest, largest).quotient == largest);
+    CHECK(multiply_divide(largest, largest, 0, largest).quotient == largest);
+    CHECK(multiply_divide(largest, largest - 1, largest - 1, largest).quotient == largest - 1);
+    CHECK(multiply_divide(largest, largest - 1, largest - 1, largest).remainder == largest - 1);
+    CHECK(multiply_divide(0, largest, 5, 7).remainder == 5);
 }
