@@ -20,11 +20,11 @@ namespace sluice {
 /// const sluice::Rate tokens = sluice::Rate(200'000, 1min, 50'000).also(10'000'000, 24h, 200'000);
 /// @endcode
 ///
-/// In any interval of length t, at most `burst + amount * t / per` begins. Whatever takes a Rate rejects values that
-/// are out of range.
+/// In any interval of length t, at most `burst + amount * t / per` begins, to the nanosecond. Whatever takes a Rate
+/// rejects values that are out of range.
 ///
 /// @par Thread safety
-/// A value: distinct objects are safe.
+/// Distinct objects: safe.
 class Rate {
 public:
     /// The quantities that providers limit.

@@ -54,8 +54,8 @@ public:
         }
     }
 
-    // The earliest time at which the level is at least `cost`, as long as nothing else happens; some time before the
-    // last refill if it has been ever since. `Time::max()` if it never will be, or not before that time.
+    // The earliest time at which the level is at least `cost` if nothing else happens: `Time::min()` if it is already,
+    // `Time::max()` if it never will be, or not before that time.
     constexpr Time due(std::int64_t cost) const noexcept {
         if (level_ >= cost) {
             return Time::min();
@@ -69,7 +69,7 @@ public:
         return wait < difference(Time::max(), since_) ? since_ + Time(static_cast<std::int64_t>(wait)) : Time::max();
     }
 
-    // Adds what has come since the last refill.
+    // Adds the tokens that have come since the last refill.
     constexpr void refill(Time now) noexcept {
         if (now <= since_) {
             return;
@@ -93,7 +93,7 @@ public:
         level_ -= tokens;
     }
 
-    // Removes tokens, even those that are not there: then the rest is a debt, up to 10^18.
+    // Removes tokens. Those that are missing are a debt, of up to 10^18.
     constexpr void take(std::int64_t tokens, Time now) noexcept {
         refill(now);
         level_ = std::max(level_ - tokens, -deepest_debt);
@@ -137,7 +137,7 @@ private:
     }
 
     std::int64_t level_ = 0;  // at most burst_
-    std::uint64_t rest_ = 0;  // less than per_; 0 if the bucket is full
+    std::uint64_t rest_ = 0;  // less than divisor_, and than gain_ if the bucket is full
     Time since_ = {};         // the last refill, or the end of the pause in which it is empty
     std::int64_t burst_ = 1;
     std::uint64_t gain_ = 1;
