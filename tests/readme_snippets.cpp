@@ -1223,6 +1223,11 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         const sluice::RetryPolicy policy{.max_retries = 2, .retry_if = sluice::retry_on<sluice::TimeoutError>};
         CHECK(policy.should_retry(1, std::make_exception_ptr(sluice::TimeoutError(1s))));
     }
+    {
+        const sluice::Rate requests(500, 1min);
+        const sluice::Rate tokens = sluice::Rate(200'000, 1min, 50'000).also(10'000'000, 24h, 200'000);
+        CHECK(requests.periods().size() + tokens.periods().size() == 3);
+    }
     sluice::Stage stage(sluice::timed_by<sluice::testing::VirtualTimer>(executor), "classify", 20, classify);
     const std::string question = "Why?";
     const auto throttled = []() -> asio::awaitable<int> {

@@ -20,6 +20,7 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/model_function.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/stage/retry.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
