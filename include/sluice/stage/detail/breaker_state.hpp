@@ -83,11 +83,7 @@ public:
         if (state_ == BreakerStatus::closed) [[likely]] {
             return {.generation = generation_, .started = now};
         }
-        if (state_ == BreakerStatus::open) {
-            enter(BreakerStatus::half_open, until_);
-            counts_ = {};
-            places_ = options_.probes;
-        }
+        settle(now);
         --places_;
         return {.generation = generation_, .started = now, .probe = true};
     }
@@ -120,6 +116,7 @@ public:
 
     // Opens it until it is forced closed or reset.
     void force_open(std::chrono::nanoseconds now) noexcept {
+        settle(now);
         open(state_ == BreakerStatus::closed ? counts(now) : counts_, now, never);
         forced_ = true;
         tripped_ = false;
@@ -133,6 +130,7 @@ public:
 
     // Closes it, with an empty window and the first open time, as if it were new.
     void reset(std::chrono::nanoseconds now) noexcept {
+        settle(now);
         enter(BreakerStatus::closed, now);
         std::visit([](auto& window) { window.clear(); }, window_);
         forced_ = false;
@@ -166,6 +164,15 @@ private:
 
     static Window make_window(const BreakerOptions& options) {
         return options.window_calls ? Window(CountWindow(*options.window_calls)) : Window(TimeWindow(options.window));
+    }
+
+    // Makes a breaker half-open whose open time has ended, as of then: so it does not matter when somebody asks.
+    void settle(std::chrono::nanoseconds now) noexcept {
+        if (state_ == BreakerStatus::open && until_ <= now) {
+            enter(BreakerStatus::half_open, until_);
+            counts_ = {};
+            places_ = options_.probes;
+        }
     }
 
     void end_call(BreakerReport& report, bool failed, bool slow, bool trips, std::chrono::nanoseconds now) noexcept {
@@ -228,7 +235,7 @@ private:
     BreakerStatus::State state_ = BreakerStatus::closed;
     bool forced_ = false;
     bool tripped_ = false;
-    int rounds_ = 0;  // how often it has opened since it was last closed
+    int rounds_ = 0;  // how often it has opened since it was last closed, up to 64
     int places_ = 0;  // if half-open: the probes that have yet to begin
     std::uint64_t generation_ = 0;
     std::uint64_t opened_ = 0;  // the generation that began when it last opened
