@@ -30,6 +30,8 @@
 #include <utility>
 #include <vector>
 
+namespace breaker_tests {  // since the names of the results are not to be known in other files
+
 namespace {
 
 using namespace std::chrono_literals;
@@ -82,8 +84,8 @@ struct BreakerBench {
 
     // Fails until it is open.
     void open() {
-        while (!call(failure).opened) {
-            REQUIRE(state() == BreakerStatus::closed);
+        for (int calls = 1; !call(failure).opened; ++calls) {
+            REQUIRE(calls != 100);
         }
     }
 
@@ -208,6 +210,14 @@ TEST_CASE("breaker: a rate is reached by exactly the share of calls that its lit
         bench.calls(100 - percent, success);
         bench.calls(percent - 1, failure);
         CHECK(bench.state() == BreakerStatus::closed);
+        CHECK(bench.call(failure).opened);
+    }
+}
+
+TEST_CASE("breaker: a rate of 1 is reached by any number of failures", "[breaker]") {
+    for (int minimum = 1; minimum <= 100; ++minimum) {
+        BreakerBench bench({.failure_rate = 1, .minimum_calls = minimum});
+        bench.calls(minimum - 1, failure);
         CHECK(bench.call(failure).opened);
     }
 }
@@ -778,7 +788,8 @@ TEST_CASE("breaker: an outage loses only those that fail before it opens, and wi
     std::vector<Attempt> running;
     int served = 0;
     int lost = 0;
-    while (!line.empty() || !running.empty()) {
+    for (int steps = 0; !line.empty() || !running.empty(); ++steps) {
+        REQUIRE(steps != 10'000);
         while (!line.empty() && running.size() != 20 && bench.may_begin()) {
             running.push_back({bench.now + (bench.now < 1h ? 7s : 1s), bench.begin(), line.front()});
             line.pop_front();
@@ -1084,6 +1095,36 @@ TEST_CASE("breaker: a permit of an earlier generation returns no place", "[break
     CHECK_FALSE(bench.may_begin());
 }
 
+TEST_CASE("breaker: a permit tells the class around a breaker how its call ended", "[breaker]") {
+    struct Line {
+        BreakerState breaker{touchy};
+        int reports = 0;
+        int cancelled = 0;
+
+        BreakerCall begin(nanoseconds now) noexcept { return breaker.begin(now); }
+        BreakerReport end(const BreakerCall& call, BreakerResult result, nanoseconds now) noexcept {
+            ++reports;
+            return breaker.end(call, result, now);
+        }
+        void cancel(const BreakerCall& call) noexcept {
+            ++cancelled;
+            breaker.cancel(call);
+        }
+    };
+    Line line;
+    {
+        const BreakerPermit<Line*> permit(&line, 0ns);
+    }
+    CHECK(line.cancelled == 1);
+    CHECK(line.reports == 0);
+    {
+        BreakerPermit<Line*> permit(&line, 0ns);
+        permit.report(success, 0ns);
+    }
+    CHECK(line.cancelled == 1);
+    CHECK(line.reports == 1);
+}
+
 TEST_CASE("breaker: a permit keeps alive what a smart pointer leads to", "[breaker]") {
     auto breaker = std::make_shared<BreakerState>(touchy);
     const std::weak_ptr<BreakerState> watched = breaker;
@@ -1268,3 +1309,5 @@ TEST_CASE("breaker: in 10,000 random histories it does what a naive one does", "
     CHECK(closings > 9'000);
     CHECK(spared > 50'000);
 }
+
+}  // namespace breaker_tests

@@ -50,7 +50,7 @@ struct BreakerOptions {
     double slow_rate = 0.5;  ///< Of the calls in the window, if `slow` is set; more than 0, at most 1.
 
     /// How long the breaker is open the first time; positive. Each round of probes that fails doubles it, and closing
-    /// sets it back.
+    /// resets it.
     std::chrono::nanoseconds open_time = std::chrono::seconds(10);
 
     /// The longest open time; at least `open_time`. Default: 120 s, or `open_time` if that is more. It bounds how much

@@ -37,9 +37,9 @@ inline BreakerResult call_result(const Verdict& verdict) noexcept {
 // A call that has begun under a circuit breaker, or empty. Move-only. If it is destroyed or assigned to without a
 // report, the call was cancelled; so no path loses a probe.
 //
-// `Pointer` leads to a BreakerState, or to a class around one with the same end() and cancel(), which wakes whoever
-// waits for the place of a probe. It keeps that alive, or that outlives the permit. A moved-from or exchanged `Pointer`
-// is null.
+// `Pointer` leads to a BreakerState, or to a class around one with the same begin(), end() and cancel() that wakes
+// whatever waits for the place of a probe. It keeps that alive, or is a plain pointer to something that outlives the
+// permit.
 //
 // As with Slot, a bitwise copy, such as g++ 12 makes, prints a message and terminates when it is moved,
 // reported or destroyed.

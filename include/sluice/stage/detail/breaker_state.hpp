@@ -179,7 +179,7 @@ private:
         TimeWindow* const times = std::get_if<TimeWindow>(&window_);
         const BreakerCounts& counted =
             times ? times->add(now, failed, slow) : std::get_if<CountWindow>(&window_)->add(now, failed, slow);
-        report.opened = !forced_ && (trips || (counted.calls >= options_.minimum_calls && too_bad(counted)));
+        report.opened = !forced_ && (trips || (counted.calls >= options_.minimum_calls && reaches_a_rate(counted)));
         if (report.opened) {
             open_for_a_time(counted, trips, now);
         }
@@ -188,8 +188,9 @@ private:
     void end_probe(BreakerReport& report, bool failed, bool slow, bool trips, std::chrono::nanoseconds now) noexcept {
         counts_.add(failed, slow);
         const std::int64_t missing = options_.probes - counts_.calls;
-        report.opened = trips || too_bad({options_.probes, counts_.failed, counts_.slow});
-        report.closed = !report.opened && !too_bad({options_.probes, counts_.failed + missing, counts_.slow + missing});
+        report.opened = trips || reaches_a_rate({options_.probes, counts_.failed, counts_.slow});
+        report.closed =
+            !report.opened && !reaches_a_rate({options_.probes, counts_.failed + missing, counts_.slow + missing});
         if (report.opened) {
             open_for_a_time(counts_, trips, now);
         } else if (report.closed) {
@@ -197,7 +198,7 @@ private:
         }
     }
 
-    bool too_bad(const BreakerCounts& counted) const noexcept {
+    bool reaches_a_rate(const BreakerCounts& counted) const noexcept {
         return BreakerCounts::share(counted.failed, counted.calls) >= options_.failure_rate ||
                (options_.slow && BreakerCounts::share(counted.slow, counted.calls) >= options_.slow_rate);
     }
