@@ -1223,6 +1223,10 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         const sluice::RetryPolicy policy{.max_retries = 2, .retry_if = sluice::retry_on<sluice::TimeoutError>};
         CHECK(policy.should_retry(1, std::make_exception_ptr(sluice::TimeoutError(1s))));
     }
+    {
+        const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
+        CHECK(options.window_calls == 3);
+    }
     sluice::Stage stage(sluice::timed_by<sluice::testing::VirtualTimer>(executor), "classify", 20, classify);
     const std::string question = "Why?";
     const auto throttled = []() -> asio::awaitable<int> {

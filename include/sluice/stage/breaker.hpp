@@ -15,24 +15,25 @@ namespace sluice {
 /// of failed calls reaches `failure_rate` or that of slow ones `slow_rate`, the breaker opens. A call that finds the
 /// account exhausted opens it at once.
 /// @li *open*: no call begins for the open time. Then the breaker is half-open.
-/// @li *half-open*: `probes` calls begin. As soon as their results, whatever those to come are, reach one of the two
-/// rates or cannot reach any, the breaker opens again, for twice the time, or closes with an empty window.
+/// @li *half-open*: `probes` calls begin. As soon as the outcome is certain, the breaker opens again, for twice the
+/// time, if their results reach one of the two rates, and otherwise closes with an empty window.
 ///
 /// A call that is throttled, refused as invalid or cancelled is not counted, and a probe that ends so is replaced. The
 /// result of a call that began before the last change of the state is not counted either. For a breaker that opens
-/// after `n` failures in a row, write:
+/// after 3 failures in a row, write:
 ///
 /// @code
-/// const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = n, .window_calls = n};
+/// const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
 /// @endcode
 ///
 /// Each call costs O(1). Sources: M. Nygard, "Release It!", 2007, for the states; resilience4j for the rates of failed
 /// and slow calls; sony/gobreaker for the generations.
 struct BreakerOptions {
-    double failure_rate = 0.5;  ///< Of the calls in the window; more than 0, at most 1.
+    /// Of the calls in the window; more than 0, at most 1. While fewer than half fail, retries still get through.
+    double failure_rate = 0.5;
 
-    /// How many calls the window must hold before it is judged; at least 1. Fewer than 10 are opened by bad luck; more
-    /// take long to collect from a model that is called once a second.
+    /// How many calls the window must hold before it is judged; at least 1. With fewer than 10, bad luck opens the
+    /// breaker; more take long to collect from a model that is called once a second.
     int minimum_calls = 10;
 
     /// How far back the window reaches; positive. It forgets a tenth of that at a time, so it covers from 9/10 of it to
@@ -50,7 +51,7 @@ struct BreakerOptions {
     double slow_rate = 0.5;  ///< Of the calls in the window, if `slow` is set; more than 0, at most 1.
 
     /// How long the breaker is open the first time; positive. Each round of probes that fails doubles it, and closing
-    /// resets it.
+    /// resets it. A short outage costs no more than the default, and a long one few probes, since it doubles.
     std::chrono::nanoseconds open_time = std::chrono::seconds(10);
 
     /// The longest open time; at least `open_time`. Default: 120 s, or `open_time` if that is more. It bounds how much
