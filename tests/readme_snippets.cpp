@@ -1227,6 +1227,8 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         const sluice::Rate requests(500, 1min);
         const sluice::Rate tokens = sluice::Rate(200'000, 1min, 50'000).also(10'000'000, 24h, 200'000);
         CHECK(requests.periods().size() + tokens.periods().size() == 3);
+        const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
+        CHECK(options.window_calls == 3);
     }
     sluice::Stage stage(sluice::timed_by<sluice::testing::VirtualTimer>(executor), "classify", 20, classify);
     const std::string question = "Why?";

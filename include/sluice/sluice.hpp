@@ -18,6 +18,7 @@
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/rate.hpp>
