@@ -5,6 +5,8 @@
 
 #include <boost/assert.hpp>
 
+#include <utility>
+
 namespace sluice::detail {
 
 // The base of an object in an IntrusiveList. When it is destroyed it is in no list.
@@ -33,7 +35,7 @@ private:
     ListHook* next_ = this;
 };
 
-// A doubly linked list of objects that it does not own. Every operation is O(1) and allocates nothing.
+// A doubly linked list of objects that it does not own. Allocates nothing. O(1), unless said otherwise.
 template <class T>
 class IntrusiveList {
 public:
@@ -63,11 +65,24 @@ public:
         ends_.previous_ = &last;
     }
 
-    // Calls `visit(item)` for each item in order. `visit` must not change the list.
+    // Adds `item`, which is in no list, before the first item that comes after it, or at the end. O(items before it).
+    template <class ComesAfter>
+    void insert(ListHook& item, ComesAfter comes_after) noexcept {
+        ListHook* next = ends_.next_;
+        while (next != &ends_ && !comes_after(static_cast<T&>(*next))) {
+            next = next->next_;
+        }
+        item.previous_ = next->previous_;
+        item.next_ = next;
+        next->previous_->next_ = &item;
+        next->previous_ = &item;
+    }
+
+    // Calls `visit(item)` for each item in order. `visit` may unlink that item, and must not change the list otherwise.
     template <class Visit>
     void for_each(Visit visit) {
-        for (ListHook* hook = ends_.next_; hook != &ends_; hook = hook->next_) {
-            visit(static_cast<T&>(*hook));
+        for (ListHook* hook = ends_.next_; hook != &ends_;) {
+            visit(static_cast<T&>(*std::exchange(hook, hook->next_)));
         }
     }
 

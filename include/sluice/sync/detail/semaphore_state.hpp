@@ -13,18 +13,20 @@
 namespace sluice::detail {
 
 // The state that a StageSemaphore shares with its slots and waiters.
+//
+// A derived class may *gate* it: then a slot is granted by the overridden hand_over() alone.
 class SemaphoreState : public WaitQueue {
 public:
-    explicit SemaphoreState(std::ptrdiff_t limit) : limit_(checked(limit)) {}
+    explicit SemaphoreState(std::ptrdiff_t limit) : limit_(checked(limit)), open_(limit_) {}
 
     bool try_take() noexcept {
         const SequenceChecker::Scope scope(sequence_checker_);
         // While anything waits every slot is taken, so nothing is overtaken.
-        BOOST_ASSERT(active_ >= limit_ || waiting() == 0);
-        if (closed_ || active_ >= limit_) {
+        BOOST_ASSERT(active_ >= open_ || waiting() == 0);
+        if (closed_ || active_ >= open_) {
             return false;
         }
-        ++active_;
+        take();
         return true;
     }
 
@@ -37,27 +39,33 @@ public:
 
     void set_limit(std::ptrdiff_t limit) {
         limit_ = checked(limit);
+        set_gated(gated_);
         hand_over();
     }
 
     void close() noexcept {
         closed_ = true;
         wake_all(WaitOutcome::closed);
+        hand_over();
     }
 
     bool closed() const noexcept { return closed_ || context_gone(); }
     std::ptrdiff_t limit() const noexcept { return limit_; }
     std::ptrdiff_t active() const noexcept { return active_; }
 
-private:
-    static std::ptrdiff_t checked(std::ptrdiff_t limit) {
-        return require(limit >= 0, "StageSemaphore", "limit must not be negative", limit);
+protected:
+    bool gated() const noexcept { return gated_; }
+    void set_gated(bool gated) noexcept {
+        gated_ = gated;
+        open_ = gated ? 0 : limit_;
     }
+
+    void take() noexcept { ++active_; }
 
     // Grants the free slots to those that have waited longest. Not inlined, so that returning a slot is, where nothing
     // waits.
-    BOOST_NOINLINE void hand_over() noexcept {
-        for (; waiting() != 0 && active_ < limit_; ++active_) {
+    BOOST_NOINLINE virtual void hand_over() noexcept {
+        for (; waiting() != 0 && active_ < limit_; take()) {
             wake(longest_waiting(), WaitOutcome::granted);
         }
     }
@@ -77,9 +85,16 @@ private:
         }
     }
 
+private:
+    static std::ptrdiff_t checked(std::ptrdiff_t limit) {
+        return require(limit >= 0, "StageSemaphore", "limit must not be negative", limit);
+    }
+
     std::ptrdiff_t limit_;
+    std::ptrdiff_t open_;        // the limit, or 0 if it is gated
     std::ptrdiff_t active_ = 0;  // taken slots, including those granted to a waiter that has not resumed yet
     bool closed_ = false;
+    bool gated_ = false;
 };
 
 }  // namespace sluice::detail

@@ -54,8 +54,8 @@ public:
         }
         waiter.store(std::forward<Resume>(resume), cancellation);
         if (waiter.outcome == WaitOutcome::waiting) {
-            waiting_.push_back(waiter);
             ++waiting_count_;
+            line_up(waiting_, waiter);
         } else {
             ready_.push_back(waiter);
             schedule();
@@ -104,6 +104,9 @@ protected:
     // `waiter` will never resume, because the context is being destroyed.
     virtual void on_drop(Waiter&) noexcept {}
 
+    // Adds `waiter`, which begins to wait. May decide its outcome.
+    virtual void line_up(IntrusiveList<Waiter>& waiting, Waiter& waiter) noexcept { waiting.push_back(waiter); }
+
     virtual void post_drain() = 0;
     virtual void drop_executor() noexcept = 0;
 
@@ -116,6 +119,16 @@ protected:
         waiter.unlink();
         ready_.push_back(waiter);
         schedule();
+    }
+
+    // Decides that of the waiters that match.
+    template <class Matches>
+    void wake_if(Matches matches, WaitOutcome outcome) noexcept {
+        waiting_.for_each([&](Waiter& waiter) {
+            if (matches(waiter)) {
+                wake(waiter, outcome);
+            }
+        });
     }
 
     void wake_all(WaitOutcome outcome) noexcept {
@@ -136,6 +149,25 @@ protected:
             ready_.splice_back(taken);
             schedule();
         }
+    }
+
+    // Destroying a frame may run any code, which may use this queue: so the lists are emptied first.
+    void on_context_gone() noexcept override {
+        scheduled_ = true;  // no drain is posted again
+        IntrusiveList<Waiter> dropped;
+        dropped.splice_back(waiting_);
+        dropped.splice_back(ready_);
+        waiting_count_ = 0;
+        dropped.for_each([this](Waiter& waiter) {
+            waiter.disconnect();
+            on_drop(waiter);
+        });
+        while (!dropped.empty()) {
+            Waiter& waiter = dropped.front();
+            waiter.unlink();
+            waiter.drop();
+        }
+        drop_executor();
     }
 
 private:
@@ -218,25 +250,6 @@ private:
             scheduled_ = true;
             post_drain();
         }
-    }
-
-    // Destroying a frame may run any code, which may use this queue: so the lists are emptied first.
-    void on_context_gone() noexcept override {
-        scheduled_ = true;  // no drain is posted again
-        IntrusiveList<Waiter> dropped;
-        dropped.splice_back(waiting_);
-        dropped.splice_back(ready_);
-        waiting_count_ = 0;
-        dropped.for_each([this](Waiter& waiter) {
-            waiter.disconnect();
-            on_drop(waiter);
-        });
-        while (!dropped.empty()) {
-            Waiter& waiter = dropped.front();
-            waiter.unlink();
-            waiter.drop();
-        }
-        drop_executor();
     }
 
     IntrusiveList<Waiter> waiting_;  // first come, first served; their outcome is `waiting`

@@ -22,6 +22,7 @@ enum class WaitOutcome : std::uint8_t {
     aborted,  // cancelled
     closed,   // the primitive was closed or destroyed
     broken,   // the barrier broke
+    refused,  // by the line of an endpoint
 };
 
 // One suspended coroutine. Lives in that coroutine's own frame, so waiting allocates nothing. The completion handler
@@ -30,6 +31,11 @@ class Waiter : public ListHook {
 public:
     WaitQueue* queue = nullptr;
     WaitOutcome outcome = WaitOutcome::waiting;
+
+    // In the line of an endpoint.
+    bool is_line_entry = false;
+    bool returns = false;      // to the place of its ticket
+    std::uint32_t ticket = 0;  // its place in the order of arrival
 
     template <class Handler>
     void store(Handler&& handler, boost::asio::cancellation_slot cancellation) {

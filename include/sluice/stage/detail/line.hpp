@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/stage/breaker.hpp>
+#include <sluice/stage/detail/breaker_state.hpp>
+#include <sluice/stage/detail/rate_meter.hpp>
+#include <sluice/stage/rate.hpp>
+#include <sluice/sync/detail/semaphore_state.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+namespace sluice::detail {
+
+// An attempt in the line of its endpoint.
+struct LineEntry : Waiter {
+    LineEntry() noexcept { is_line_entry = true; }
+
+    // Before it enters: what it costs, by estimate, and whether it waits while the breaker is open.
+    Cost cost;
+    bool holds = true;
+
+    // When it has been granted a slot: what was taken for it at that instant.
+    Charge charge;
+    std::optional<BreakerCall> call;
+
+    // Otherwise, if it was refused, why.
+    enum class Refusal : std::uint8_t { none, too_costly, breaker_open };
+    Refusal refusal = Refusal::none;
+};
+
+// The line of an endpoint: a semaphore whose slot, rates, pause and breaker are granted together, to the head of the
+// line, and debited at that instant. So a waiter holds no slot while it waits for a rate, and whoever leaves the line
+// has taken nothing.
+//
+//     due = max(rates, end of the pause, breaker)
+//     while something waits and a slot is free: if the head is due, grant; otherwise arm the timer for when it is
+//
+// This is done again whenever one of these may have changed: a waiter enters or is cancelled, a slot comes back, the
+// timer expires, a limit, a rate or the pause changes, a call is settled or reported to the breaker.
+//
+// As long as there are no rates, no breaker and no pause, the line is *open*, and does nothing that a semaphore does
+// not; others than LineEntries may wait in it then. If a pause or a rate comes while they wait, each costs one request.
+//
+// An attempt that the provider has refused may return to its old place, which its ticket says.
+//
+// `now()` counts from an origin, and never decreases.
+class Line : public SemaphoreState {
+public:
+    using Time = std::chrono::nanoseconds;
+
+    struct Policies {
+        Rate requests = Rate::unlimited;
+        Rate input_tokens = Rate::unlimited;
+        Rate output_tokens = Rate::unlimited;
+        std::optional<BreakerOptions> breaker;
+    };
+
+    Line(std::ptrdiff_t limit, const Policies& policies)
+        : SemaphoreState(limit), meter_(policies.requests, policies.input_tokens, policies.output_tokens) {
+        if (policies.breaker) {
+            breaker_.emplace(*policies.breaker);
+        }
+        set_gated(has_policies());
+    }
+
+    // Whether an attempt must be a LineEntry, since it may cost more than one request, or is reported to the breaker.
+    bool has_policies() const noexcept {
+        return breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
+               meter_.periods(Rate::output_tokens) != 0;
+    }
+
+    // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
+    // must enter now.
+    bool decide(LineEntry& entry) noexcept {
+        if (closed()) {
+            entry.outcome = WaitOutcome::closed;
+            return true;
+        }
+        const Time time = now();
+        if (refuses(entry, time)) {
+            entry.outcome = WaitOutcome::refused;
+            return true;
+        }
+        if (waiting() == 0 && active() < limit() && due(entry.cost, time) <= time) {
+            entry.ticket = last_ticket_;
+            entry.outcome = WaitOutcome::granted;
+            debit(entry, time);
+            return true;
+        }
+        return false;
+    }
+
+    // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none.
+    BreakerReport end(LineEntry& entry, const std::optional<Cost>& usage, BreakerResult result) noexcept {
+        const Time time = now();
+        meter_.settle(entry.charge, usage.value_or(entry.charge.granted), time);
+        entry.charge = {};
+        BreakerReport report;
+        if (entry.call) {
+            report = breaker_->end(*entry.call, result, time);
+            entry.call.reset();
+        }
+        if (report.opened) {
+            refuse_waiting();
+        }
+        hand_over();
+        return report;
+    }
+
+    // The call of an entry that was granted a slot was cancelled: after it began, unless `begun` is false.
+    void cancel_call(LineEntry& entry, bool begun) noexcept {
+        give_up(entry, begun);
+        hand_over();
+    }
+
+    void set_rate(Rate::Dimension dimension, const Rate& rate) noexcept {
+        meter_.set_rate(dimension, rate, now());
+        set_gated(true);
+        refuse_waiting();
+        hand_over();
+    }
+
+    // Lets no call begin before `duration` has passed.
+    void pause(Time duration) noexcept {
+        const Time time = now();
+        meter_.pause(duration < Time::max() - time ? time + duration : Time::max(), time);
+        set_gated(true);
+        hand_over();
+    }
+
+    // After a change of its state, call breaker_changed().
+    std::optional<BreakerState>& breaker() noexcept { return breaker_; }
+    void breaker_changed() noexcept {
+        refuse_waiting();
+        hand_over();
+    }
+
+    const RateMeter& meter() const noexcept { return meter_; }
+
+    // The ticket of whoever entered last. One that is granted a slot at once, without a wait, has the same.
+    std::uint32_t last_ticket() const noexcept { return last_ticket_; }
+
+    virtual Time now() noexcept = 0;
+
+protected:
+    // Calls on_timer() at that time, and not at one that was asked for before.
+    virtual void arm(Time time) noexcept = 0;
+    virtual void disarm() noexcept = 0;
+
+    void on_timer() noexcept { hand_over(); }
+
+    void hand_over() noexcept override {
+        if (!gated()) {
+            SemaphoreState::hand_over();
+            return;
+        }
+        while (waiting() != 0 && active() < limit()) {
+            Waiter& head = longest_waiting();
+            const Time time = now();
+            const Time at = due(cost_of(head), time);
+            if (at > time) {
+                at == Time::max() ? disarm() : arm(at);
+                return;
+            }
+            debit(head, time);
+            wake(head, WaitOutcome::granted);
+        }
+        disarm();
+        if (!has_policies() && meter_.paused_until() <= now()) {
+            set_gated(false);
+        }
+    }
+
+    void line_up(IntrusiveList<Waiter>& waiting, Waiter& waiter) noexcept override {
+        if (waiter.returns) {
+            waiting.insert(waiter, [&](const Waiter& other) {
+                return static_cast<std::int32_t>(other.ticket - waiter.ticket) > 0;  // the numbers may wrap around
+            });
+        } else {
+            waiter.ticket = ++last_ticket_;
+            waiting.push_back(waiter);
+        }
+        if (gated()) {
+            hand_over();
+        }
+    }
+
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == WaitOutcome::granted && waiter.is_line_entry) {
+            give_up(static_cast<LineEntry&>(waiter), false);
+        }
+        SemaphoreState::on_cancel(waiter);
+        if (gated()) {
+            hand_over();  // another head may be due earlier
+        }
+    }
+
+    void on_context_gone() noexcept override {
+        disarm();
+        WaitQueue::on_context_gone();
+    }
+
+private:
+    static Cost cost_of(const Waiter& waiter) noexcept {
+        return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).cost : Cost();
+    }
+
+    Time due(const Cost& cost, Time time) const noexcept {
+        const Time at = meter_.due(cost, time);
+        return breaker_ ? std::max(at, breaker_->earliest(time)) : at;
+    }
+
+    // Takes a slot, and all else that an attempt costs.
+    void debit(Waiter& waiter, Time time) noexcept {
+        const Charge charge = meter_.debit(cost_of(waiter), time);
+        if (waiter.is_line_entry) {
+            auto& entry = static_cast<LineEntry&>(waiter);
+            entry.charge = charge;
+            if (breaker_) {
+                entry.call = breaker_->begin(time);
+            }
+        } else {
+            meter_.settle(charge);
+        }
+        take();
+    }
+
+    void give_up(LineEntry& entry, bool begun) noexcept {
+        if (begun) {
+            meter_.settle(entry.charge);
+        } else {
+            meter_.refund(entry.charge, now());
+        }
+        entry.charge = {};
+        if (entry.call) {
+            breaker_->cancel(*entry.call);
+            entry.call.reset();
+        }
+    }
+
+    // Refuses an entry that will never be due, or does not wait for the breaker.
+    bool refuses(LineEntry& entry, Time time) const noexcept {
+        if (!meter_.is_affordable(entry.cost)) {
+            entry.refusal = LineEntry::Refusal::too_costly;
+        } else if (!entry.holds && breaker_ && breaker_->earliest(time) > time) {
+            entry.refusal = LineEntry::Refusal::breaker_open;
+        }
+        return entry.refusal != LineEntry::Refusal::none;
+    }
+
+    void refuse_waiting() noexcept {
+        const Time time = now();
+        wake_if([&](Waiter& waiter) { return waiter.is_line_entry && refuses(static_cast<LineEntry&>(waiter), time); },
+                WaitOutcome::refused);
+    }
+
+    RateMeter meter_;
+    std::optional<BreakerState> breaker_;
+    std::uint32_t last_ticket_ = 0;
+};
+
+}  // namespace sluice::detail
