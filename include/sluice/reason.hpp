@@ -22,6 +22,9 @@ enum class Reason : std::uint8_t {
     missing = 4,     ///< A field of the record that the step reads was empty when the attempt was to begin.
     route = 5,       ///< The route threw something else than a failed step.
     checkpoint = 6,  ///< The step succeeded, and the sink's save() threw.
+    too_costly =
+        7,  ///< The attempt would have cost more than a burst of the endpoint's rates, so it could never begin.
+    breaker_open = 8,  ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
 };
 
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
@@ -41,6 +44,10 @@ constexpr std::string_view to_string(Reason reason) noexcept {
             return "route";
         case Reason::checkpoint:
             return "checkpoint";
+        case Reason::too_costly:
+            return "too_costly";
+        case Reason::breaker_open:
+            return "breaker_open";
     }
     return "unknown";
 }

@@ -3,7 +3,8 @@
 
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
-#include <sluice/stage/verdict.hpp>
+#include <sluice/stage/endpoint_options.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/sync/timed_by.hpp>
 #include <sluice/sync/timer.hpp>
 
@@ -17,13 +18,6 @@
 #include <utility>
 
 namespace sluice {
-
-/// The options of an Endpoint. Fields are only ever appended.
-struct EndpointOptions {
-    std::ptrdiff_t limit = 0;               ///< How many attempts may run at once; at least 1.
-    VerdictFunction verdict = &verdict_of;  ///< What an error of the model means; not null.
-};
-static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
 
 /// One model behind one account: a name, a limit, and the line of those that wait for a slot, strictly first come,
 /// first served. Stages that call the same model share its endpoint, and so its limit.
@@ -54,8 +48,7 @@ public:
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value
     Endpoint(Executor executor, SharedString name, EndpointOptions options)
-        : state_(detail::EndpointState::make("Endpoint", std::move(executor), std::move(name), options.limit,
-                                             options.verdict)) {}
+        : state_(detail::EndpointState::make<T>("Endpoint", std::move(executor), std::move(name), options)) {}
     template <class Executor>
     Endpoint(const TimedExecutor<T, Executor>& executor, SharedString name, EndpointOptions options)
         : Endpoint(executor.executor(), std::move(name), options) {}

@@ -85,7 +85,7 @@ public:
     Stage(Executor executor, const SharedString& name, std::ptrdiff_t limit, Function function,
           const StageOptions& options = {})
         : state_(std::make_shared<State>(
-              name, detail::EndpointState::make("Stage", std::move(executor), name, limit, &verdict_of),
+              name, detail::EndpointState::make<T>("Stage", std::move(executor), name, EndpointOptions{.limit = limit}),
               std::move(function), options)) {}
     template <class Executor>
     Stage(const TimedExecutor<T, Executor>& executor, const SharedString& name, std::ptrdiff_t limit, Function function,

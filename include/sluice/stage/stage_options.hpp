@@ -5,10 +5,19 @@
 #include <sluice/stage/retry.hpp>
 
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <type_traits>
 
 namespace sluice {
+
+/// What a query does while the breaker of its endpoint is open.
+enum class WhileOpen : std::uint8_t {
+    hold_unless_exhausted,  ///< It waits in the line; but fails if the breaker has opened since the account is
+                            ///< exhausted.
+    hold,                   ///< It waits in the line.
+    fail                    ///< It fails at once, with Reason::breaker_open, even if it waits already.
+};
 
 /// The options of a Stage. Fields are only ever appended.
 ///
@@ -20,6 +29,7 @@ struct StageOptions {
     std::optional<std::chrono::nanoseconds> timeout = std::nullopt;
     RetryPolicy retry = {};        ///< Default: no retries.
     Observer* observer = nullptr;  ///< Observes every stage run, and must outlive them. Default: none.
+    WhileOpen while_open = WhileOpen::hold_unless_exhausted;  ///< Whether a query waits for an open breaker.
 };
 static_assert(std::is_aggregate_v<StageOptions> && std::is_trivially_destructible_v<StageOptions>);
 

@@ -20,6 +20,10 @@
 
 namespace sluice {
 
+namespace detail {
+struct EndpointState;
+}
+
 /// Limits how many coroutines hold a slot at once. Strictly first come, first served.
 ///
 /// A returned slot is handed to the coroutine that has waited longest, which resumes through the executor, never inside
@@ -118,6 +122,10 @@ private:
     friend const boost::intrusive_ptr<detail::SemaphoreState>& state_of(const StageSemaphore& semaphore) noexcept {
         return semaphore.state_;
     }
+
+    // The line of an endpoint is a semaphore that is granted otherwise.
+    friend struct detail::EndpointState;
+    explicit StageSemaphore(boost::intrusive_ptr<detail::SemaphoreState> state) noexcept : state_(std::move(state)) {}
 
     // The slot that a waiter in its queue was granted.
     friend Slot granted_slot(const StageSemaphore& semaphore) noexcept { return semaphore.granted(); }

@@ -138,6 +138,9 @@ public:
         rounds_ = 0;
     }
 
+    // Whether it last opened because a call found the account exhausted, and has not closed since.
+    bool tripped() const noexcept { return tripped_; }
+
     // An open breaker whose open time has ended is shown as half-open, since the next call will find it so.
     BreakerStatus status(std::chrono::nanoseconds now) const noexcept {
         const bool ended = state_ == BreakerStatus::open && until_ <= now;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
+#include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/stage_options.hpp>
 #include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
@@ -20,9 +21,9 @@ namespace sluice::detail {
 struct LineEntry : Waiter {
     LineEntry() noexcept { is_line_entry = true; }
 
-    // Before it enters: what it costs, by estimate, and whether it waits while the breaker is open.
+    // Before it enters: what it costs, by estimate, and what it does while the breaker is open.
     Cost cost;
-    bool holds = true;
+    WhileOpen while_open = WhileOpen::hold_unless_exhausted;
 
     // When it has been granted a slot: what was taken for it at that instant.
     Charge charge;
@@ -53,26 +54,18 @@ class Line : public SemaphoreState {
 public:
     using Time = std::chrono::nanoseconds;
 
-    struct Policies {
-        Rate requests = Rate::unlimited;
-        Rate input_tokens = Rate::unlimited;
-        Rate output_tokens = Rate::unlimited;
-        std::optional<BreakerOptions> breaker;
-    };
-
-    Line(std::ptrdiff_t limit, const Policies& policies)
-        : SemaphoreState(limit), meter_(policies.requests, policies.input_tokens, policies.output_tokens) {
-        if (policies.breaker) {
-            breaker_.emplace(*policies.breaker);
+    // `options` are valid.
+    explicit Line(const EndpointOptions& options)
+        : SemaphoreState(options.limit), meter_(options.requests, options.input_tokens, options.output_tokens) {
+        if (options.breaker) {
+            breaker_.emplace(*options.breaker);
         }
-        set_gated(has_policies());
+        check_policies();
+        set_gated(has_policies_);
     }
 
     // Whether an attempt must be a LineEntry, since it may cost more than one request, or is reported to the breaker.
-    bool has_policies() const noexcept {
-        return breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
-               meter_.periods(Rate::output_tokens) != 0;
-    }
+    bool has_policies() const noexcept { return has_policies_; }
 
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
     // must enter now.
@@ -120,6 +113,7 @@ public:
 
     void set_rate(Rate::Dimension dimension, const Rate& rate) noexcept {
         meter_.set_rate(dimension, rate, now());
+        check_policies();
         set_gated(true);
         refuse_waiting();
         hand_over();
@@ -171,7 +165,7 @@ protected:
             wake(head, WaitOutcome::granted);
         }
         disarm();
-        if (!has_policies() && meter_.paused_until() <= now()) {
+        if (!has_policies_ && meter_.paused_until() <= now()) {
             set_gated(false);
         }
     }
@@ -206,6 +200,11 @@ protected:
     }
 
 private:
+    void check_policies() noexcept {
+        has_policies_ = breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
+                        meter_.periods(Rate::output_tokens) != 0;
+    }
+
     static Cost cost_of(const Waiter& waiter) noexcept {
         return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).cost : Cost();
     }
@@ -247,10 +246,15 @@ private:
     bool refuses(LineEntry& entry, Time time) const noexcept {
         if (!meter_.is_affordable(entry.cost)) {
             entry.refusal = LineEntry::Refusal::too_costly;
-        } else if (!entry.holds && breaker_ && breaker_->earliest(time) > time) {
+        } else if (breaker_ && breaker_->earliest(time) > time && !holds(entry)) {
             entry.refusal = LineEntry::Refusal::breaker_open;
         }
         return entry.refusal != LineEntry::Refusal::none;
+    }
+
+    bool holds(const LineEntry& entry) const noexcept {
+        return entry.while_open == WhileOpen::hold ||
+               (entry.while_open == WhileOpen::hold_unless_exhausted && !breaker_->tripped());
     }
 
     void refuse_waiting() noexcept {
@@ -262,6 +266,7 @@ private:
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
     std::uint32_t last_ticket_ = 0;
+    bool has_policies_ = false;
 };
 
 }  // namespace sluice::detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/stage/detail/line.hpp>
+#include <sluice/stage/endpoint_options.hpp>
 #include <sluice/sync/detail/clock.hpp>
 
 #include <boost/asio/deferred.hpp>
@@ -9,7 +10,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -23,8 +23,8 @@ namespace sluice::detail {
 template <class T>
 class TimedLine : public Line {
 public:
-    TimedLine(typename T::executor_type executor, std::ptrdiff_t limit, const Policies& policies)
-        : Line(limit, policies), executor_(std::move(executor)), origin_(detail::now<T>(*executor_)) {}
+    TimedLine(typename T::executor_type executor, const EndpointOptions& options)
+        : Line(options), executor_(std::move(executor)), origin_(detail::now<T>(*executor_)) {}
 
     Time now() noexcept override {
         if (!context_gone()) {
