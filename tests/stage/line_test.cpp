@@ -9,7 +9,9 @@
 
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
+#include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/stage_options.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 #include <sluice/testing/run.hpp>
@@ -60,7 +62,7 @@ struct Caller {
     Cost cost = {};
     std::optional<Cost> usage = std::nullopt;
     BreakerResult result = BreakerResult::success;
-    bool holds = true;
+    sluice::WhileOpen while_open = sluice::WhileOpen::hold;
     bool throttled_once = false;  // the first call is refused by the provider, and returns to its old place
 };
 
@@ -73,9 +75,11 @@ struct Counter {
     std::map<std::size_t, std::string> ends;
     std::vector<BreakerReport> reports;
 
-    explicit Counter(std::ptrdiff_t limit, const Line::Policies& policies = {})
-        : line(sluice::detail::make_queue<sluice::detail::TimedLine<VirtualTimer>>(
-              "Line", context.get_executor(), asio::any_io_executor(context.get_executor()), limit, policies)) {}
+    explicit Counter(std::ptrdiff_t limit, sluice::EndpointOptions options = {}) {
+        options.limit = limit;
+        line = sluice::detail::make_queue<sluice::detail::TimedLine<VirtualTimer>>(
+            "Line", context.get_executor(), asio::any_io_executor(context.get_executor()), options);
+    }
 
     std::size_t start(const Caller& caller) {
         const std::size_t index = tasks.size();
@@ -104,7 +108,7 @@ struct Counter {
         for (;;) {
             LineEntry entry;
             entry.cost = caller.cost;
-            entry.holds = caller.holds;
+            entry.while_open = caller.while_open;
             entry.ticket = ticket;
             entry.returns = returns;
             if (!counter.line->decide(entry)) {
@@ -142,8 +146,8 @@ struct Counter {
     }
 };
 
-Line::Policies with_requests(const Rate& rate) {
-    Line::Policies policies;
+sluice::EndpointOptions with_requests(const Rate& rate) {
+    sluice::EndpointOptions policies;
     policies.requests = rate;
     return policies;
 }
@@ -270,7 +274,7 @@ TEST_CASE("line: a longer pause wins, whenever it comes", "[line]") {
 }
 
 TEST_CASE("line: a call that is dearer than the burst is refused, at once or when the rate changes", "[line]") {
-    Line::Policies policies;
+    sluice::EndpointOptions policies;
     policies.input_tokens = Rate(1000, 1s, 100);
     Counter counter(1, policies);
     counter.start({.cost = {.input_tokens = 101}});
@@ -298,7 +302,7 @@ TEST_CASE("line: a rate that is raised grants at once", "[line]") {
 }
 
 TEST_CASE("line: usage beyond the charge holds the next, and usage below it lets it begin", "[line]") {
-    Line::Policies policies;
+    sluice::EndpointOptions policies;
     policies.input_tokens = Rate(100, 1s, 100);
     const std::int64_t used = GENERATE(0, 50, 100, 150);
     Counter counter(1, policies);
@@ -312,7 +316,7 @@ TEST_CASE("line: usage beyond the charge holds the next, and usage below it lets
 }
 
 TEST_CASE("line: a costly head is not overtaken by cheap followers", "[line]") {
-    Line::Policies policies;
+    sluice::EndpointOptions policies;
     policies.input_tokens = Rate(100, 1s, 100);
     Counter counter(9, policies);
     counter.start({.cost = {.input_tokens = 60}});
@@ -337,7 +341,7 @@ TEST_CASE("line: an attempt that was refused by the provider returns to its old 
 }
 
 TEST_CASE("line: an open breaker holds the line, and a probe at a time tries", "[line]") {
-    Line::Policies policies;
+    sluice::EndpointOptions policies;
     policies.breaker = BreakerOptions{.failure_rate = 1, .minimum_calls = 2, .open_time = 1s, .jitter = 0, .probes = 1};
     Counter counter(4, policies);
     counter.start({.result = BreakerResult::failure});
@@ -345,7 +349,7 @@ TEST_CASE("line: an open breaker holds the line, and a probe at a time tries", "
     counter.start({.arrival = 100ms, .result = BreakerResult::failure});  // the first probe
     counter.start({.arrival = 101ms, .call = 20ms});
     counter.start({.arrival = 102ms});
-    counter.start({.arrival = 103ms, .holds = false});
+    counter.start({.arrival = 103ms, .while_open = sluice::WhileOpen::fail});
     counter.run();
     CHECK(counter.start_of(2) == 1010ms);
     CHECK(counter.start_of(3) == 3020ms);
@@ -357,11 +361,11 @@ TEST_CASE("line: an open breaker holds the line, and a probe at a time tries", "
 }
 
 TEST_CASE("line: who does not hold is refused when the breaker opens; a cancelled probe lets the next try", "[line]") {
-    Line::Policies policies;
+    sluice::EndpointOptions policies;
     policies.breaker = BreakerOptions{.failure_rate = 1, .minimum_calls = 1, .open_time = 1s, .jitter = 0, .probes = 1};
     Counter counter(1, policies);
     counter.start({.result = BreakerResult::failure});
-    counter.start({.holds = false});
+    counter.start({.while_open = sluice::WhileOpen::fail});
     const std::size_t probe = counter.start({.call = 1h});
     counter.start({});
     counter.run_until(10ms);
@@ -376,7 +380,7 @@ TEST_CASE("line: who does not hold is refused when the breaker opens; a cancelle
 }
 
 TEST_CASE("line: its context may be destroyed while callers wait and call", "[line]") {
-    Line::Policies policies = with_requests(Rate(3, 1s));
+    sluice::EndpointOptions policies = with_requests(Rate(3, 1s));
     policies.breaker = BreakerOptions{};
     LinePointer survivor;
     {
@@ -563,7 +567,7 @@ TEST_CASE("line: an independent simulation grants at the same nanosecond", "[lin
         const std::int64_t requests = from(1, 9);
         const std::int64_t tokens = from(10, 99);
         const std::int64_t burst = from(5, tokens);
-        Line::Policies policies;
+        sluice::EndpointOptions policies;
         policies.requests = Rate(requests, 1ms, requests);
         policies.input_tokens = Rate(tokens, 1ms, burst);
         policies.breaker = BreakerOptions{};

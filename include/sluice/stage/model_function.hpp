@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/stage/rate.hpp>
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
+#include <sluice/sync/detail/callee.hpp>
 
+#include <concepts>
 #include <type_traits>
 
 namespace sluice {
@@ -22,6 +25,12 @@ namespace detail {
 // The value of a model function; AnyType if the callable is none.
 template <class Function, class... Args>
 using model_value_t = std::conditional_t<ModelFunction<Function, Args...>, awaited_value_t<Function, Args...>, AnyType>;
+
+// A model function with a member `cost(args...)`, which estimates what a call takes of the rates of its endpoint.
+template <class Function, class... Args>
+concept EstimatesCost = requires(Function& function, Args... args) {
+    { callee(function).cost(args...) } -> std::same_as<Cost>;
+};
 
 }  // namespace detail
 

@@ -32,12 +32,17 @@ struct RetriedRun {
 
     static boost::asio::awaitable<Value, Executor> run(RetryPolicy policy, Function function, VerdictFunction verdict) {
         const bool was_cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+        RetryDecision decision;
         for (int attempts = 1;; ++attempts) {
             std::exception_ptr error;
+            bool plain = false;
             try {
                 co_return co_await function();
+            } catch (const ModelError&) {
+                error = std::current_exception();
             } catch (...) {
                 error = std::current_exception();
+                plain = verdict == &verdict_of && !may_be_multiple_exceptions();
             }
             // A cancellation that predates the call is ignored.
             if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
@@ -46,7 +51,7 @@ struct RetriedRun {
             if (!policy.backoff.seed) {
                 policy.backoff.seed = HasNow<T> ? 0 : random_seed();
             }
-            const auto delay = delay_before_retry(policy, attempts, 0, error, verdict);
+            const auto delay = decision.after(policy, 0, error, plain, verdict);
             if (!delay) {
                 std::rethrow_exception(error);
             }

@@ -36,6 +36,17 @@ protected:
     ~LimitListener() { unlink(); }
 };
 
+// Throws std::invalid_argument naming the option that is out of range, and its value, if one is.
+inline void require_valid(const std::string& owner, const EndpointOptions& options) {
+    require(options.limit >= 1, owner, "limit must be at least 1", options.limit);
+    require_valid(owner, Rate::requests, options.requests);
+    require_valid(owner, Rate::input_tokens, options.input_tokens);
+    require_valid(owner, Rate::output_tokens, options.output_tokens);
+    if (options.breaker) {
+        require_valid(owner, *options.breaker);
+    }
+}
+
 // What the handles to one endpoint share.
 struct EndpointState {
     // `kind` is what messages call it, and `T` the timer of its line.
@@ -50,15 +61,9 @@ struct EndpointState {
             throw std::invalid_argument(who + ": the verdict function must not be empty");
         }
         executor = require_executor(who, std::move(executor));
-        require(options.limit >= 1, who, "limit must be at least 1", options.limit);
-        require_valid(who, Rate::requests, options.requests);
-        require_valid(who, Rate::input_tokens, options.input_tokens);
-        require_valid(who, Rate::output_tokens, options.output_tokens);
-        if (options.breaker) {
-            require_valid(who, *options.breaker);
-            if (!options.breaker->seed) {  // as with StageState
-                options.breaker->seed = HasNow<T> ? std::hash<std::string>()(name.str()) : random_seed();
-            }
+        require_valid(who, options);
+        if (options.breaker && !options.breaker->seed) {  // as with StageState
+            options.breaker->seed = HasNow<T> ? std::hash<std::string>()(name.str()) : random_seed();
         }
         const typename T::executor_type of_timer(executor);
         return std::make_shared<EndpointState>(

@@ -19,6 +19,7 @@
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <exception>
 #include <utility>
 
@@ -60,6 +61,7 @@ struct InPlaceRun {
     ResumptionHook hook;                        // of the coroutine, while it awaits the model
     boost::intrusive_ptr<SemaphoreState> line;  // which it waits for
     Waiter waiter;
+    std::uint32_t ticket = 0;  // of its place in the line
     bool taken = false;
     bool was_cancelled = false;  // the coroutine, before
 };

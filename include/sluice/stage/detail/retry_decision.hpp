@@ -22,6 +22,7 @@ namespace sluice::detail {
 inline void require_valid(std::string_view owner, const RetryPolicy& policy) {
     const Backoff& backoff = policy.backoff;
     require(policy.max_retries >= 0, owner, "max_retries must not be negative", policy.max_retries);
+    require(policy.max_throttled >= 0, owner, "max_throttled must not be negative", policy.max_throttled);
     require(backoff.initial.count() >= 0, owner, "initial must not be negative", backoff.initial.count(), " ns");
     require(std::isfinite(backoff.multiplier) && backoff.multiplier >= 1, owner,
             "multiplier must be finite and at least 1", backoff.multiplier);
@@ -35,34 +36,55 @@ inline std::uint64_t random_seed() {
     return (std::uint64_t{device()} << 32) | device();
 }
 
-// Decides after `attempts` attempts, the last of which ended with `error`: returns the wait before the next one, or
-// nothing if there is to be none. If user code throws, `error` becomes a RetryPredicateError with the model's error
-// nested in it. `get_verdict` is called only if there may be a retry.
-template <class GetVerdict>
-std::optional<std::chrono::nanoseconds> delay_before_retry(const RetryPolicy& policy, int attempts,
-                                                           std::uint64_t stage_run, std::exception_ptr& error,
-                                                           const GetVerdict& get_verdict) {
-    if (attempts > policy.max_retries) {
-        return std::nullopt;
-    }
-    const char* asked = "verdict function";
-    try {
-        const Verdict verdict = get_verdict(error);
-        asked = "retry predicate";
-        if (!policy.should_retry(attempts, error, verdict)) {
+// No templates: g++ 12 does not compile these enumerators in one.
+inline bool is_throttled(const Verdict& verdict) noexcept { return verdict.kind == Verdict::throttled; }
+
+// Whether the provider asks all callers to wait.
+inline bool asks_for_pause(const Verdict& verdict) noexcept {
+    return verdict.retry_after && (verdict.kind == Verdict::throttled || verdict.kind == Verdict::overloaded);
+}
+
+// The failed attempts of one run, which it counts, and the decision on a further one.
+class RetryDecision {
+public:
+    // Decides after an attempt that ended with `error`: returns the wait before the next one, or nothing if there is to
+    // be none. If user code throws, `error` becomes a RetryPredicateError with the model's error nested in it.
+    // `get_verdict` is called only if there may be a retry, which `plain` errors, which are not throttled, need less
+    // often.
+    template <class GetVerdict>
+    std::optional<std::chrono::nanoseconds> after(const RetryPolicy& policy, std::uint64_t stage_run,
+                                                  std::exception_ptr& error, bool plain,
+                                                  const GetVerdict& get_verdict) {
+        if (failed_ >= policy.max_retries && (plain || throttled_ >= policy.max_throttled)) {
             return std::nullopt;
         }
-        return std::max(policy.delay(attempts, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)));
-    } catch (...) {
-        const StageError thrown(std::current_exception());
+        const char* asked = "verdict function";
         try {
-            std::rethrow_exception(error);
+            const Verdict verdict = get_verdict(error);
+            asked = "retry predicate";
+            const bool throttled = is_throttled(verdict) && throttled_ < policy.max_throttled;
+            int& count = throttled ? throttled_ : failed_;
+            if (!(throttled ? !policy.retry_if || policy.retry_if(error)
+                            : policy.should_retry(failed_ + 1, error, verdict))) {
+                return std::nullopt;
+            }
+            ++count;
+            return std::max(policy.delay(count, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)));
         } catch (...) {
-            error = std::make_exception_ptr(
-                RetryPredicateError(std::string("the ") + asked + " threw " + thrown.type() + ": " + thrown.message()));
+            const StageError thrown(std::current_exception());
+            try {
+                std::rethrow_exception(error);
+            } catch (...) {
+                error = std::make_exception_ptr(RetryPredicateError(std::string("the ") + asked + " threw " +
+                                                                    thrown.type() + ": " + thrown.message()));
+            }
+            return std::nullopt;
         }
-        return std::nullopt;
     }
-}
+
+private:
+    int failed_ = 0;     // and were repeated, or are to be
+    int throttled_ = 0;  // the same
+};
 
 }  // namespace sluice::detail

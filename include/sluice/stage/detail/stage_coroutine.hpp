@@ -5,12 +5,15 @@
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/slot.hpp>
 #include <sluice/sync/stage_semaphore.hpp>
 
@@ -20,6 +23,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <utility>
 
 namespace sluice::detail {
@@ -71,26 +75,41 @@ public:
             const std::uint64_t number = stage.runs_++;
             const bool was_cancelled =
                 begun ? begun->was_cancelled : is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+            RetryDecision decision;
+            std::optional<std::uint32_t> ticket;  // of the place in line to which the next attempt returns
             while (!context_gone) {
                 typename State::Failure failure;
+                LineEntry entry;
+                bool cancelled = false;
                 if (begun) {
-                    failure = State::failure_of(*std::exchange(begun, nullptr));
+                    failure = State::failure_of(*begun);
+                    stage.judge(failure);  // before its slot is handed on
+                    begun->slot.release();
+                    entry.ticket = std::exchange(begun, nullptr)->ticket;
                 } else {
                     boost::asio::execution_context& context = state_of(line)->context();
                     stage.notify(query, &Observer::on_queued, result);
                     auto started = query.now(context);
-                    Slot slot = line.try_acquire();
-                    if (!slot) {
+                    entry.returns = ticket.has_value();
+                    entry.ticket = ticket.value_or(0);
+                    if (!stage.template enter_line<Args...>(entry, failure, args...)) {
                         try {
-                            slot = co_await line.acquire();
+                            co_await stage.endpoint->policies->wait(entry);
                         } catch (...) {
                             failure.error = std::current_exception();
                         }
                         const auto queued = std::exchange(started, query.read_clock(context));
                         result.queue_time += started - queued;
                     }
+                    Slot slot;
+                    if (entry.outcome == WaitOutcome::granted) {
+                        slot = granted_slot(line);
+                    } else {
+                        stage.not_granted(entry, failure);
+                    }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
+                            stage.endpoint->policies->cancel_call(entry, false);
                             slot.release();
                             stage.finish_missing(query, result);
                             break;
@@ -114,26 +133,34 @@ public:
                             failure.error = std::current_exception();
                             failure.is_plain = !may_be_multiple_exceptions();
                         }
-                        stage.end_attempt(query, result, started, failure.error != nullptr, slot);
+                        stage.end_attempt(query, result, started, failure.error != nullptr);
+                        // A cancellation that predates this run is ignored.
+                        cancelled =
+                            failure.error &&
+                            (failure.cancelled ||
+                             (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
+                        if (failure.error && !cancelled) {
+                            stage.judge(failure);  // before its slot is handed on
+                        }
+                        stage.report(entry, failure, cancelled);
                     }
                 }
                 if (!failure.error) [[likely]] {
                     stage.finish_succeeded(query, result);
                     break;
                 }
-                // A cancellation that predates this run is ignored.
                 stage.throw_if_cancelled(
                     query, result, failure,
-                    failure.cancelled ||
-                        (is_cancelled(co_await boost::asio::this_coro::cancellation_state) && !was_cancelled));
+                    cancelled || (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
                 if (!failure.attempted) {
-                    stage.finish_closed(query, result, Observer::Event::queued);
+                    stage.finish_not_attempted(query, result, failure);
                     break;
                 }
-                if (!co_await State::template try_again<Executor>(Pooled(), stage, query, result, failure, number,
-                                                                  was_cancelled)) {
+                if (!co_await State::template try_again<Executor>(Pooled(), stage, query, result, failure, decision,
+                                                                  number, was_cancelled)) {
                     break;
                 }
+                ticket = failure.returns() ? std::optional(entry.ticket) : std::nullopt;
             }
         } catch (...) {
             target.aborted(result);

@@ -5,6 +5,7 @@
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/resumption_hook.hpp>
 #include <sluice/stage/detail/stage_coroutine.hpp>
@@ -122,6 +123,7 @@ private:
         stage_.notify(target_.query(), &Observer::on_queued, *run.result);
         target_.query().now(line().context());
         run.slot = stage_.endpoint->line.try_acquire();
+        run.ticket = policies().last_ticket();
         if (!run.slot) {
             phase_ = Phase::slot;
             return line().closed() || must_throw(frame);  // the observer may close it, or cancel the query
@@ -132,7 +134,7 @@ private:
     // A parameter that needed a temporary needs a coroutine to keep it.
     bool may_run_in_place() noexcept {
         return binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...> && !stage_.timeouts_ &&
-               target_.may_run_in_place() && !in_place().taken && !line().closed();
+               target_.may_run_in_place() && !in_place().taken && !policies().has_policies() && !line().closed();
     }
 
     Awaitable coroutine(InPlaceRun* begun) {
@@ -235,6 +237,7 @@ private:
             return false;
         }
         run.slot = granted_slot(stage_.endpoint->line);
+        run.ticket = run.waiter.ticket;
         return attempt(frame, run);
     }
 
@@ -259,15 +262,20 @@ private:
 
     // Returns whether the run has ended, since there will be no further attempt.
     bool end_attempt(Frame& frame, InPlaceRun& run) {
-        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr,
-                           run.slot);
-        return !run.error || !goes_on(frame, run);
+        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr);
+        if (!run.error || !goes_on(frame, run)) [[likely]] {
+            run.slot.release();
+            return true;
+        }
+        return false;
     }
 
-    // Whether it does after a failed attempt, in a coroutine; not without the memory for one. Not inlined, so that what
-    // succeeds stays short.
+    // Whether it does after a failed attempt, in a coroutine, which returns its slot; not without the memory for one.
+    // Not inlined, so that what succeeds stays short.
     BOOST_NOINLINE bool goes_on(Frame& frame, InPlaceRun& run) {
-        if (run.result->attempts > stage_.options_.retry.max_retries || is_cancelled(frame, run)) {
+        if ((run.result->attempts > stage_.options_.retry.max_retries &&
+             !stage_.may_be_throttled(run.error_is_plain)) ||
+            is_cancelled(frame, run)) {
             return false;
         }
         try {
@@ -341,6 +349,7 @@ private:
 
     InPlaceRun& in_place() noexcept { return target_.query().place->in_place; }
     SemaphoreState& line() const noexcept { return *state_of(stage_.endpoint->line); }
+    Line& policies() const noexcept { return *stage_.endpoint->policies; }
 
     ConstructedAt address_;
     State& stage_;

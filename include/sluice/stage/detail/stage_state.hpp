@@ -7,8 +7,12 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
+#include <sluice/stage/detail/breaker_permit.hpp>
+#include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/rate_options.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -22,7 +26,6 @@
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/detail/timeouts.hpp>
-#include <sluice/sync/slot.hpp>
 #include <sluice/sync/timeout.hpp>
 
 #include <boost/asio/awaitable.hpp>
@@ -32,6 +35,7 @@
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -100,7 +104,14 @@ private:
         Reason reason = Reason::model;
         bool attempted = false;
         bool cancelled = false;  // during the attempt, if the attempt could tell
+        bool refused = false;    // by the line
         bool is_plain = false;   // contains no ModelError; asking later would take as long as the rest of the failure
+        bool spared = false;     // uses up no retry
+        Verdict verdict = {};
+        std::exception_ptr verdict_error = nullptr;  // what the verdict function threw
+
+        // Whether the next attempt has the place in line of this one: the provider has not served it.
+        bool returns() const noexcept { return spared || is_throttled(verdict); }
 
         Observer::Event last_event() const noexcept {
             return attempted ? Observer::Event::started : Observer::Event::queued;
@@ -134,6 +145,17 @@ private:
         notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::attempt_failed);
     }
 
+    // The line refused the attempt, or was closed.
+    void finish_not_attempted(QueryRun<T>& query, StageResult<>& result, Failure& failure) const noexcept {
+        if (!failure.refused) {
+            finish_closed(query, result, Observer::Event::queued);
+            return;
+        }
+        result.error = std::move(failure.error);
+        result.reason = failure.reason;
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
+    }
+
     void finish_closed(QueryRun<T>& query, StageResult<>& result, Observer::Event last) const noexcept {
         result.error = std::make_exception_ptr(operation_aborted("the endpoint was closed"));
         result.reason = Reason::closed;
@@ -146,15 +168,84 @@ private:
         notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
     }
 
+    // Whether an error may be that of a throttled call.
+    bool may_be_throttled(bool is_plain) const noexcept { return !is_plain || endpoint->verdict != &verdict_of; }
+
+    // Asks for the verdict on a failed attempt. What the provider asks for pauses its endpoint.
+    void judge(Failure& failure) const noexcept {
+        if (!may_be_throttled(failure.is_plain)) {
+            return;
+        }
+        try {
+            failure.verdict = endpoint->verdict(failure.error);
+        } catch (...) {
+            failure.verdict_error = std::current_exception();
+        }
+        if (asks_for_pause(failure.verdict)) {
+            endpoint->policies->pause(std::min<std::chrono::nanoseconds>(*failure.verdict.retry_after, longest_pause));
+        }
+    }
+
+    // Begins the wait of an attempt in the line; see Line::decide().
+    template <class... Args>
+    bool enter_line(LineEntry& entry, Failure& failure, std::remove_reference_t<Args>&... args) {
+        Line& line = *endpoint->policies;
+        if (line.has_policies()) {
+            entry.while_open = options_.while_open;
+            if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
+                try {
+                    if (!(is_missing<Args>(args) || ...)) {
+                        entry.cost = callee(function_).cost(read_argument<Args>(args)...);
+                        require_valid("Stage '" + name.str() + "'", entry.cost);
+                    }
+                } catch (...) {
+                    failure.error = std::current_exception();
+                    failure.refused = true;
+                    entry.outcome = WaitOutcome::refused;
+                    return true;
+                }
+            }
+        }
+        return line.decide(entry);
+    }
+
+    // The attempt has no slot.
+    void not_granted(const LineEntry& entry, Failure& failure) const {
+        if (failure.error) {
+            return;
+        }
+        failure.refused = entry.outcome == WaitOutcome::refused;
+        if (!failure.refused) {
+            failure.error = std::make_exception_ptr(operation_aborted("StageSemaphore::acquire"));
+        } else if (entry.refusal == LineEntry::Refusal::too_costly) {
+            failure.error =
+                std::make_exception_ptr(std::invalid_argument(endpoint->policies->meter().too_costly(entry.cost)));
+            failure.reason = Reason::too_costly;
+        } else {
+            failure.error = std::make_exception_ptr(
+                std::runtime_error("the circuit breaker of endpoint '" + endpoint->name.str() + "' is open"));
+            failure.reason = Reason::breaker_open;
+        }
+    }
+
+    // Reports what became of a call to the rates and to the breaker.
+    void report(LineEntry& entry, Failure& failure, bool cancelled) const noexcept {
+        Line& line = *endpoint->policies;
+        if (cancelled) {
+            line.cancel_call(entry, true);
+            return;
+        }
+        const BreakerResult result = failure.error ? call_result(failure.verdict) : BreakerResult::success;
+        failure.spared = line.end(entry, std::nullopt, result).spares_retry() && options_.while_open != WhileOpen::fail;
+    }
+
     // After an attempt, which failed or not.
-    void end_attempt(QueryRun<T>& query, StageResult<>& result, typename T::time_point started, bool failed,
-                     Slot& slot) const {
+    void end_attempt(QueryRun<T>& query, StageResult<>& result, typename T::time_point started, bool failed) const {
         const std::chrono::nanoseconds took = query.read_clock(state_of(endpoint->line)->context()) - started;
         result.latency += took;
         if (!failed && options_.timeout && took > *options_.timeout) {
             result.late = true;  // it blocked the thread and, with it, the timer
         }
-        slot.release();
     }
 
     void finish_succeeded(QueryRun<T>& query, StageResult<>& result) const noexcept {
@@ -164,7 +255,7 @@ private:
 
     // Ends a stage run that was cancelled, by an exception. `cancelled` says whether its coroutine was.
     void throw_if_cancelled(QueryRun<T>& query, StageResult<>& result, Failure& failure, bool cancelled) const {
-        if (cancelled || (!failure.attempted && !state_of(endpoint->line)->closed())) {
+        if (cancelled || (!failure.attempted && !failure.refused && !state_of(endpoint->line)->closed())) {
             if (cancelled) {
                 failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
             }
@@ -214,9 +305,10 @@ private:
     template <class Executor>
     static boost::asio::awaitable<bool, Executor> try_again(Pooled, StageState& stage, QueryRun<T>& query,
                                                             StageResult<>& result, Failure& failure,
-                                                            std::uint64_t number, bool was_cancelled) {
+                                                            RetryDecision& decision, std::uint64_t number,
+                                                            bool was_cancelled) {
         stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
-        const auto delay = stage.delay_before_retry(result.attempts, number, failure);
+        const auto delay = stage.delay_before_retry(decision, number, failure);
         if (!delay) {
             stage.finish_failed(query, result, failure);
             co_return false;
@@ -239,13 +331,26 @@ private:
         co_return true;
     }
 
-    std::optional<std::chrono::nanoseconds> delay_before_retry(int attempts, std::uint64_t number,
+    std::optional<std::chrono::nanoseconds> delay_before_retry(RetryDecision& decision, std::uint64_t number,
                                                                Failure& failure) const {
-        return detail::delay_before_retry(
-            options_.retry, attempts, number, failure.error, [&](const std::exception_ptr& error) {
-                return failure.is_plain && endpoint->verdict == &verdict_of ? Verdict() : endpoint->verdict(error);
-            });
+        if (failure.spared) {
+            return std::chrono::nanoseconds(0);  // the breaker holds the line
+        }
+        auto delay = decision.after(options_.retry, number, failure.error, !may_be_throttled(failure.is_plain),
+                                    [&](const std::exception_ptr&) {
+                                        if (failure.verdict_error) {
+                                            std::rethrow_exception(failure.verdict_error);
+                                        }
+                                        return failure.verdict;
+                                    });
+        if (delay && failure.returns() && failure.verdict.retry_after) {
+            delay = std::chrono::nanoseconds(0);  // the pause holds the line
+        }
+        return delay;
     }
+
+    // Whatever a provider asks for: then it is asked again.
+    static constexpr std::chrono::nanoseconds longest_pause = std::chrono::minutes(2);
 
     Function function_;
     StageOptions options_;
