@@ -54,8 +54,7 @@ struct NoDrain {
 template <class T>
 class DrainState final : private Drainable {
 public:
-    explicit DrainState(DrainState* of_pipeline = nullptr)
-        : scope(of_pipeline ? &of_pipeline->scope : nullptr), pipeline_(of_pipeline) {
+    explicit DrainState(DrainState* of_pipeline = nullptr) : pipeline_(of_pipeline) {
         if (pipeline_) {
             pipeline_->scope.enter(*this);
             if (pipeline_->scope.draining()) {
@@ -67,11 +66,10 @@ public:
         }
     }
 
-    // With the clock of T. The scope of a stream keeps the reading of its pipeline.
+    // With the clock of T.
     class Scope final : public DrainScope {
     public:
-        explicit Scope(Scope* of_pipeline) noexcept
-            : DrainScope(typeid(T)), first_(of_pipeline ? of_pipeline->first_ : own_first_) {}
+        Scope() noexcept : DrainScope(typeid(T)) {}
 
         std::chrono::nanoseconds now(boost::asio::execution_context& context) override {
             const auto time = detail::now<T>(context);
@@ -96,8 +94,7 @@ public:
     private:
         static constexpr auto never = std::chrono::nanoseconds::max();  // of a scope with another timer
 
-        std::optional<typename T::time_point> own_first_;
-        std::optional<typename T::time_point>& first_;
+        std::optional<typename T::time_point> first_;
     };
 
     Scope scope;
