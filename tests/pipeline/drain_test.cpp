@@ -803,6 +803,25 @@ TEST_CASE("drain: a stream that was closed before is not read", "[drain][stream]
     CHECK(read == 2);
 }
 
+TEST_CASE("drain: a projection may begin the stream whose rest it hands over", "[drain][stream]") {
+    Office office(2);
+    std::optional<Office::Pipeline::Stream> stream;
+    std::optional<Task<std::optional<sluice::StreamItem<NoteResult>>>> item;
+    const auto begins = [&](const Query& query) {
+        if (!item) {
+            item.emplace(office.context.get_executor(), [&] { return stream->next(); });
+        }
+        return query;
+    };
+    stream.emplace(office.pipeline.process_stream(test::make_queries(3), begins));
+    auto report = office.drain(1h);
+    CHECK(office.run() == 0ms);
+    REQUIRE(item);
+    CHECK(item->succeeded());
+    CHECK(is(report.value(), 0, 0, 0, 0));
+    CHECK(report.value().checkpoints.size() == 3);
+}
+
 TEST_CASE("drain: of a stream that is closed or destroyed meanwhile, the report has the rest of what it owned",
           "[drain][stream]") {
     enum class Drained { pipeline, stream };
