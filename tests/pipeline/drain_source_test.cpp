@@ -334,6 +334,38 @@ TEST_CASE("drain: a backoff in a stream that the pipeline owns gives up if it wo
 }
 
 TEST_CASE(
+    "drain: a stream that a pipeline owns has the same grace, whichever of the two pipelines read its clock before",
+    "[drain][source]") {
+    const bool first_read = GENERATE(false, true);
+    const bool in_grace = GENERATE(false, true);
+    Chain chain(2, StageOptions{.retry = test::retries(1, in_grace ? 10s : 1h)});
+    const auto executor = timed(chain.context.get_executor());
+    DigestPipeline pipeline(executor,
+                            DigestRoute{EntryStage(executor, "digest", 9, test::Endpoint{&chain.digest},
+                                                   StageOptions{.retry = test::retries(1, 1s)})},
+                            chain.digest_sink, 2);
+    chain.first.failures = {{"early", 1}};
+    chain.digest.failures = {{"early", 1}};
+    auto note = chain.start<EntryResult>([&] { return chain.notes.process_one(Query("early", "early")); });
+    if (!first_read) {
+        test::run_until(chain.context, 2h);
+    }
+    auto digest = chain.start<DigestResult>([&] { return pipeline.process_one(Query("early", "early")); });
+    test::run_until(chain.context, 5h);
+    CHECK((note.value().completed && digest.value().completed));
+    chain.first.failures = {{"t0", 1}};
+    auto stream = pipeline.process_stream(chain.notes.process_stream(test::make_queries(1)), to_query);
+    auto consumer = chain.start<void>([&] { return take_all(stream, chain.delivered); });
+    test::run_until(chain.context, 5h + 15ms);  // q0 is in a backoff
+    auto report = chain.start<DigestReport>([&] { return pipeline.drain(1min); });
+    CHECK(chain.run() == (in_grace ? 10s + 25ms : 0ms));
+    CHECK(report.value().unfinished == (in_grace ? 1 : 0));
+    auto of_notes = chain.drain_notes(0ms);
+    chain.run();
+    CHECK(ids_of(of_notes.value()) == numbered(0, in_grace ? 0 : 1));
+}
+
+TEST_CASE(
     "drain: of a pipeline whose stream is closed or destroyed or whose batch is cancelled meanwhile, nothing is "
     "lost of a stream that it owns",
     "[drain][source][cancellation][stress]") {

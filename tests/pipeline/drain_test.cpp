@@ -738,6 +738,32 @@ TEST_CASE("drain: it does not wait for a consumer whose results hold the places"
     CHECK(report.value().checkpoints.empty());
 }
 
+TEST_CASE("drain: of a batch that was cancelled before, or a stream that was closed, nothing is left",
+          "[drain][cancellation]") {
+    const bool streams = GENERATE(false, true);
+    Office office;
+    office.first.clean_up = 10ms;
+    auto stream = office.pipeline.process_stream(test::make_queries(6));
+    Task<> work(office.context.get_executor(), [&]() -> asio::awaitable<void> {
+        if (streams) {
+            co_await stream.next();
+        } else {
+            std::vector<Query> queries = test::make_queries(6);
+            co_await office.pipeline.process_batch(std::move(queries));
+        }
+    });
+    test::run_until(office.context, 5ms);
+    Task<> closed(office.context.get_executor(), [&] { return stream.close(); });
+    if (!streams) {
+        work.cancel();
+    }
+    test::run_until(office.context, 6ms);  // what ran is being cleaned up
+    auto report = office.drain(1h);
+    CHECK(office.run() == 9ms);
+    CHECK(is(report.value(), 0, 0, 2, 0));
+    CHECK(report.value().checkpoints.empty());
+}
+
 TEST_CASE("drain: of a batch that is cancelled too, the report has the rest of what it owned",
           "[drain][cancellation]") {
     Office office(2);
@@ -775,6 +801,25 @@ TEST_CASE("drain: a stream that was closed before is not read", "[drain][stream]
     CHECK(is(report.value(), 0, 0, 2, 0));
     CHECK(report.value().checkpoints.empty());
     CHECK(read == 2);
+}
+
+TEST_CASE("drain: a projection may begin the stream whose rest it hands over", "[drain][stream]") {
+    Office office(2);
+    std::optional<Office::Pipeline::Stream> stream;
+    std::optional<Task<std::optional<sluice::StreamItem<NoteResult>>>> item;
+    const auto begins = [&](const Query& query) {
+        if (!item) {
+            item.emplace(office.context.get_executor(), [&] { return stream->next(); });
+        }
+        return query;
+    };
+    stream.emplace(office.pipeline.process_stream(test::make_queries(3), begins));
+    auto report = office.drain(1h);
+    CHECK(office.run() == 0ms);
+    REQUIRE(item);
+    CHECK(item->succeeded());
+    CHECK(is(report.value(), 0, 0, 0, 0));
+    CHECK(report.value().checkpoints.size() == 3);
 }
 
 TEST_CASE("drain: of a stream that is closed or destroyed meanwhile, the report has the rest of what it owned",

@@ -11,6 +11,7 @@
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage_error.hpp>
+#include <sluice/sync/task_group.hpp>
 #include <sluice/sync/timeout.hpp>
 #include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/run.hpp>
@@ -23,7 +24,9 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/experimental/channel.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/system/error_code.hpp>
+#include <boost/version.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -1042,6 +1045,98 @@ TEST_CASE("pipeline of any shape: a query that its route has cut short in a back
     CHECK(desk.sink.letters.size() == (throws ? 1U : 0U));
     CHECK(desk.idle());
 }
+
+namespace {
+
+// Cancels the step of q1 in the moment in which q0 has ended and q1 has its place.
+struct CancelsNextInLine final : sluice::Observer {
+    explicit CancelsNextInLine(asio::io_context& its_context) : context(its_context) {}
+
+    void on_finished(const StageResult<>& stage_run, Outcome, Event) noexcept override {
+        if (stage_run.query_id == "q0") {
+            asio::post(context, [this] { group->cancel(); });
+        }
+    }
+
+    asio::io_context& context;
+    sluice::TaskGroup* group = nullptr;
+};
+
+}  // namespace
+
+TEST_CASE("pipeline of any shape: a place that comes to a step which is cancelled meanwhile goes to the next query",
+          "[any_shape]") {
+    Model model("m", 20ms);
+    TicketSink sink;
+    asio::io_context context{1};
+    CancelsNextInLine observer(context);
+    const auto executor = timed(context.get_executor());
+    model.latency_of = [](const std::string& text) -> std::chrono::nanoseconds {
+        return text == "t1" ? 0ms : text == "t2" ? 1h : 20ms;
+    };
+    model.failures["t1"] = 1;
+    const TicketStage stage(executor, "m", 9, test::Endpoint{&model}, StageOptions{.retry = test::retries(1, 10ms)});
+    const auto route = [&](TicketRun& run) -> asio::awaitable<void> {
+        if (run.query().id != "q1") {
+            co_await run.step(&Ticket::reply, stage, run.query().text);
+            co_return;
+        }
+        const auto body = [&](sluice::TaskGroup& group) -> asio::awaitable<void> {
+            observer.group = &group;
+            co_await run.step(&Ticket::reply, stage, run.query().text);
+        };
+        co_await sluice::with_task_group(body);  // ends normally, since only the group was cancelled
+        co_await test::sleep(1h);
+    };
+    sluice::Pipeline pipeline(executor, route, sink, 2, sluice::PipelineOptions{.observer = &observer});
+    Task<std::vector<TicketResult>> batch(context.get_executor(),
+                                          [&] { return pipeline.process_batch(test::make_queries(4)); });
+    test::run_until(context, 1min);
+    CHECK(model.finished == std::vector<std::string>{"t0", "t3"});
+    sluice::testing::run(context);
+    CHECK(batch.value()[1].completed);
+}
+
+#if BOOST_VERSION >= 108300 && BOOST_VERSION <= 109200 && !defined(SLUICE_PORTABLE_AWAIT)  // else it is a coroutine
+
+namespace {
+
+// Throws when it is moved, if it must stay where it is.
+struct Unmovable {
+    explicit Unmovable(const bool& must_stay) : stays(must_stay) {}
+    Unmovable(Unmovable&& other) : stays(other.stays) {
+        if (stays) {
+            throw std::range_error("it must stay where it is");
+        }
+    }
+
+    const bool& stays;
+};
+
+}  // namespace
+
+TEST_CASE("pipeline of any shape: a step whose argument throws when it is moved is a failure of its route",
+          "[any_shape]") {
+    TicketSink sink;
+    asio::io_context context{1};
+    const auto executor = timed(context.get_executor());
+    const auto model = [](const Unmovable&) -> asio::awaitable<std::string> { co_return "never"; };
+    const sluice::Stage stage(executor, "m", 1, model);
+    bool stays = false;
+    const auto route = [&](TicketRun& run) -> asio::awaitable<void> {
+        auto step = run.step(&Ticket::reply, stage, Unmovable(stays));
+        stays = true;
+        auto moved = std::move(step);
+        co_await std::move(moved);
+    };
+    sluice::Pipeline pipeline(executor, route, sink, 1);
+    Task<TicketResult> one(context.get_executor(), [&] { return pipeline.process_one(Query("q", "t")); });
+    sluice::testing::run(context);
+    REQUIRE(sink.letters.size() == 1);
+    CHECK(sink.letters[0].reason.error.type() == "std::range_error");
+}
+
+#endif
 
 TEST_CASE("pipeline of any shape: a step of a stage whose context is gone fails once, as closed", "[any_shape]") {
     Desk desk;

@@ -28,8 +28,8 @@ struct DrainReport {
 
     /// Those of the unfinished queries whose results no caller receives, since they belonged to a stream, or to a batch
     /// that threw. (Other batches and process_one() return theirs.) Then what such a stream or batch had not taken of a
-    /// container that it owns; see Pipeline::drain(). That was not in work, and is not in the numbers. Each is in one
-    /// report.
+    /// container that it owns; see Pipeline::drain(). That was not in work, and is not in the numbers; nor are queries
+    /// of a stream that was drained before, alone or with the pipeline that owned it. Each is in one report.
     std::vector<Checkpoint<Record>> checkpoints;
 
     DrainReport() = default;

@@ -54,8 +54,7 @@ struct NoDrain {
 template <class T>
 class DrainState final : private Drainable {
 public:
-    explicit DrainState(DrainState* of_pipeline = nullptr)
-        : scope(of_pipeline ? &of_pipeline->scope : nullptr), pipeline_(of_pipeline) {
+    explicit DrainState(DrainState* of_pipeline = nullptr) : pipeline_(of_pipeline) {
         if (pipeline_) {
             pipeline_->scope.enter(*this);
             if (pipeline_->scope.draining()) {
@@ -67,15 +66,12 @@ public:
         }
     }
 
-    // With the clock of T. That of a stream shows the same time as that of its pipeline.
+    // With the clock of T.
     class Scope final : public DrainScope {
     public:
-        explicit Scope(Scope* of_pipeline) noexcept : DrainScope(typeid(T)), pipeline_(of_pipeline) {}
+        Scope() noexcept : DrainScope(typeid(T)) {}
 
         std::chrono::nanoseconds now(boost::asio::execution_context& context) override {
-            if (pipeline_) {
-                return pipeline_->now(context);
-            }
             const auto time = detail::now<T>(context);
             if (!first_) {
                 first_ = time;
@@ -83,8 +79,21 @@ public:
             return time - *first_;
         }
 
+        // The deadline of `other`, which is draining, since the reading that this keeps.
+        std::chrono::nanoseconds deadline_of(const DrainScope& other) {
+            if (other.timer != timer || other.deadline() == never) {
+                return never;
+            }
+            const auto& others_first = static_cast<const Scope&>(other).first_;
+            if (!first_) {
+                first_ = others_first;
+            }
+            return other.deadline() + (*others_first - *first_);
+        }
+
     private:
-        Scope* const pipeline_;
+        static constexpr auto never = std::chrono::nanoseconds::max();  // of a scope with another timer
+
         std::optional<typename T::time_point> first_;
     };
 
@@ -141,7 +150,7 @@ public:
 
     // The drain of another scope is also one of this stream: it begins, or shortens its grace.
     void join(const DrainScope& other) {
-        const auto deadline = other.timer == scope.timer ? other.deadline() : std::chrono::nanoseconds::max();
+        const auto deadline = scope.deadline_of(other);
         if (scope.begins_before(deadline)) {
             scope.drain(deadline);  // which may destroy this
         }

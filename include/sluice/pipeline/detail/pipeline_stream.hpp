@@ -126,9 +126,11 @@ private:
     }
 
     void leave_all() {
+        Input rest = *std::move(input_);  // whose range or projection may begin the stream
+        input_->end();
         for (;;) {
             typename State::Job job;
-            if (!input_->pull(job)) {
+            if (!rest.pull(job)) {
                 return;
             }
             job.cut_short();

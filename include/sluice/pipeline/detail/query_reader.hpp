@@ -57,6 +57,9 @@ public:
         return true;
     }
 
+    // Leaves nothing to be pulled.
+    void end() noexcept { ended_ = true; }
+
     // The number of queries, or 0 if it is unknown.
     std::size_t size_hint() {
         if constexpr (std::ranges::sized_range<View>) {

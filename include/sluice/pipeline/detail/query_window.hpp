@@ -140,7 +140,7 @@ private:
 
     void on_drain() override {
         drained_ = true;
-        leaves_rest_ = leaves_rest_ || !cancelled_;
+        leaves_rest_ = leaves_rest_ || !(cancelled_ || (group_ && group_->cancelled()));
         end_input();
         if constexpr (State::drains && Input::owns_stream) {
             if (leaves_rest_) {

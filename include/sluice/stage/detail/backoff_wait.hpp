@@ -89,6 +89,7 @@ public:
                 at.others->notify_all();
             }
             if (error) {
+                at.window->admit();  // a place that this was granted before it was cancelled is free
                 std::rethrow_exception(error);
             }
         }

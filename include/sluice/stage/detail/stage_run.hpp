@@ -67,7 +67,7 @@ public:
         : stage_(stage), target_(std::move(target)), args_(static_cast<Args&&>(args)...) {}
 
     // Before it is awaited.
-    StageRun(StageRun&& other) noexcept
+    StageRun(StageRun&& other) noexcept(std::is_nothrow_move_constructible_v<std::tuple<Args...>>)
         : stage_(other.stage_), target_(std::move(other.target_)), args_(std::move(other.args_)) {}
 
     operator Awaitable() && { return coroutine(nullptr); }

@@ -50,13 +50,13 @@ public:
         admit();
     }
 
+    // Lets in another query, if a place is free and there is one.
+    virtual void admit() = 0;
+
 protected:
     ~Window() { unlink(); }
 
 private:
-    // Lets in another query, if a place is free and there is one.
-    virtual void admit() = 0;
-
     StageSemaphore places_;
     StageSemaphore backoffs_;
 };
