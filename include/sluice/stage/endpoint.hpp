@@ -2,7 +2,10 @@
 #pragma once
 
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/breaker.hpp>
+#include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/sync/timed_by.hpp>
@@ -11,13 +14,54 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/execution/executor.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <boost/assert.hpp>
+
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <type_traits>
 #include <utility>
 
 namespace sluice {
+
+/// The circuit breaker of an Endpoint; see BreakerOptions. A handle, which keeps nothing else of the endpoint alive.
+///
+/// @par Thread safety
+/// That of the endpoint.
+class Breaker {
+public:
+    /// Lets no attempt begin until it is forced closed or reset.
+    void force_open() noexcept {
+        state().force_open(line_->now());
+        line_->breaker_changed();
+    }
+
+    /// Lets every attempt begin, whatever becomes of them, until it is forced open or reset. They are counted.
+    void force_closed() noexcept {
+        state().force_closed(line_->now());
+        line_->breaker_changed();
+    }
+
+    /// Closes it, as if it were new.
+    void reset() noexcept {
+        state().reset(line_->now());
+        line_->breaker_changed();
+    }
+
+    BreakerStatus status() const noexcept { return state().status(line_->now()); }
+
+private:
+    template <Timer>
+    friend class Endpoint;
+
+    explicit Breaker(boost::intrusive_ptr<detail::Line> line) noexcept : line_(std::move(line)) {}
+
+    detail::BreakerState& state() const noexcept { return *line_->breaker(); }
+
+    boost::intrusive_ptr<detail::Line> line_;
+};
 
 /// One model behind one account: a name, a limit, and the line of those that wait for a slot, strictly first come,
 /// first served. Stages that call the same model share its endpoint, and so its limit.
@@ -60,6 +104,22 @@ public:
     /// @throws std::invalid_argument if `limit` is negative; nothing changes then.
     void set_limit(std::ptrdiff_t limit) { state_->set_limit(limit); }
     std::ptrdiff_t limit() const noexcept { return state_->line.limit(); }
+
+    /// Changes a rate, while calls wait and run. What has begun counts: a period as long as one before continues from
+    /// its balance. `Rate::unlimited` lifts it.
+    /// @throws std::invalid_argument naming the endpoint and the value that is out of range; nothing changes then.
+    void set_rate(Rate::Dimension dimension, const Rate& rate) { state_->set_rate(dimension, rate); }
+
+    /// Lets no attempt begin before `duration` has passed, as a provider may ask; attempts that run continue. Of
+    /// several pauses the latest end counts, and none can be shortened. After it, rates begin with an empty balance.
+    void pause(std::chrono::nanoseconds duration) noexcept { state_->policies->pause(duration); }
+
+    /// The circuit breaker.
+    /// @pre EndpointOptions::breaker was set.
+    Breaker breaker() const noexcept {
+        BOOST_ASSERT_MSG(state_->policies->breaker(), "sluice::Endpoint: has no breaker");
+        return Breaker(state_->policies);
+    }
 
     /// The number of attempts that have a slot, including those granted to a query that has not resumed yet.
     std::ptrdiff_t active() const noexcept { return state_->line.active(); }

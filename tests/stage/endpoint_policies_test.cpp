@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: BSL-1.0
+// Rates, pauses and the breaker of an endpoint, as its stages meet them.
+#include <sluice/stage/breaker.hpp>
+#include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_options.hpp>
+#include <sluice/stage/rate.hpp>
+#include <sluice/stage/retry.hpp>
+#include <sluice/stage/stage.hpp>
+#include <sluice/stage/stage_options.hpp>
+#include <sluice/stage/verdict.hpp>
+
+#include "support/models.hpp"
+#include "support/probes.hpp"
+#include "support/task.hpp"
+
+#include <sluice/pipeline/pipeline.hpp>
+#include <sluice/pipeline/run.hpp>
+#include <sluice/reason.hpp>
+#include <sluice/result.hpp>
+#include <sluice/testing/run.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+
+namespace {
+
+using namespace std::chrono_literals;
+using sluice::BreakerOptions;
+using sluice::Cost;
+using sluice::EndpointOptions;
+using sluice::ModelError;
+using sluice::Rate;
+using sluice::Reason;
+using sluice::StageOptions;
+using sluice::Verdict;
+using sluice::WhileOpen;
+using test::Task;
+using test::timed;
+using test::VirtualTimer;
+using Answer = sluice::StageResult<std::string>;
+
+// No templates: see RetryDecision.
+ModelError throttled(std::optional<std::chrono::nanoseconds> retry_after = std::nullopt) {
+    return ModelError("slow down", {.kind = Verdict::throttled, .retry_after = retry_after}, 429);
+}
+ModelError down() { return ModelError("down", {.kind = Verdict::overloaded}, 503); }
+ModelError no_credit() { return ModelError("no credit", {.kind = Verdict::exhausted}, 402); }
+
+// A provider, and the calls that it got: the number of the call decides what becomes of it.
+struct Provider {
+    std::function<void(std::size_t)> decide = [](std::size_t) {};
+    std::chrono::nanoseconds takes = 10ms;
+    std::vector<std::pair<std::chrono::nanoseconds, std::string>> calls;
+    asio::io_context* context = nullptr;
+};
+
+struct ProviderModel {
+    Provider* provider;
+
+    asio::awaitable<std::string> operator()(const std::string& text) const { return call(*provider, text); }
+
+    static asio::awaitable<std::string> call(Provider& provider, std::string text) {
+        const std::size_t number = provider.calls.size();
+        provider.calls.emplace_back(test::now(*provider.context), text);
+        co_await test::sleep(provider.takes);
+        provider.decide(number);
+        co_return "re " + text;
+    }
+};
+
+// The same with an estimate: as many tokens as characters.
+struct EstimatingModel : ProviderModel {
+    static Cost cost(const std::string& text) {
+        if (text == "bad") {
+            return {.input_tokens = -1};
+        }
+        if (text == "ugly") {
+            throw std::runtime_error("no estimate");
+        }
+        return {.input_tokens = static_cast<std::int64_t>(text.size())};
+    }
+};
+
+// A stage of an endpoint in virtual time, and queries through it: by itself, or as steps of a pipeline, which run in
+// place where they can.
+enum class By { stage, step };
+
+template <class Function = ProviderModel>
+class Office {
+public:
+    Provider provider;
+    asio::io_context context{1};
+    sluice::Endpoint<VirtualTimer> endpoint;
+
+    explicit Office(By by, const EndpointOptions& options, const StageOptions& stage_options = {})
+        : endpoint(timed(context.get_executor()), "gpt", options),
+          by_(by),
+          stage_(endpoint, "reply", Function{{&provider}}, stage_options),
+          pipeline_(
+              timed(context.get_executor()), [stage = stage_](NoteRun& run) { return route(run, stage); }, sink_, 99) {
+        provider.context = &context;
+    }
+
+    std::size_t start(const std::string& text) {
+        const std::size_t index = tasks_.size();
+        tasks_.emplace_back(context.get_executor(), [this, text] { return ask(*this, text); });
+        return index;
+    }
+    void cancel(std::size_t index) { tasks_[index].cancel(); }
+
+    void run() {
+        sluice::testing::run(context);
+        CHECK(endpoint.active() == 0);
+        CHECK(endpoint.waiting() == 0);
+    }
+    void run_until(std::chrono::nanoseconds time) { test::run_until(context, time); }
+
+    bool done(std::size_t index) const { return tasks_[index].done(); }
+    sluice::StageResult<>& result(std::size_t index) { return tasks_[index].value(); }
+    std::chrono::nanoseconds time_of(std::size_t call) const { return provider.calls.at(call).first; }
+
+    // The texts of the calls, in order.
+    std::string texts() const {
+        std::string all;
+        for (const auto& [time, text] : provider.calls) {
+            all += text;
+        }
+        return all;
+    }
+
+private:
+    struct Note {
+        std::optional<std::string> answer;
+    };
+    using NoteRun = sluice::Run<Note>;
+    using OfficeStage = sluice::Stage<Function, VirtualTimer>;
+    using Route = std::function<asio::awaitable<void>(NoteRun&)>;
+
+    static asio::awaitable<void> route(NoteRun& run, OfficeStage stage) {
+        co_await run.step(&Note::answer, stage, run.query().text);
+    }
+
+    static asio::awaitable<sluice::StageResult<>> ask(Office& office, std::string text) {
+        if (office.by_ == By::stage) {
+            sluice::StageResult<std::string> result = co_await office.stage_.run("id", std::string(text));
+            co_return std::move(result);
+        }
+        const sluice::Query query("id", text);
+        sluice::RecordResult<Note> result = co_await office.pipeline_.process_one(query);
+        co_return std::move(result.stage_results.front());
+    }
+
+    By by_;
+    test::DeadLetters sink_;
+    OfficeStage stage_;
+    sluice::Pipeline<Route, test::DeadLetters, VirtualTimer> pipeline_;
+    std::deque<Task<sluice::StageResult<>>> tasks_;
+};
+
+}  // namespace
+
+TEST_CASE("endpoint: calls begin at its rate, in order, and hold no slot while they wait", "[endpoint][rate]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 3, .requests = Rate(10, 1s, 2)});
+    for (const char c : std::string("abcdef")) {
+        office.start({c});
+    }
+    office.run_until(50ms);
+    CHECK(office.endpoint.active() == 0);
+    CHECK(office.endpoint.waiting() == 4);
+    office.run();
+    CHECK(office.texts() == "abcdef");
+    CHECK(office.time_of(1) == 0s);
+    CHECK(office.time_of(2) == 100ms);
+    CHECK(office.time_of(5) == 400ms);
+    CHECK(office.result(5).success);
+    CHECK(office.result(5).queue_time == 400ms);
+    CHECK(office.result(5).latency == 10ms);
+}
+
+TEST_CASE("endpoint: a rate may be set, raised and lifted while calls wait", "[endpoint][rate]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1});
+    office.provider.takes = 1ms;
+    office.start("a");
+    office.start("b");
+    office.endpoint.set_rate(Rate::requests, Rate(1, 1min));
+    office.start("c");
+    office.run_until(10s);
+    CHECK(office.texts() == "a");
+    office.endpoint.set_rate(Rate::requests, Rate(1, 10s));
+    office.run_until(20s);
+    CHECK(office.texts() == "ab");
+    office.endpoint.set_rate(Rate::requests, Rate::unlimited);
+    office.run();
+    CHECK(office.time_of(2) == 20s);
+    CHECK(test::refusal_of([&] { office.endpoint.set_rate(Rate::input_tokens, Rate(0, 1s)); }) ==
+          "Endpoint 'gpt': input_tokens, period 1: amount must be from 1 to 10^15, got 0");
+}
+
+TEST_CASE("endpoint: tokens are estimated by the model function; what is too costly fails at once",
+          "[endpoint][rate]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<EstimatingModel> office(by, {.limit = 9, .input_tokens = Rate(10, 1s, 5)});
+    office.start("aaaaa");
+    office.start("bbb");
+    const std::size_t costly = office.start("cccccc");
+    office.start("dd");
+    office.run_until(1ms);
+    REQUIRE(office.done(costly));
+    CHECK(office.result(costly).reason == Reason::too_costly);
+    CHECK(office.result(costly).attempts == 0);
+    CHECK(office.result(costly).error.message() ==
+          "a call of 6 input tokens can never begin: the burst of 10 per 1000000000 ns is 5");
+    office.run();
+    CHECK(office.texts() == "aaaaabbbdd");
+    CHECK(office.time_of(1) == 300ms);
+    CHECK(office.time_of(2) == 500ms);
+}
+
+TEST_CASE("endpoint: an estimate that throws, or is out of range, fails the query", "[endpoint][rate]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<EstimatingModel> office(by, {.limit = 9, .input_tokens = Rate(10, 1s, 5)});
+    office.start("bad");
+    office.start("ugly");
+    office.start("fine");
+    office.run();
+    CHECK(office.result(0).error.message() == "Stage 'reply': input_tokens of a cost must be from 0 to 10^15, got -1");
+    CHECK(office.result(1).error.message() == "no estimate");
+    CHECK(office.result(0).reason == Reason::model);
+    CHECK(office.texts() == "fine");
+}
+
+TEST_CASE("endpoint: a throttled call pauses it for all, and returns to its old place", "[endpoint][pause]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1});
+    office.provider.decide = [](std::size_t call) {
+        if (call == 1) {
+            throw throttled(5s);
+        }
+    };
+    for (const char c : std::string("abcd")) {
+        office.start({c});
+    }
+    office.run();
+    CHECK(office.texts() == "abbcd");
+    CHECK(office.time_of(2) == 5020ms);
+    CHECK(office.result(1).success);
+    CHECK(office.result(1).attempts == 2);
+    CHECK(office.result(1).queue_time == 5010ms);
+}
+
+TEST_CASE("endpoint: throttled attempts count apart from failed ones", "[endpoint][retry]") {
+    const By by = GENERATE(By::stage, By::step);
+    const bool with_hint = GENERATE(false, true);
+    Office<> office(by, {.limit = 1},
+                    {.retry = {.max_retries = 1, .backoff = {.initial = 1s, .jitter = 0}, .max_throttled = 2}});
+    SECTION("as many as allowed") {
+        office.provider.decide = [with_hint](std::size_t call) {
+            if (call == 1) {
+                throw std::runtime_error("failure");
+            }
+            if (call < 3) {
+                throw throttled(with_hint ? std::optional<std::chrono::nanoseconds>(2s) : std::nullopt);
+            }
+        };
+        office.start("a");
+        office.run();
+        CHECK(office.result(0).success);
+        CHECK(office.result(0).attempts == 4);
+    }
+    SECTION("one more") {
+        office.provider.decide = [with_hint](std::size_t) {
+            throw throttled(with_hint ? std::optional<std::chrono::nanoseconds>(2s) : std::nullopt);
+        };
+        office.start("a");
+        office.run();
+        CHECK(office.result(0).error.message() == "slow down");
+        CHECK(office.result(0).attempts == 4);  // the third is retried as any failure
+    }
+}
+
+TEST_CASE("endpoint: by default a throttled call is tried eight times more", "[endpoint][retry]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1});
+    office.provider.decide = [](std::size_t) { throw throttled(); };
+    office.start("a");
+    office.run();
+    CHECK(office.provider.calls.size() == 9);
+    CHECK(office.result(0).reason == Reason::model);
+}
+
+TEST_CASE("endpoint: whatever it asks for, it is paused for two minutes at most", "[endpoint][pause]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1});
+    office.provider.decide = [](std::size_t call) {
+        if (call == 0) {
+            throw throttled(24h);
+        }
+    };
+    office.start("a");
+    office.run();
+    CHECK(office.time_of(1) == 2min + 10ms);
+}
+
+TEST_CASE("endpoint: a pause by hand, and its end", "[endpoint][pause]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 2});
+    office.endpoint.pause(3s);
+    office.start("a");
+    const std::size_t cancelled = office.start("b");
+    office.start("c");
+    office.run_until(1s);
+    CHECK(office.texts().empty());
+    office.cancel(cancelled);
+    office.run();
+    CHECK(office.time_of(0) == 3s);
+    CHECK(office.texts() == "ac");
+}
+
+TEST_CASE("endpoint: an outage loses nobody who waits for its end", "[endpoint][breaker]") {
+    const By by = GENERATE(By::stage, By::step);
+    const bool retries = GENERATE(false, true);
+    const BreakerOptions breaker{.minimum_calls = 4, .open_time = 1s, .jitter = 0, .probes = 1};
+    Office<> office(by, {.limit = 4, .breaker = breaker},
+                    {.retry = {.max_retries = retries ? 1 : 0, .backoff = {.initial = 1ms}}});
+    office.provider.decide = [&](std::size_t) {
+        if (test::now(office.context) < 10s) {
+            throw down();
+        }
+    };
+    for (int i = 0; i < 20; ++i) {
+        office.start("x");
+    }
+    office.run();
+    int lost = 0;
+    for (std::size_t i = 0; i < 20; ++i) {
+        lost += office.result(i).success ? 0 : 1;
+    }
+    CHECK(lost == (retries ? 0 : 3));                   // without a retry, those that failed before the breaker opened
+    // Four fail before the breaker opens, and the three that have got their slots; then three probes.
+    CHECK(office.provider.calls.size() == 20 + 4 + 3 + 3);
+    CHECK(office.endpoint.breaker().status().state == sluice::BreakerStatus::closed);
+}
+
+TEST_CASE("endpoint: who does not wait for an open breaker fails at once", "[endpoint][breaker]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1, .breaker = BreakerOptions{}}, {.while_open = WhileOpen::fail});
+    office.endpoint.breaker().force_open();
+    office.start("a");
+    office.run();
+    CHECK(office.result(0).reason == Reason::breaker_open);
+    CHECK(office.result(0).error.message() == "the circuit breaker of endpoint 'gpt' is open");
+    CHECK(office.texts().empty());
+    office.endpoint.breaker().reset();
+    office.start("b");
+    office.run();
+    CHECK(office.result(1).success);
+}
+
+TEST_CASE("endpoint: an exhausted account fails those that wait, unless they hold", "[endpoint][breaker]") {
+    const By by = GENERATE(By::stage, By::step);
+    const WhileOpen while_open = GENERATE(WhileOpen::hold_unless_exhausted, WhileOpen::hold, WhileOpen::fail);
+    Office<> office(by, {.limit = 1, .breaker = BreakerOptions{.open_time = 1s, .jitter = 0}},
+                    {.while_open = while_open});
+    office.provider.decide = [](std::size_t call) {
+        if (call == 0) {
+            throw no_credit();
+        }
+    };
+    office.start("a");
+    office.start("b");
+    office.run();
+    CHECK(office.result(1).success == (while_open == WhileOpen::hold));
+    CHECK(office.provider.calls.size() == (while_open == WhileOpen::hold ? 3 : 1));
+}
+
+TEST_CASE("endpoint: the breaker may be forced open and closed", "[endpoint][breaker]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1, .breaker = BreakerOptions{.minimum_calls = 1}});
+    office.endpoint.breaker().force_open();
+    CHECK(office.endpoint.breaker().status().forced);
+    office.start("a");
+    office.run_until(1h);
+    CHECK(office.texts().empty());
+    office.endpoint.breaker().force_closed();
+    office.provider.decide = [](std::size_t) { throw down(); };
+    office.start("b");
+    office.run();
+    CHECK(office.time_of(0) == 1h);
+    CHECK(office.texts() == "ab");
+}
+
+TEST_CASE("endpoint: closing it ends the waits for rates, pauses and breakers", "[endpoint][close]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 1, .requests = Rate(1, 24h), .breaker = BreakerOptions{}});
+    office.start("a");
+    office.start("b");
+    office.run_until(1s);
+    office.endpoint.close();
+    office.run();
+    CHECK(office.result(1).reason == Reason::closed);
+    CHECK(test::now(office.context) == 1s);
+}
+
+TEST_CASE("endpoint: options that are out of range are named", "[endpoint]") {
+    const auto refusal = [](const EndpointOptions& options) {
+        return test::refusal_of([&] { Office<> office(By::stage, options); });
+    };
+    CHECK(refusal({.limit = 1, .requests = Rate(1, 0s)}) ==
+          "Endpoint 'gpt': requests, period 1: per must be positive, got 0 ns");
+    CHECK(refusal({.limit = 1, .breaker = BreakerOptions{.probes = 0}}) ==
+          "Endpoint 'gpt': probes must be at least 1, got 0");
+}
