@@ -353,7 +353,7 @@ TEST_CASE("endpoint: an outage loses nobody who waits for its end", "[endpoint][
     for (std::size_t i = 0; i < 20; ++i) {
         lost += office.result(i).success ? 0 : 1;
     }
-    CHECK(lost == (retries ? 0 : 3));                   // without a retry, those that failed before the breaker opened
+    CHECK(lost == (retries ? 0 : 3));  // without a retry, those that failed before the breaker opened
     // Four fail before the breaker opens, and the three that have got their slots; then three probes.
     CHECK(office.provider.calls.size() == 20 + 4 + 3 + 3);
     CHECK(office.endpoint.breaker().status().state == sluice::BreakerStatus::closed);

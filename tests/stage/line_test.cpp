@@ -56,7 +56,7 @@ using Nanoseconds = std::chrono::nanoseconds;
 using LinePointer = boost::intrusive_ptr<sluice::detail::TimedLine<VirtualTimer>>;
 
 // What a caller does in the line.
-struct Caller {
+struct Visitor {
     Nanoseconds arrival{0};
     Nanoseconds call = 10ms;
     Cost cost = {};
@@ -67,7 +67,7 @@ struct Caller {
 };
 
 // A line in virtual time, and callers.
-struct Counter {
+struct LineScene {
     asio::io_context context{1};
     LinePointer line;
     std::deque<Task<>> tasks;
@@ -75,13 +75,13 @@ struct Counter {
     std::map<std::size_t, std::string> ends;
     std::vector<BreakerReport> reports;
 
-    explicit Counter(std::ptrdiff_t limit, sluice::EndpointOptions options = {}) {
+    explicit LineScene(std::ptrdiff_t limit, sluice::EndpointOptions options = {}) {
         options.limit = limit;
         line = sluice::detail::make_queue<sluice::detail::TimedLine<VirtualTimer>>(
             "Line", context.get_executor(), asio::any_io_executor(context.get_executor()), options);
     }
 
-    std::size_t start(const Caller& caller) {
+    std::size_t start(const Visitor& caller) {
         const std::size_t index = tasks.size();
         tasks.emplace_back(context.get_executor(), [this, index, caller] { return come(*this, index, caller); });
         return index;
@@ -101,7 +101,7 @@ struct Counter {
         }
     }
 
-    static asio::awaitable<void> come(Counter& counter, std::size_t index, Caller caller) {
+    static asio::awaitable<void> come(LineScene& counter, std::size_t index, Visitor caller) {
         co_await test::sleep(caller.arrival - counter.now());
         std::uint32_t ticket = 0;
         bool returns = false;
@@ -157,7 +157,7 @@ sluice::EndpointOptions with_requests(const Rate& rate) {
 TEST_CASE("line: slots and a rate are granted together", "[line]") {
     // 20 slots, 10 calls a second, burst 10; the first 20 calls are slow. With the rate taken before the slot, 299
     // begin within one second; with the slot taken first, slots are held by those that wait for the rate.
-    Counter counter(20, with_requests(Rate(10, 1s, 10)));
+    LineScene counter(20, with_requests(Rate(10, 1s, 10)));
     for (int i = 0; i < 400; ++i) {
         counter.start({.call = i < 20 ? Nanoseconds(30s) : 10ms});
     }
@@ -176,7 +176,7 @@ TEST_CASE("line: slots and a rate are granted together", "[line]") {
 }
 
 TEST_CASE("line: who waits for a rate holds no slot, and who is cancelled has taken nothing", "[line]") {
-    Counter counter(2, with_requests(Rate(1, 1s)));
+    LineScene counter(2, with_requests(Rate(1, 1s)));
     counter.start({});
     const std::size_t second = counter.start({});
     counter.start({});
@@ -191,7 +191,7 @@ TEST_CASE("line: who waits for a rate holds no slot, and who is cancelled has ta
 }
 
 TEST_CASE("line: a waiter that is cancelled after its grant returns slot and charge", "[line]") {
-    Counter counter(1, with_requests(Rate(1, 1s)));
+    LineScene counter(1, with_requests(Rate(1, 1s)));
     counter.start({});
     const std::size_t second = counter.start({.call = 1h});
     counter.start({});
@@ -208,7 +208,7 @@ TEST_CASE("line: a waiter that is cancelled after its grant returns slot and cha
 }
 
 TEST_CASE("line: an empty line has no timer", "[line]") {
-    Counter counter(1, with_requests(Rate(1, 24h)));
+    LineScene counter(1, with_requests(Rate(1, 24h)));
     counter.start({});
     const std::size_t second = counter.start({});
     counter.run_until(1s);
@@ -221,7 +221,7 @@ TEST_CASE("line: an empty line has no timer", "[line]") {
 }
 
 TEST_CASE("line: closing ends the waits and the timer", "[line]") {
-    Counter counter(1, with_requests(Rate(1, 24h)));
+    LineScene counter(1, with_requests(Rate(1, 24h)));
     counter.start({});
     counter.start({});
     counter.start({.arrival = 2s});
@@ -233,7 +233,7 @@ TEST_CASE("line: closing ends the waits and the timer", "[line]") {
 }
 
 TEST_CASE("line: a pause holds all, and its end is no stampede", "[line]") {
-    Counter counter(9, with_requests(Rate(10, 1s, 10)));
+    LineScene counter(9, with_requests(Rate(10, 1s, 10)));
     counter.line->pause(1min);
     for (int i = 0; i < 5; ++i) {
         counter.start({.call = 5s});
@@ -246,7 +246,7 @@ TEST_CASE("line: a pause holds all, and its end is no stampede", "[line]") {
 
 TEST_CASE("line: without rates, a pause holds those that wait for a slot too, and the line is open after it",
           "[line]") {
-    Counter counter(1);
+    LineScene counter(1);
     CHECK(counter.line->try_take());
     counter.start({});
     counter.start({});
@@ -264,7 +264,7 @@ TEST_CASE("line: without rates, a pause holds those that wait for a slot too, an
 
 TEST_CASE("line: a longer pause wins, whenever it comes", "[line]") {
     const bool longer_first = GENERATE(false, true);
-    Counter counter(1);
+    LineScene counter(1);
     counter.line->pause(longer_first ? 3s : 1s);
     counter.start({});
     counter.run_until(500ms);
@@ -276,7 +276,7 @@ TEST_CASE("line: a longer pause wins, whenever it comes", "[line]") {
 TEST_CASE("line: a call that is dearer than the burst is refused, at once or when the rate changes", "[line]") {
     sluice::EndpointOptions policies;
     policies.input_tokens = Rate(1000, 1s, 100);
-    Counter counter(1, policies);
+    LineScene counter(1, policies);
     counter.start({.cost = {.input_tokens = 101}});
     counter.start({.cost = {.input_tokens = 100}});
     counter.start({.cost = {.input_tokens = 100}});
@@ -291,7 +291,7 @@ TEST_CASE("line: a call that is dearer than the burst is refused, at once or whe
 }
 
 TEST_CASE("line: a rate that is raised grants at once", "[line]") {
-    Counter counter(1, with_requests(Rate(1, 24h)));
+    LineScene counter(1, with_requests(Rate(1, 24h)));
     counter.start({});
     counter.start({});
     counter.run_until(1s);
@@ -305,7 +305,7 @@ TEST_CASE("line: usage beyond the charge holds the next, and usage below it lets
     sluice::EndpointOptions policies;
     policies.input_tokens = Rate(100, 1s, 100);
     const std::int64_t used = GENERATE(0, 50, 100, 150);
-    Counter counter(1, policies);
+    LineScene counter(1, policies);
     counter.start({.call = 1ms, .cost = {.input_tokens = 100}, .usage = Cost{.input_tokens = used}});
     counter.start({.cost = {.input_tokens = 50}});
     counter.run();
@@ -318,7 +318,7 @@ TEST_CASE("line: usage beyond the charge holds the next, and usage below it lets
 TEST_CASE("line: a costly head is not overtaken by cheap followers", "[line]") {
     sluice::EndpointOptions policies;
     policies.input_tokens = Rate(100, 1s, 100);
-    Counter counter(9, policies);
+    LineScene counter(9, policies);
     counter.start({.cost = {.input_tokens = 60}});
     counter.start({.cost = {.input_tokens = 100}});
     counter.start({.cost = {.input_tokens = 1}});
@@ -328,7 +328,7 @@ TEST_CASE("line: a costly head is not overtaken by cheap followers", "[line]") {
 }
 
 TEST_CASE("line: an attempt that was refused by the provider returns to its old place", "[line]") {
-    Counter counter(1);
+    LineScene counter(1);
     counter.start({.throttled_once = true});
     for (int i = 0; i < 3; ++i) {
         counter.start({.throttled_once = i == 1});
@@ -343,7 +343,7 @@ TEST_CASE("line: an attempt that was refused by the provider returns to its old 
 TEST_CASE("line: an open breaker holds the line, and a probe at a time tries", "[line]") {
     sluice::EndpointOptions policies;
     policies.breaker = BreakerOptions{.failure_rate = 1, .minimum_calls = 2, .open_time = 1s, .jitter = 0, .probes = 1};
-    Counter counter(4, policies);
+    LineScene counter(4, policies);
     counter.start({.result = BreakerResult::failure});
     counter.start({.result = BreakerResult::failure});
     counter.start({.arrival = 100ms, .result = BreakerResult::failure});  // the first probe
@@ -363,7 +363,7 @@ TEST_CASE("line: an open breaker holds the line, and a probe at a time tries", "
 TEST_CASE("line: who does not hold is refused when the breaker opens; a cancelled probe lets the next try", "[line]") {
     sluice::EndpointOptions policies;
     policies.breaker = BreakerOptions{.failure_rate = 1, .minimum_calls = 1, .open_time = 1s, .jitter = 0, .probes = 1};
-    Counter counter(1, policies);
+    LineScene counter(1, policies);
     counter.start({.result = BreakerResult::failure});
     counter.start({.while_open = sluice::WhileOpen::fail});
     const std::size_t probe = counter.start({.call = 1h});
@@ -384,7 +384,7 @@ TEST_CASE("line: its context may be destroyed while callers wait and call", "[li
     policies.breaker = BreakerOptions{};
     LinePointer survivor;
     {
-        Counter counter(2, policies);
+        LineScene counter(2, policies);
         for (int i = 0; i < 5; ++i) {
             counter.start({.call = 1h});
         }
@@ -573,7 +573,7 @@ TEST_CASE("line: an independent simulation grants at the same nanosecond", "[lin
         policies.breaker = BreakerOptions{};
         simulation.meter.set(0, {{requests, 1'000'000, requests}}, 0);
         simulation.meter.set(1, {{tokens, 1'000'000, burst}}, 0);
-        Counter counter(simulation.limit, policies);
+        LineScene counter(simulation.limit, policies);
 
         const std::int64_t count = from(1, 14);
         for (std::int64_t i = 0; i < count; ++i) {

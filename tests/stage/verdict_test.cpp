@@ -165,7 +165,7 @@ TEST_CASE("verdict: the wait before a retry is the greater of backoff and retry-
     }
 }
 
-TEST_CASE("verdict: an endpoint may have a function of its own, which is asked once for each retry", "[verdict]") {
+TEST_CASE("verdict: an endpoint may have a function of its own, which is asked once for each failure", "[verdict]") {
     static int asked;
     asked = 0;
     const auto verdict = [](const std::exception_ptr&) {
@@ -178,7 +178,7 @@ TEST_CASE("verdict: an endpoint may have a function of its own, which is asked o
     CHECK(model.calls == 3);
     asked = 0;
     CHECK_FALSE(run(model, verdict, RetryPolicy{}).success);
-    CHECK(asked == 0);  // there was nothing to decide
+    CHECK(asked == 1);  // the endpoint may have to be paused, even if there is no retry
 }
 
 TEST_CASE("verdict: if the function throws, there is no retry, and the error says so", "[verdict]") {
@@ -241,9 +241,11 @@ TEST_CASE("with_retry: it repeats the call as the policy says and returns its va
 }
 
 TEST_CASE("with_retry: it rethrows the last error when no retry is left or the verdict forbids one", "[with_retry]") {
-    Failing model{{busy, busy, busy}};
-    CHECK(retried(test::retries(2), std::ref(model)).second.failed_with<ModelError>());
-    CHECK(model.calls == 3);
+    Failing model{{busy, busy, busy, busy, busy}};
+    RetryPolicy policy = test::retries(2);
+    policy.max_throttled = 1;
+    CHECK(retried(policy, std::ref(model)).second.failed_with<ModelError>());
+    CHECK(model.calls == 4);  // the second that is throttled counts as any other failure
     Failing invalid{{model_error({Verdict::invalid})}};
     CHECK(retried(test::retries(2), std::ref(invalid)).second.failed_with<ModelError>());
     CHECK(invalid.calls == 1);

@@ -43,13 +43,13 @@ struct RetryPolicy {
     int max_retries = 0;   ///< The number of attempts after the first; not negative.
     Backoff backoff = {};  ///< The waits between attempts.
 
-    /// The number of further attempts after those that the provider refused since it was sent too much: see
-    /// Verdict::throttled. They count apart, since a rate limit passes by waiting. Not negative.
-    int max_throttled = 8;
-
     /// Which errors to retry; it is never passed a null pointer. Default: those whose Verdict is retryable. If it
     /// throws, the attempt is not retried, and the error is a RetryPredicateError.
     bool (*retry_if)(const std::exception_ptr& error) = nullptr;
+
+    /// The number of further attempts after those that the provider refused since it was sent too much: see
+    /// Verdict::throttled. They count apart, since a rate limit passes by waiting. Not negative.
+    int max_throttled = 8;
 
     /// Whether to make another attempt after `attempts` attempts, the last of which ended with `error`.
     /// Throttled attempts do not count.

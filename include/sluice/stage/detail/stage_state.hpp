@@ -343,7 +343,7 @@ private:
                                         }
                                         return failure.verdict;
                                     });
-        if (delay && failure.returns() && failure.verdict.retry_after) {
+        if (delay && is_throttled(failure.verdict) && failure.verdict.retry_after == delay) {
             delay = std::chrono::nanoseconds(0);  // the pause holds the line
         }
         return delay;
