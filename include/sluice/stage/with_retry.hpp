@@ -46,12 +46,12 @@ struct RetriedRun {
             if (!policy.backoff.seed) {
                 policy.backoff.seed = HasNow<T> ? 0 : random_seed();
             }
-            const auto delay = delay_before_retry(policy, attempts, 0, error, verdict);
-            if (!delay) {
+            const auto retry = decide_retry(policy, attempts, 0, error, verdict);
+            if (!retry) {
                 std::rethrow_exception(error);
             }
-            if (delay->count() > 0) {
-                co_await sleep_for<T, Executor>(*delay);
+            if (retry->delay.count() > 0) {
+                co_await sleep_for<T, Executor>(retry->delay);
             } else if (attempts % 64 == 0) {  // an attempt may fail without suspending
                 const Executor executor = co_await boost::asio::this_coro::executor;
                 co_await boost::asio::post(executor, boost::asio::deferred);

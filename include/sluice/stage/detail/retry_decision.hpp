@@ -35,13 +35,18 @@ inline std::uint64_t random_seed() {
     return (std::uint64_t{device()} << 32) | device();
 }
 
-// Decides after `attempts` attempts, the last of which ended with `error`: returns the wait before the next one, or
-// nothing if there is to be none. If user code throws, `error` becomes a RetryPredicateError with the model's error
-// nested in it. `get_verdict` is called only if there may be a retry.
+// A retry that is to be made: what the error means, and the wait before the attempt.
+struct Retry {
+    Verdict verdict;
+    std::chrono::nanoseconds delay;
+};
+
+// Decides after `attempts` attempts, the last of which ended with `error`: returns the retry, or nothing if there is to
+// be none. If user code throws, `error` becomes a RetryPredicateError with the model's error nested in it.
+// `get_verdict` is called only if there may be a retry.
 template <class GetVerdict>
-std::optional<std::chrono::nanoseconds> delay_before_retry(const RetryPolicy& policy, int attempts,
-                                                           std::uint64_t stage_run, std::exception_ptr& error,
-                                                           const GetVerdict& get_verdict) {
+std::optional<Retry> decide_retry(const RetryPolicy& policy, int attempts, std::uint64_t stage_run,
+                                  std::exception_ptr& error, const GetVerdict& get_verdict) {
     if (attempts > policy.max_retries) {
         return std::nullopt;
     }
@@ -52,7 +57,8 @@ std::optional<std::chrono::nanoseconds> delay_before_retry(const RetryPolicy& po
         if (!policy.should_retry(attempts, error, verdict)) {
             return std::nullopt;
         }
-        return std::max(policy.delay(attempts, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)));
+        return Retry{verdict, std::max(policy.delay(attempts, stage_run),
+                                       verdict.retry_after.value_or(std::chrono::nanoseconds(0)))};
     } catch (...) {
         const StageError thrown(std::current_exception());
         try {

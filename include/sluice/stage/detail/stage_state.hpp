@@ -208,14 +208,15 @@ private:
                                                             StageResult<>& result, Failure& failure,
                                                             std::uint64_t number, bool was_cancelled) {
         stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
-        const auto delay = stage.delay_before_retry(result.attempts, number, failure);
-        if (!delay) {
+        const auto retry = stage.decide_retry(result.attempts, number, failure);
+        if (!retry) {
             stage.finish_failed(query, result, failure);
             co_return false;
         }
+        stage.notify(query, &Observer::on_retry, result, retry->verdict, retry->delay);
         try {
-            if (delay->count() > 0) {
-                co_await BackoffWait<T>::template run<Executor>(Pooled(), query.place, *delay);
+            if (retry->delay.count() > 0) {
+                co_await BackoffWait<T>::template run<Executor>(Pooled(), query.place, retry->delay);
             } else if (result.attempts % 64 == 0) {  // an attempt may fail without suspending
                 co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
             }
@@ -231,9 +232,8 @@ private:
         co_return true;
     }
 
-    std::optional<std::chrono::nanoseconds> delay_before_retry(int attempts, std::uint64_t number,
-                                                               Failure& failure) const {
-        return detail::delay_before_retry(
+    std::optional<Retry> decide_retry(int attempts, std::uint64_t number, Failure& failure) const {
+        return detail::decide_retry(
             options_.retry, attempts, number, failure.error, [&](const std::exception_ptr& error) {
                 return failure.is_plain && endpoint->verdict == &verdict_of ? Verdict() : endpoint->verdict(error);
             });
