@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/metrics/histogram.hpp>
+#include <sluice/metrics/metrics.hpp>
+#include <sluice/metrics/metrics_snapshot.hpp>
+#include <sluice/metrics/prometheus.hpp>
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/channel_source.hpp>
 #include <sluice/pipeline/checkpoint.hpp>
