@@ -325,3 +325,32 @@ TEST_CASE("metrics: what is destroyed with its context stays where it was, and w
     CHECK(stage.latency.count_up_to(0) == stage.latency.count());        // no time was taken for another's
     CHECK(stage.queue_time.count_up_to(2) == stage.queue_time.count());  // nor more than what two of 10 ms take
 }
+
+TEST_CASE("metrics: a stage run at the address of one that was destroyed in its backoff has none of its times",
+          "[metrics][shutdown]") {
+    Metrics metrics;
+    sluice::StageResult<> run("q", "s");
+    const auto attempt = [&](std::chrono::nanoseconds queue_time, std::chrono::nanoseconds latency) {
+        metrics.on_queued(run);
+        run.queue_time += queue_time;
+        ++run.attempts;
+        metrics.on_started(run);
+        run.latency += latency;
+    };
+    const auto fail_and_retry = [&] {
+        metrics.on_attempt_failed(run, {});
+        metrics.on_retry(run, Verdict(), 1ms);
+    };
+    attempt(100ms, 200ms);
+    fail_and_retry();
+    run.queue_time = run.latency = 0ms;  // another one, from here on
+    run.attempts = 0;
+    attempt(1ms, 2ms);
+    CHECK(metrics_of_stage(metrics, "s").queue_time.sum() == 101ms);
+    fail_and_retry();
+    attempt(10ms, 20ms);
+    metrics.on_finished(run, sluice::Observer::Outcome::succeeded, sluice::Observer::Event::started);
+    CHECK(metrics_of_stage(metrics, "s").queue_time.sum() == 111ms);
+    CHECK(metrics_of_stage(metrics, "s").latency.sum() == 222ms);
+    check_equations(metrics);
+}
