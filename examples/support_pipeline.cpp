@@ -82,6 +82,14 @@ bool same_file(const std::string& a, const std::string& b) {
     return !error && whole_a == std::filesystem::weakly_canonical(b, error);
 }
 
+// Throws if both files are given and are the same.
+void require_two_files(const std::string& option, const std::string& file, const std::string& other_option,
+                       const std::string& other_file) {
+    if (!file.empty() && !other_file.empty() && same_file(file, other_file)) {
+        throw std::invalid_argument(option + " and " + other_option + " cannot both go to '" + other_file + "'");
+    }
+}
+
 Options parse(int argc, char** argv) {
     Options options;
     for (support::Arguments arguments(argc, argv); arguments.next();) {
@@ -108,15 +116,9 @@ Options parse(int argc, char** argv) {
             arguments.unknown();
         }
     }
-    const std::pair<std::string, std::string> files[] = {
-        {"--trace", options.trace}, {"--timeline", options.timeline}, {"--metrics", options.metrics}};
-    for (const auto& [first, one] : files) {
-        for (const auto& [second, other] : files) {
-            if (first != second && !one.empty() && !other.empty() && same_file(one, other)) {
-                throw std::invalid_argument(first + " and " + second + " cannot both go to '" + other + "'");
-            }
-        }
-    }
+    require_two_files("--trace", options.trace, "--timeline", options.timeline);
+    require_two_files("--trace", options.trace, "--metrics", options.metrics);
+    require_two_files("--timeline", options.timeline, "--metrics", options.metrics);
     return options;
 }
 

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 
 namespace sluice {
 
@@ -118,7 +119,7 @@ private:
                                                                           1.0905077326652577,
                                                                           1.189207115002721,
                                                                           1.2968395546510096,
-                                                                          1.4142135623730951,
+                                                                          std::numbers::sqrt2,
                                                                           1.5422108254079407,
                                                                           1.681792830507429,
                                                                           1.8340080864093424,
