@@ -6,6 +6,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/verdict.hpp>
 #include <sluice/stage_error.hpp>
 
 #include <algorithm>
@@ -89,6 +90,10 @@ public:
     }
     void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError& error) noexcept override {
         for (auto* each : all_) each->on_attempt_failed(run, error);
+    }
+    void on_retry(const sluice::StageResult<>& run, const sluice::Verdict& verdict,
+                  std::chrono::nanoseconds delay) noexcept override {
+        for (auto* each : all_) each->on_retry(run, verdict, delay);
     }
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event last) noexcept override {
         for (auto* each : all_) each->on_finished(run, outcome, last);

@@ -10,6 +10,8 @@
 #include "timeline.hpp"
 #include "trace_writer.hpp"
 
+#include <sluice/metrics/metrics.hpp>
+#include <sluice/metrics/prometheus.hpp>
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/testing/run.hpp>
@@ -52,6 +54,7 @@ constexpr std::string_view usage = R"(usage: support_pipeline [options]
   --virtual-time   jump from one event to the next instead of waiting
   --trace FILE     write what each slot did as a trace for https://ui.perfetto.dev
   --timeline FILE  draw the same as an SVG, for a few hundred queries at most
+  --metrics FILE   write what was counted as a text that Prometheus reads
   -h, --help       print this text
 )";
 
@@ -63,6 +66,7 @@ struct Options {
     bool virtual_time = false;
     std::string trace;
     std::string timeline;
+    std::string metrics;
     bool help = false;
 };
 
@@ -76,6 +80,14 @@ bool same_file(const std::string& a, const std::string& b) {
     std::error_code error;
     const auto whole_a = std::filesystem::weakly_canonical(a, error);
     return !error && whole_a == std::filesystem::weakly_canonical(b, error);
+}
+
+// Throws if both files are given and are the same.
+void require_two_files(const std::string& option, const std::string& file, const std::string& other_option,
+                       const std::string& other_file) {
+    if (!file.empty() && !other_file.empty() && same_file(file, other_file)) {
+        throw std::invalid_argument(option + " and " + other_option + " cannot both go to '" + other_file + "'");
+    }
 }
 
 Options parse(int argc, char** argv) {
@@ -96,22 +108,24 @@ Options parse(int argc, char** argv) {
             options.trace = arguments.value("a file name");
         } else if (option == "--timeline") {
             options.timeline = arguments.value("a file name");
+        } else if (option == "--metrics") {
+            options.metrics = arguments.value("a file name");
         } else if (option == "--help") {
             options.help = true;
         } else {
             arguments.unknown();
         }
     }
-    if (!options.trace.empty() && !options.timeline.empty() && same_file(options.trace, options.timeline)) {
-        throw std::invalid_argument("--trace and --timeline cannot both go to '" + options.timeline + "'");
-    }
+    require_two_files("--trace", options.trace, "--timeline", options.timeline);
+    require_two_files("--trace", options.trace, "--metrics", options.metrics);
+    require_two_files("--timeline", options.timeline, "--metrics", options.metrics);
     return options;
 }
 
 constexpr sluice::StageLimits limits{.classify = 20, .extract = 10, .generate = 5};
 
 template <class Timer>
-asio::awaitable<void> run(Options options, sluice::Observer* observer) {
+asio::awaitable<void> run(Options options, sluice::Observer* observer, sluice::Metrics& metrics) {
     using namespace std::chrono_literals;
     support::SimulatedModels<Timer> models(options.seed);
     support::DeadLetterQueue dead_letters;
@@ -126,6 +140,10 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
             return models.generate_response(intent, entities, text);
         },
         limits, dead_letters, {.classify = stage, .extract = stage, .generate = stage, .observer = observer});
+    metrics.watch(pipeline, "support");
+    metrics.watch(pipeline.classify().endpoint());
+    metrics.watch(pipeline.extract().endpoint());
+    metrics.watch(pipeline.generate().endpoint());
 
     const auto queries = support::generate_test_queries(options.queries, options.seed);
     std::ptrdiff_t completed = 0;
@@ -153,13 +171,14 @@ asio::awaitable<void> run(Options options, sluice::Observer* observer) {
     }
 }
 
-void run(const Options& options, asio::io_context& context, sluice::Observer* observer) {
+void run(const Options& options, asio::io_context& context, sluice::Observer* observer, sluice::Metrics& metrics) {
     if (options.virtual_time) {
-        auto done = asio::co_spawn(context, run<sluice::testing::VirtualTimer>(options, observer), asio::use_future);
+        auto done =
+            asio::co_spawn(context, run<sluice::testing::VirtualTimer>(options, observer, metrics), asio::use_future);
         sluice::testing::run(context);
         done.get();
     } else {
-        auto done = asio::co_spawn(context, run<asio::steady_timer>(options, observer), asio::use_future);
+        auto done = asio::co_spawn(context, run<asio::steady_timer>(options, observer, metrics), asio::use_future);
         context.run();
         done.get();
     }
@@ -198,6 +217,8 @@ private:
 void run(const Options& options) {
     Output trace(options.trace);
     Output svg(options.timeline);
+    Output text(options.metrics);
+    sluice::Metrics metrics;
     asio::io_context context(1);
 
     const auto begin = std::chrono::steady_clock::now();
@@ -214,13 +235,17 @@ void run(const Options& options) {
     if (!options.trace.empty() || !options.timeline.empty()) {
         observers.add(timeline);
     }
+    if (!options.metrics.empty()) {
+        observers.add(metrics);
+    }
     if (isatty(STDERR_FILENO) && !(options.stream && isatty(STDOUT_FILENO))) {  // results that are printed show it, too
         observers.add(progress);
     }
-    run(options, context, observers.empty() ? nullptr : &observers);
+    run(options, context, observers.empty() ? nullptr : &observers, metrics);
 
     trace.write([&](std::ostream& out) { support::write_trace(out, timeline); });
     svg.write([&](std::ostream& out) { support::write_svg(out, timeline); });
+    text.write([&](std::ostream& out) { out << sluice::prometheus(metrics.snapshot()); });
 }
 
 }  // namespace

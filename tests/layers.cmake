@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSL-1.0
 # Run by cmake -P: fails with a line for each include that points upwards.
 #
+#                   metrics
+#                     |
 #     testing      pipeline
 #        |            |
 #        |          stage
@@ -17,6 +19,7 @@ set(below_sync sync)
 set(below_vocabulary vocabulary sync)
 set(below_stage stage vocabulary sync)
 set(below_pipeline pipeline stage vocabulary sync)
+set(below_metrics metrics pipeline stage vocabulary sync)
 set(below_testing testing sync)
 
 # Sets `result` to the folder of a header that is named as in sluice/sync/barrier.hpp.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 // Memory is exhausted at each allocation in turn. What runs then ends with std::bad_alloc, or goes on without it: a
 // query whose stage run or route had none is a dead letter that says so. Nothing hangs, and nothing is left behind.
+#include <sluice/metrics/metrics.hpp>
+#include <sluice/observer.hpp>
 #include <sluice/pipeline/drain.hpp>
 #include <sluice/pipeline/map.hpp>
 #include <sluice/pipeline/pipeline.hpp>
@@ -28,6 +30,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdlib>
+#include <limits>
 #include <list>
 #include <new>
 #include <optional>
@@ -431,6 +434,45 @@ TEST_CASE("memory: map_batch runs out of it at each allocation", "[memory]") {
 
 TEST_CASE("memory: a timeout runs out of it at each allocation", "[memory]") {
     fail_each_allocation(&Mill<InTurn>::timeout);
+}
+
+TEST_CASE("memory: an event of Metrics allocates nothing, once there was one of each kind", "[memory][metrics]") {
+    using Event = sluice::Observer::Event;
+    constexpr long many = std::numeric_limits<long>::max();
+    sluice::Metrics metrics;
+    const sluice::StageError error(std::make_exception_ptr(std::bad_alloc()));
+    std::list<sluice::StageResult<>> runs;
+    for (int i = 0; i != 3; ++i) {
+        runs.emplace_back("q", "s");
+        runs.back().stage = runs.front().stage;  // as the results of one stage share its name
+    }
+    const auto run_all = [&] {
+        for (auto& run : runs) {
+            run.attempts = 0;
+            metrics.on_queued(run);
+            run.attempts = 1;
+            metrics.on_started(run);
+            metrics.on_attempt_failed(run, error);
+            metrics.on_retry(run, sluice::Verdict(), 1s);
+        }
+        for (auto& run : runs) {
+            metrics.on_queued(run);
+            run.attempts = 2;
+            metrics.on_started(run);
+            metrics.on_attempt_failed(run, error);
+            metrics.on_finished(run, sluice::Observer::Outcome::failed, Event::attempt_failed);
+            metrics.on_dead_letter(Query(), run, error);
+        }
+    };
+    run_all();
+    memory.arm(many);
+    for (int i = 0; i != 100; ++i) {
+        run_all();
+    }
+    const long left = memory.until_failure;
+    memory.disarm();
+    CHECK(left == many);
+    CHECK(metrics.snapshot().stages.front().failed == 303);
 }
 
 TEST_CASE("memory: a group whose tasks meet at a barrier runs out of it at each allocation", "[memory]") {

@@ -1085,6 +1085,40 @@ TEST_CASE("guide: an observer that counts the queries that wait", "[readme]") {
     CHECK(gauge.waiting == 0);
 }
 
+TEST_CASE("guide: metrics", "[readme]") {
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    struct Answered {
+        std::optional<int> answer;
+    };
+    CollectingSink dead_letters;
+    sluice::Endpoint gpt(executor, "gpt", sluice::EndpointOptions{.limit = 8});
+    const sluice::Stage classify_stage(gpt, "classify", classify);
+    const auto route = [=](sluice::Run<Answered>& run) -> asio::awaitable<void> {
+        co_await run.step(&Answered::answer, classify_stage, run.query().text);
+    };
+    sluice::Metrics metrics;
+    sluice::Pipeline support(executor, route, dead_letters, 64, sluice::PipelineOptions{.observer = &metrics});
+    metrics.watch(support, "support");
+    metrics.watch(gpt);
+    const std::vector<sluice::Query> queries{{"1", "one"}, {"2", "fail"}, {"3", "three"}};
+    const test::Task<> task(executor, [&]() -> asio::awaitable<void> { co_await support.process_batch(queries); });
+    context.run();
+    CHECK(task.succeeded());
+
+    const sluice::MetricsSnapshot now = metrics.snapshot();
+    const sluice::StageMetrics& stage = now.stages.front();
+    const std::chrono::nanoseconds slowest = stage.latency.quantile(0.99);  // of an attempt; off by at most 4.5 %
+    const std::string text = sluice::prometheus(metrics.snapshot());
+
+    CHECK(stage.succeeded == 2);
+    CHECK(stage.failed == 1);
+    CHECK(slowest < 1h);
+    CHECK(text.find("sluice_pipeline_queries_total{pipeline=\"support\",outcome=\"completed\"} 2\n") !=
+          std::string::npos);
+    CHECK(text.find("sluice_endpoint_limit{endpoint=\"gpt\"} 8\n") != std::string::npos);
+}
+
 struct ConnectionError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -1229,6 +1263,11 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         CHECK(requests.periods().size() + tokens.periods().size() == 3);
         const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
         CHECK(options.window_calls == 3);
+    }
+    {
+        const sluice::EndpointOptions options{.limit = 8, .requests = sluice::Rate(500, 1min)};
+        const sluice::Endpoint<> endpoint(executor, "gpt", options);
+        CHECK(endpoint.limit() == 8);
     }
     sluice::Stage stage(sluice::timed_by<sluice::testing::VirtualTimer>(executor), "classify", 20, classify);
     const std::string question = "Why?";

@@ -5,19 +5,25 @@
 #include <sluice/result.hpp>
 #include <sluice/stage_error.hpp>
 
+#include <chrono>
+
 namespace sluice {
+
+struct Verdict;
 
 /// Observes the progress of each query, for metrics, traces or progress bars. Derive from it, override the functions of
 /// interest, and pass its address in StageOptions, PipelineOptions or InferencePipelineOptions.
 ///
 /// A *stage run* is one query in one stage, made of attempts. It has exactly these events, in this order:
 ///
-///     (on_queued on_started on_attempt_failed)* [on_queued [on_started]] on_finished [on_dead_letter]
+///     (on_queued on_started on_attempt_failed on_retry)* [on_queued [on_started [on_attempt_failed]]]
+///         on_finished [on_dead_letter]
 ///
-/// Each attempt has on_queued, on_started and on_attempt_failed, except the last, which may end with on_finished
-/// instead. Each stage run that has begun ends with exactly one on_finished, even if it is cancelled. To keep gauges of
-/// queued and running queries exact, decrement the one named by the `last` event of on_finished. A stage run that was
-/// cancelled before it began has no events. If its execution context is destroyed, it has no further ones.
+/// Each attempt that is to be retried has on_queued, on_started, on_attempt_failed and on_retry; the last one ends with
+/// on_finished, after on_attempt_failed if it failed. Each stage run that has begun ends with exactly one on_finished,
+/// even if it is cancelled. To keep gauges of queued and running queries exact, decrement the one named by the `last`
+/// event of on_finished. A stage run that was cancelled before it began has no events. If its execution context is
+/// destroyed, it has no further ones.
 ///
 /// `stage_run` is the result so far, with the query's id and the stage's name; its `attempts` counts the attempts that
 /// have begun, so in on_queued it excludes the one that waits. It is the same object in all events of one stage run, so
@@ -44,7 +50,7 @@ public:
     enum class Event {
         queued,         ///< on_queued: the query waits for a slot.
         started,        ///< on_started: it has a slot.
-        attempt_failed  ///< on_attempt_failed: it has no slot and does not wait for one.
+        attempt_failed  ///< on_attempt_failed, or on_retry after it: it has no slot and does not wait for one.
     };
 
     /// The way in which a stage run ended.
@@ -65,11 +71,17 @@ public:
     virtual void on_started(const StageResult<>& /*stage_run*/) noexcept {}
 
     /// Attempt number `stage_run.attempts` failed with `error`, a timeout included, and its slot was returned. Next is
-    /// on_queued, after the backoff and the wait for a place in the window, if there are any; or on_finished,
-    /// immediately, if there is no retry.
+    /// on_retry or, if there is no retry, on_finished, immediately.
     ///
     /// An attempt that was cancelled has not failed.
     virtual void on_attempt_failed(const StageResult<>& /*stage_run*/, const StageError& /*error*/) noexcept {}
+
+    /// A retry was decided after attempt number `stage_run.attempts`. `verdict` is what its error means; the backoff of
+    /// `delay`, which may be zero, is about to begin. Next is on_queued, after the backoff and the wait for a place in
+    /// the window, if there are any; or on_finished, if the stage run is cancelled before that, or cut short by a
+    /// drain.
+    virtual void on_retry(const StageResult<>& /*stage_run*/, const Verdict& /*verdict*/,
+                          std::chrono::nanoseconds /*delay*/) noexcept {}
 
     /// The stage run ended, as `stage_run.success` and `stage_run.error` say, and holds no slot. `last` is the event
     /// before this one; if that is `queued`, no attempt followed: the wait ended, or an argument was missing. If

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/metrics/histogram.hpp>
+#include <sluice/metrics/metrics.hpp>
+#include <sluice/metrics/metrics_snapshot.hpp>
+#include <sluice/metrics/prometheus.hpp>
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/channel_source.hpp>
 #include <sluice/pipeline/checkpoint.hpp>
@@ -20,6 +24,7 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/retry.hpp>

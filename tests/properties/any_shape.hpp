@@ -77,6 +77,10 @@ public:
         if ((drained_at == 0 || report) && (!stream_was_drained || stream_report || pipeline_)) {
             check_fates();
             check_report();
+            const sluice::PipelineMetrics counted = metrics.snapshot().pipelines.at(0);
+            expect(
+                counted.completed + counted.dead_letters + counted.cancelled + counted.unfinished == queries_in_work(),
+                "a metric has lost a query");
         }
         check_expectations();
         redrive_all();
@@ -100,6 +104,7 @@ private:
             }
             stages_.emplace_back(executor, any_shape::name_of(stage), limits[stage], any_shape::Model{this, stage},
                                  options);
+            metrics.watch(stages_.back().endpoint());
         }
     }
 
@@ -110,6 +115,7 @@ private:
         pipeline_.emplace(sluice::timed_by<VirtualTimer>(context_->get_executor()),
                           any_shape::Route{this, {stages_[0], stages_[1], stages_[2]}}, sink_, window,
                           sluice::PipelineOptions{.max_in_backoff = max_in_backoff, .observer = this});
+        metrics.watch(*pipeline_, "pipeline");
     }
 
     Intake& add_intake(Kind kind, const std::string& name, std::size_t size) {
@@ -424,6 +430,7 @@ private:
         for (const auto& stage : stages_) {
             expect(stage.endpoint().active() == 0 && stage.endpoint().waiting() == 0, "a slot is still held");
         }
+        check_metrics_at_end();
         check_expectations();
     }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "choices.hpp"
+#include "metered.hpp"
 
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/checkpoint.hpp>
@@ -160,7 +161,7 @@ inline asio::awaitable<void> linger(Choices& choices) {
 /// Models, a sink and inputs that wait, fail, hang and deliver late, and a record of the queries.
 ///
 /// They check with expect(), since an exception would be part of the run.
-class Scene : public sluice::Observer, public Expectations {
+class Scene : public Metered {
 public:
     explicit Scene(Choices& c) : choices(c) {
         for (std::ptrdiff_t& limit : limits) {
@@ -293,8 +294,9 @@ public:
         fate.saved = known;
     }
 
-    void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>&,
+    void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>& run,
                         const sluice::StageError& sink_error) noexcept override {
+        Metered::on_dead_letter(query, run, sink_error);
         Fate& fate = fate_of(query);
         ++fate.reports;
         fate.reported_at = ++moment;
@@ -367,6 +369,14 @@ public:
 
     // The report of a drain, if there was one, has each query that was in work or was handed over afterwards. That of a
     // stream has those of its `intake`.
+    // All but those that were refused, or that a drain has left in their container.
+    std::size_t queries_in_work() const {
+        return static_cast<std::size_t>(std::ranges::count_if(fates, [this](const auto& each) {
+            const Fate& fate = each.second;
+            return !fate.refused && !fate.is_rest(drained_at);
+        }));
+    }
+
     void check_report() {
         check_report(report, drained_at, nullptr);
         for (const Intake& intake : intakes) {
@@ -488,6 +498,7 @@ private:
 
     void perhaps_disturb() noexcept {
         if (choices.one_in(20)) {
+            check_metrics();
             disturb();
         }
     }

@@ -27,8 +27,12 @@ public:
         const sluice::StageLimits stage_limits{limits[0], limits[1], limits[2]};
         pipeline_.emplace(sluice::timed_by<VirtualTimer>(context_.get_executor()), Classify{this}, Extract{this},
                           Generate{this}, stage_limits, sink_, options());
+        metrics.watch(*pipeline_, "pipeline");
         endpoints_ = {pipeline_->classify().endpoint(), pipeline_->extract().endpoint(),
                       pipeline_->generate().endpoint()};
+        for (const auto& endpoint : endpoints_) {
+            metrics.watch(endpoint);
+        }
         if (has_batch) {
             fill(batch, 12);
             calls_to_make_ = 2;

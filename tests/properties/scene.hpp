@@ -2,6 +2,7 @@
 #pragma once
 
 #include "choices.hpp"
+#include "metered.hpp"
 
 #include <sluice/pipeline/inference_pipeline.hpp>
 
@@ -70,7 +71,7 @@ struct Fate {
 /// Models that wait, fail and hang, their limits, and a record of the queries.
 ///
 /// Models, sinks, ranges and observers check with expect(), since an exception would be part of the run.
-class Scene : public sluice::Observer, public Expectations {
+class Scene : public Metered {
 public:
     using Endpoint = sluice::Endpoint<VirtualTimer>;
 
@@ -225,7 +226,10 @@ public:
 
     // Checks that each query has ended in exactly one way.
     void check_fates() {
+        check_metrics_at_end();
         std::size_t taken = 0;
+        std::size_t completed = 0;
+        std::size_t dead = 0;
         for (const Intake& intake : intakes) {
             taken += intake.taken;
             expect(intake.working == 0, "a run has not ended");
@@ -237,10 +241,16 @@ public:
             expect(ends == 1 || (ends == 0 && fate.intake->may_cancel()), "a query did not end exactly once");
             expect(fate.put == fate.failed, "the failed queries are not the dead letters");
             expect(fate.reported == fate.failed, "a dead letter was not reported to the observer");
+            completed += fate.completed != 0;
+            dead += fate.failed != 0;
         }
+        const sluice::PipelineMetrics counted = metrics.snapshot().pipelines.at(0);
+        expect(counted.completed == completed && counted.dead_letters == dead, "a metric has lost a query");
+        expect(counted.cancelled <= taken - completed - dead, "a metric has a query that was never taken");
     }
 
     void on_queued(const sluice::StageResult<>& run) noexcept override {
+        Metered::on_queued(run);
         Fate& fate = fate_of(run.query_id);
         come_back(fate);
         expect(!fate.intake->stopped, "a cancelled run began or continued");
@@ -250,10 +260,12 @@ public:
     }
 
     void on_started(const sluice::StageResult<>& run) noexcept override {
+        Metered::on_started(run);
         expect(!fate_of(run.query_id).intake->stopped, "a cancelled attempt began");
     }
 
-    void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError&) noexcept override {
+    void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError& error) noexcept override {
+        Metered::on_attempt_failed(run, error);
         ++failed_attempts_;
         Fate& fate = fate_of(run.query_id);
         expect(!fate.intake->stopped, "a cancelled attempt failed");
@@ -264,7 +276,8 @@ public:
         }
     }
 
-    void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
+    void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event last) noexcept override {
+        Metered::on_finished(run, outcome, last);
         Fate& fate = fate_of(run.query_id);
         Intake& intake = *fate.intake;
         come_back(fate);
@@ -285,8 +298,9 @@ public:
         perhaps_disturb();
     }
 
-    void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>&,
+    void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>& run,
                         const sluice::StageError& sink_error) noexcept override {
+        Metered::on_dead_letter(query, run, sink_error);
         Fate& fate = fate_of(query.id);
         ++fate.reported;
         --fate.intake->working;
@@ -329,7 +343,9 @@ private:
     // Called inside a range, a sink or the observer.
     void perhaps_disturb() noexcept {
         if (choices.one_in(20)) {
+            check_metrics();
             disturb();
+            check_metrics();
         }
     }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <sluice/observer.hpp>
+#include <sluice/stage/verdict.hpp>
 #include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_time.hpp>
 
@@ -213,6 +214,32 @@ struct ObservedRig : test::Rig<Sink> {
     }
 };
 
+// Records retries among the events around them, and may do something at each.
+class RetryRecorder final : public Observer {
+public:
+    Lines lines;
+    std::function<void()> at_retry = [] {};
+
+    void on_attempt_failed(const StageResult<>& run, const StageError&) noexcept override { add("failed", run); }
+    void on_retry(const StageResult<>& run, const sluice::Verdict& verdict,
+                  std::chrono::nanoseconds delay) noexcept override {
+        add("retry", run);
+        lines.back() += ": kind " + std::to_string(static_cast<int>(verdict.kind)) + ", after " +
+                        std::to_string(verdict.retry_after.value_or(0ms) / 1ms) + " in " + std::to_string(delay / 1ms);
+        at_retry();
+    }
+    void on_queued(const StageResult<>& run) noexcept override { add("queued", run); }
+    void on_finished(const StageResult<>& run, Outcome outcome, Event last) noexcept override {
+        add("finished", run);
+        lines.back() += ' ' + name(outcome) + " after " + name(last);
+    }
+
+private:
+    void add(const std::string& what, const StageResult<>& run) {
+        lines.push_back(what + ' ' + std::to_string(run.attempts));
+    }
+};
+
 // The lines that begin with `what`, after the time.
 Lines only(const Lines& lines, const std::string& what) {
     Lines result;
@@ -279,6 +306,56 @@ TEST_CASE("observer: when the last attempt fails, on_attempt_failed is followed 
                                "15 queued a in s 1", "15 started a in s 2",
                                "25 attempt failed a in s 2: cannot answer a",
                                "25 finished a in s failed after attempt failed: cannot answer a"});
+}
+
+TEST_CASE("observer: a retry is reported before its backoff, with what the error means and the delay", "[observer]") {
+    RetryRecorder observer;
+    ObservedStage bench(1, StageOptions{.retry = retries(1, 5ms)}, &observer);
+    bench.model.failures["a"] = 2;
+    bench.start("a");
+    run_until(bench.context, 12ms);
+    CHECK(observer.lines == Lines{"queued 0", "failed 1", "retry 1: kind 0, after 0 in 5"});
+    bench.run();
+    CHECK(observer.lines == Lines{"queued 0", "failed 1", "retry 1: kind 0, after 0 in 5", "queued 1", "failed 2",
+                                  "finished 2 failed after attempt failed"});
+}
+
+TEST_CASE("observer: a retry has the verdict of the endpoint, even if the retry predicate overrules it", "[observer]") {
+    asio::io_context context;
+    RetryRecorder observer;
+    const auto model = []() -> asio::awaitable<int> {
+        throw sluice::ModelError("no", {.kind = sluice::Verdict::invalid, .retry_after = 7ms});
+        co_return 1;
+    };
+    Stage stage(
+        test::timed(context.get_executor()), "s", 1, model,
+        StageOptions{.retry = retries(1, 0ms, [](const std::exception_ptr&) { return true; }), .observer = &observer});
+    Task<StageResult<int>> task(context.get_executor(), [&] { return stage.run("a"); });
+    sluice::testing::run(context);
+    CHECK(observer.lines == Lines{"queued 0", "failed 1", "retry 1: kind 3, after 7 in 7", "queued 1", "failed 2",
+                                  "finished 2 failed after attempt failed"});
+}
+
+TEST_CASE("observer: a stage run that is cancelled in on_retry, or in the backoff after it, makes no further attempt",
+          "[observer][cancellation]") {
+    const bool at_once = GENERATE(true, false);
+    const auto backoff = GENERATE(0ms, 5ms);
+    RetryRecorder observer;
+    ObservedStage bench(1, StageOptions{.retry = retries(1, backoff)}, &observer);
+    bench.model.failures["a"] = 1;
+    ObservedRun a = bench.start("a");
+    if (at_once) {
+        observer.at_retry = [&] { a.cancel(); };
+    } else {
+        observer.at_retry = [&] { asio::post(bench.context, [&] { a.cancel(); }); };
+    }
+    bench.run();
+    if (at_once || backoff != 0ms) {
+        CHECK(a.aborted());
+        CHECK(observer.lines.back() == "finished 1 cancelled after attempt failed");
+        CHECK(bench.model.calls() == 1);
+    }
+    CHECK(a.done());
 }
 
 TEST_CASE("observer: an attempt that times out has failed", "[observer]") {
@@ -375,6 +452,7 @@ TEST_CASE("observer: its functions are noexcept, and so are their overrides", "[
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_queued(run)));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_started(run)));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_attempt_failed(run, {})));
+    STATIC_CHECK(noexcept(std::declval<Observer&>().on_retry(run, sluice::Verdict{}, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_finished(run, {}, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_dead_letter(query, run, {})));
 }

@@ -201,6 +201,11 @@ private:
 
     using Operations = detail::PipelineOperations<State>;
 
+    // For those that watch the pipeline.
+    friend const std::shared_ptr<State>& state_of(const InferencePipeline& pipeline) noexcept {
+        return pipeline.state_;
+    }
+
     template <class Queries, class Projection>
     static constexpr bool is_input = QueryRange<Queries, Projection> || QuerySource<Queries, Projection>;
 

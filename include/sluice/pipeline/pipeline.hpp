@@ -266,6 +266,9 @@ private:
         detail::RecordRoute<Run<Record, Executor>, typename detail::RouteTypes<Function>::Route, Sink>, Sink, T>;
     using Operations = detail::PipelineOperations<State>;
 
+    // For those that watch the pipeline.
+    friend const std::shared_ptr<State>& state_of(const Pipeline& pipeline) noexcept { return pipeline.state_; }
+
     template <class Items, class Projection>
     static constexpr bool is_input = detail::ItemRange<Items, Projection, typename State::Job> ||
                                      detail::ItemsFrom<Items, Projection, typename State::Job>;

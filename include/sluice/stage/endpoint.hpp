@@ -141,6 +141,11 @@ private:
     template <class, Timer>
     friend class Stage;
 
+    // For those that watch the endpoint.
+    friend const std::shared_ptr<detail::EndpointState>& state_of(const Endpoint& endpoint) noexcept {
+        return endpoint.state_;
+    }
+
     explicit Endpoint(std::shared_ptr<detail::EndpointState> state) noexcept : state_(std::move(state)) {}
 
     std::shared_ptr<detail::EndpointState> state_;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace sluice {
@@ -32,6 +33,23 @@ struct Verdict {
     /// Whether a retry makes sense: the error is transient, throttled or overloaded.
     constexpr bool retryable() const noexcept { return kind != invalid && kind != exhausted; }
 };
+
+/// Returns the name of the enumerator, such as `throttled`; `unknown` for any other value.
+constexpr std::string_view to_string(Verdict::Kind kind) noexcept {
+    switch (kind) {
+        case Verdict::transient:
+            return "transient";
+        case Verdict::throttled:
+            return "throttled";
+        case Verdict::overloaded:
+            return "overloaded";
+        case Verdict::invalid:
+            return "invalid";
+        case Verdict::exhausted:
+            return "exhausted";
+    }
+    return "unknown";
+}
 
 /// Returns the Verdict on the exception with which an attempt ended, which is never null. If it throws, the attempt is
 /// not retried, and the error is a RetryPredicateError.

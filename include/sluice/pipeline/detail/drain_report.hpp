@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/pipeline/detail/drain_state.hpp>
+#include <sluice/pipeline/detail/pipeline_numbers.hpp>
 #include <sluice/result.hpp>
 
 #include <utility>
@@ -23,7 +23,7 @@ struct RecordOf<RecordResult<Record>> {
 
 // Returns the DrainReport of a drain that found `counts` and left `unfinished`.
 template <class Report, class Result>
-Report report_of(const DrainCounts& counts, std::vector<Result> unfinished) {
+Report report_of(const QueryEnds& counts, std::vector<Result> unfinished) {
     Report report;
     report.completed = counts.completed;
     report.dead = counts.dead;

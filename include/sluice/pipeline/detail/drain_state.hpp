@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <sluice/result.hpp>
+#include <sluice/pipeline/detail/pipeline_numbers.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/clock.hpp>
@@ -27,15 +27,6 @@
 
 namespace sluice::detail {
 
-// The numbers of queries that were in work when a drain began, or were handed over by a source after that, by their
-// ends.
-struct DrainCounts {
-    std::size_t completed = 0;
-    std::size_t dead = 0;
-    std::size_t cancelled = 0;
-    std::size_t unfinished = 0;
-};
-
 // Stands for the drain of what cannot be drained.
 struct NoDrain {
     struct Running {
@@ -45,8 +36,7 @@ struct NoDrain {
     explicit NoDrain(NoDrain* = nullptr) noexcept {}
 
     static void begin_query() noexcept {}
-    static void end_query(const auto&) noexcept {}
-    static void end_cancelled() noexcept {}
+    static void end_query(std::size_t QueryEnds::*) noexcept {}
 };
 
 // The drain of a pipeline, or of one of its streams: it begins with start(), and has ended when nothing runs any more.
@@ -99,15 +89,18 @@ public:
 
     Scope scope;
 
-    // A query is in work from its intake until it has ended in one of two ways. These are calls and no guard, since a
-    // frame that is destroyed with its context may outlive this.
+    // A query is in work from its intake until it has ended; see PipelineState.
     void begin_query() noexcept { enter(&DrainState::in_work_); }
-    void end_query(const QueryResult& result) {
-        left(result.unfinished  ? &DrainCounts::unfinished
-             : result.completed ? &DrainCounts::completed
-                                : &DrainCounts::dead);
+    void end_query(std::size_t QueryEnds::* counter) {
+        --in_work_;
+        if (scope.draining()) {
+            ++(counts_.*counter);
+            end_if_idle();
+        }
+        if (pipeline_) {
+            pipeline_->end_query(counter);
+        }
     }
-    void end_cancelled() { left(&DrainCounts::cancelled); }
 
     // A batch or stream while it runs. When it ends, the drain may.
     class Running {
@@ -160,7 +153,7 @@ public:
         end_if_idle();
     }
 
-    const DrainCounts& counts() const noexcept { return counts_; }
+    const QueryEnds& counts() const noexcept { return counts_; }
 
 private:
     template <class Executor>
@@ -230,17 +223,6 @@ private:
         }
     }
 
-    void left(std::size_t DrainCounts::* counter) {
-        --in_work_;
-        if (scope.draining()) {
-            ++(counts_.*counter);
-            end_if_idle();
-        }
-        if (pipeline_) {
-            pipeline_->left(counter);
-        }
-    }
-
     void stopped() {
         --running_;
         end_if_idle();
@@ -257,8 +239,8 @@ private:
         }
     }
 
-    DrainState* const pipeline_;  // of a stream
-    DrainCounts counts_;
+    DrainState* const pipeline_;         // of a stream
+    QueryEnds counts_;                   // of those in work when it began, or handed over by a source after that
     std::size_t in_work_ = 0;            // queries
     std::size_t running_ = 0;            // batches and streams
     std::optional<T>* timer_ = nullptr;  // of the grace, while it is awaited

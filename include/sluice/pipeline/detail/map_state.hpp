@@ -65,6 +65,9 @@ public:
 
     std::ptrdiff_t window() const noexcept { return window_; }
     static void add_window(Window&) noexcept {}
+    static void begin_query(NoDrain&) noexcept {}
+    static void end_query(NoDrain&, const auto&) noexcept {}
+    static void end_cancelled(NoDrain&) noexcept {}
     static void check_context(const Executor&) noexcept {}
 
     NoDrain drain;

@@ -61,18 +61,24 @@ struct PipelineOperations {
             SingleRun run;
             job.operation = &run;
             state->drain.scope.enter(run);
-            state->drain.begin_query();
+            state->begin_query(state->drain);
             try {
                 OptionalValue<void> done;
                 co_await cancelled_by(run, done, process(Pooled(), *state, job));
             } catch (...) {
-                state->drain.end_cancelled();
+                state->end_cancelled(state->drain);
                 throw;
             }
-            state->drain.end_query(job.result);
         } else {
-            co_await process(Pooled(), *state, job);
+            state->begin_query(state->drain);
+            try {
+                co_await process(Pooled(), *state, job);
+            } catch (...) {
+                state->end_cancelled(state->drain);
+                throw;
+            }
         }
+        state->end_query(state->drain, job.result);
         co_return std::move(job.result);
     }
 

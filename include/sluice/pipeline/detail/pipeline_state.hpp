@@ -3,13 +3,12 @@
 
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/detail/drain_state.hpp>
+#include <sluice/pipeline/detail/pipeline_numbers.hpp>
 #include <sluice/pipeline/detail/sink_call.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
-#include <sluice/stage/detail/window.hpp>
 #include <sluice/sync/awaitable_function.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
-#include <sluice/sync/detail/intrusive_list.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/this_coro.hpp>
@@ -35,7 +34,7 @@ struct PipelineSettings {
 // has not ended the query, `end_otherwise(state, job, error)` does; see process(). Either awaits bury() for a dead
 // letter.
 template <class RouteType, class SinkType, class T>
-class PipelineState {
+class PipelineState : public PipelineNumbers {
 public:
     using Sink = SinkType;
     using Job = typename RouteType::Job;
@@ -48,14 +47,11 @@ public:
     // `args` make the route.
     template <class... Args>
     PipelineState(const PipelineSettings& settings, Sink& sink, Args&&... args)
-        : route(std::forward<Args>(args)...),
+        : PipelineNumbers(settings.window),
+          route(std::forward<Args>(args)...),
           max_in_backoff(settings.max_in_backoff),
           dead_letters_(&sink),
-          observer_(settings.observer),
-          window_(settings.window) {}
-
-    PipelineState(const PipelineState&) = delete;
-    PipelineState& operator=(const PipelineState&) = delete;
+          observer_(settings.observer) {}
 
     // Runs job.result.query and fills in the rest of the result. What it throws, or null, goes to has_ended(). If that
     // returns false, end_otherwise() must be awaited, with throw_if_cancelled(false): it ends the query in another way
@@ -69,15 +65,21 @@ public:
 
     void check_context(const Executor& executor) const { route.check_context(executor); }
 
-    std::ptrdiff_t window() const noexcept { return window_; }
-    void set_window(std::ptrdiff_t size) {
-        window_ = size;
-        windows_.for_each([size](Window& window) { window.resize(size); });
-    }
     Observer* observer() const noexcept { return observer_; }
     Sink& sink() const noexcept { return *dead_letters_; }
 
-    void add_window(Window& window) noexcept { windows_.push_back(window); }
+    // A query is in work from its intake until it has ended in one of two ways. `its_drain` is that of its call, batch
+    // or stream. These are calls and no guard, since a frame that is destroyed with its context may outlive this.
+    void begin_query(Drain& its_drain) noexcept {
+        ++counted().taken;
+        its_drain.begin_query();
+    }
+    void end_query(Drain& its_drain, const QueryResult& result) {
+        end(its_drain, result.unfinished  ? &QueryEnds::unfinished
+                       : result.completed ? &QueryEnds::completed
+                                          : &QueryEnds::dead);
+    }
+    void end_cancelled(Drain& its_drain) { end(its_drain, &QueryEnds::cancelled); }
 
     // Hands a query that failed, as its result says, to the dead-letter sink. No cancellation reaches the sink. To be
     // awaited with throw_if_cancelled(false), since a query that has failed becomes a dead letter even if it has been
@@ -142,10 +144,13 @@ private:
         }
     };
 
+    void end(Drain& its_drain, std::size_t QueryEnds::* counter) {
+        ++(counted().*counter);
+        its_drain.end_query(counter);
+    }
+
     Sink* dead_letters_;
     Observer* observer_;
-    std::ptrdiff_t window_;
-    IntrusiveList<Window> windows_;  // of the batches and streams that run
 };
 
 }  // namespace sluice::detail

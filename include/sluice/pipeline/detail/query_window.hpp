@@ -38,8 +38,9 @@ namespace sluice::detail {
 //
 // A `State::Job` is a query on its way through the window, from its input to its result. `Input` fills it: `pull(job)`
 // or the coroutine `next(job)`; false at the end. `State` runs it: `process(job)`, and then, unless `has_ended(job,
-// error)`, `end_otherwise(job, error)`. `Output` takes what became of it: `begin()` when it is taken; `end(index, job)`
-// when it has run, which may keep its place; and `fail(error)` if the input throws, which ends the input.
+// error)`, `end_otherwise(job, error)`; and is told when a query begins and ends. `Output` takes what became of it:
+// `begin()` when it is taken; `end(index, job)` when it has run, which may keep its place; and `fail(error)` if the
+// input throws, which ends the input.
 template <class State, class Input, class Output>
 class QueryWindow final : public Window, public Drainable {
 public:
@@ -179,8 +180,8 @@ private:
                     co_return;
                 }
                 job.cut_short();
-                window.drain_.begin_query();
-                window.drain_.end_query(job.result);
+                window.state_.begin_query(window.drain_);
+                window.state_.end_query(window.drain_, job.result);
                 window.leave(job);
             } catch (...) {
                 failure = std::current_exception();
@@ -274,7 +275,7 @@ private:
             }
             const std::size_t index = window.taken_++;
             window.output_.begin();
-            window.drain_.begin_query();
+            window.state_.begin_query(window.drain_);
             try {
                 bool runs = !window.drained_;  // a source may deliver while the drain begins
                 if constexpr (Input::is_asynchronous) {
@@ -300,10 +301,10 @@ private:
                     throw operation_aborted("QueryWindow");
                 }
             } catch (...) {
-                window.drain_.end_cancelled();
+                window.state_.end_cancelled(window.drain_);
                 throw;
             }
-            window.drain_.end_query(job.result);
+            window.state_.end_query(window.drain_, job.result);
             window.output_.end(index, job);
         }
     }

@@ -108,7 +108,7 @@ public:
 
     // The outcome of a drain of the stream.
     struct Drained {
-        DrainCounts counts;
+        QueryEnds counts;
         std::vector<Result> unfinished;
     };
 

@@ -313,6 +313,7 @@ private:
             stage.finish_failed(query, result, failure);
             co_return false;
         }
+        stage.notify(query, &Observer::on_retry, result, failure.verdict, *delay);
         try {
             if (delay->count() > 0) {
                 co_await BackoffWait<T>::template run<Executor>(Pooled(), query.place, *delay);
