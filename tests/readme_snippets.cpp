@@ -1136,6 +1136,29 @@ TEST_CASE("guide: several stages share an endpoint", "[readme]") {
     CHECK(review.endpoint().limit() == 4);
 }
 
+asio::awaitable<std::string> send(std::string text) { co_return text; }
+
+struct AskClaude {
+    asio::awaitable<std::string> operator()(const std::string& text) const { return send(text); }
+    sluice::Cost cost(const std::string& text) const { return {.input_tokens = std::ssize(text) / 3}; }
+};
+
+TEST_CASE("guide: the limits of a provider", "[readme]") {
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    const sluice::EndpointOptions limits{.limit = 20,
+                                         .requests = sluice::Rate(50, 1min),
+                                         .input_tokens = sluice::Rate(40'000, 1min),
+                                         .breaker = sluice::BreakerOptions{.open_time = 5s}};
+    sluice::Endpoint claude(executor, "claude", limits);
+    sluice::Stage answer(claude, "answer", AskClaude(), sluice::StageOptions{.timeout = 60s});
+    claude.set_rate(sluice::Rate::requests, sluice::Rate(100, 1min));  // another tier
+    const test::Task<sluice::StageResult<std::string>> task(executor, [&] { return answer.run("1", "question"); });
+    context.run();
+    CHECK(task.succeeded());
+    CHECK(claude.breaker().status().calls == 1);
+}
+
 TEST_CASE("guide: one pipeline feeds another, and a channel feeds a pipeline", "[readme]") {
     asio::io_context context;
     CollectingSink sink;
@@ -1283,7 +1306,7 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         CHECK(result.success);
         co_await sluice::with_retry<sluice::testing::VirtualTimer>(policy, throttled);
     });
-    CHECK(sluice::testing::run(context) == 60s);  // three times as long as the provider asked
+    CHECK(sluice::testing::run(context) == 220s);  // eight and three times as long as the provider asked
     CHECK(task.failed_with<sluice::ModelError>());
 }
 

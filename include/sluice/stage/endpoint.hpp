@@ -63,11 +63,18 @@ private:
     boost::intrusive_ptr<detail::Line> line_;
 };
 
-/// One model behind one account: a name, a limit, and the line of those that wait for a slot, strictly first come,
-/// first served. Stages that call the same model share its endpoint, and so its limit.
+/// One model behind one account: a name, its limits, and the line of those that wait for a slot, strictly first
+/// come, first served. Stages that call the same model share its endpoint, and so its limit.
 ///
 /// The time that a query spends in the line is queue time; the timeout of an attempt begins with its slot. A model
 /// function that runs a stage of the same endpoint waits for a slot while it holds one; see Stage.
+///
+/// An attempt gets its slot when the rates can pay for it, no pause holds and the breaker lets it begin: all is granted
+/// together, to the head of the line, and paid at that instant. So whoever waits for a rate holds no slot, and whoever
+/// is cancelled has paid nothing. A throttled attempt returns to its old place. An error with a Verdict that is
+/// throttled or overloaded and has a `retry_after` pauses the endpoint for that time, but for 2 min at most.
+///
+/// Each of these costs O(1) for an attempt; one that returns to its place, O(those before it).
 ///
 /// Copies are handles to the same endpoint. It lives until the last copy and the last Stage made of it are gone and no
 /// query runs in one.
@@ -87,7 +94,7 @@ public:
 
     /// @param executor Resumes the queries that wait for a slot.
     /// @param name Appears in messages.
-    /// @param options The limit, and what an error means.
+    /// @param options The limits, and what an error means.
     /// @throws std::invalid_argument naming the endpoint and the option, with its value, that is out of range.
     template <class Executor>
         requires boost::asio::execution::is_executor<Executor>::value

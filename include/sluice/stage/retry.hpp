@@ -48,7 +48,8 @@ struct RetryPolicy {
     bool (*retry_if)(const std::exception_ptr& error) = nullptr;
 
     /// The number of further attempts after those that the provider refused since it was sent too much: see
-    /// Verdict::throttled. They count apart, since a rate limit passes by waiting. Not negative.
+    /// Verdict::throttled. They count apart, since a rate limit passes by waiting; after them, such an attempt
+    /// counts as any other failure. Not negative.
     int max_throttled = 8;
 
     /// Whether to make another attempt after `attempts` attempts, the last of which ended with `error`.

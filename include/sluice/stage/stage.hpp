@@ -46,6 +46,10 @@ namespace sluice {
 /// again inside (a `std::function` with another signature, `std::bind_front`) must not pass a reference to the result
 /// to a coroutine: the result is gone when the coroutine begins.
 ///
+/// The function may have a member `cost(args...)` that returns a Cost. It estimates what a call takes of the rates of
+/// the endpoint, if that has any; without it, a call costs one request. If it throws, or the Cost is out of range, the
+/// stage run fails. A field that is empty when the query enters the line costs one request.
+///
 /// Copies are handles to the same stage. It lives until the last copy is gone and no query runs in it.
 ///
 /// @tparam T The timer with which the stage waits and measures time, deduced from the executor or endpoint; see

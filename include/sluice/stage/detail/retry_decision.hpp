@@ -49,8 +49,7 @@ class RetryDecision {
 public:
     // Decides after an attempt that ended with `error`: returns the wait before the next one, or nothing if there is to
     // be none. If user code throws, `error` becomes a RetryPredicateError with the model's error nested in it.
-    // `get_verdict` is called only if there may be a retry, which `plain` errors, which are not throttled, need less
-    // often.
+    // `get_verdict` is called only if there may be a retry. A `plain` error is not a throttled one.
     template <class GetVerdict>
     std::optional<std::chrono::nanoseconds> after(const RetryPolicy& policy, std::uint64_t stage_run,
                                                   std::exception_ptr& error, bool plain,
