@@ -359,6 +359,27 @@ TEST_CASE("endpoint: an outage loses nobody who waits for its end", "[endpoint][
     CHECK(office.endpoint.breaker().status().state == sluice::BreakerStatus::closed);
 }
 
+TEST_CASE("endpoint: a query that always fails does not keep the breaker open for the others", "[endpoint][breaker]") {
+    const By by = GENERATE(By::stage, By::step);
+    const BreakerOptions breaker{.minimum_calls = 1, .open_time = 1s, .jitter = 0, .probes = 1};
+    Office<> office(by, {.limit = 1, .breaker = breaker}, {.retry = {.max_retries = 1, .backoff = {.initial = 0s}}});
+    office.provider.decide = [&](std::size_t call) {
+        if (office.provider.calls[call].second == "p") {
+            throw down();
+        }
+    };
+    office.start("p");
+    office.start("a");
+    office.start("b");
+    office.run();
+    // It opens the breaker, and fails as the first probe; the next ones are of others, after whose success its failures
+    // count.
+    CHECK(office.texts() == "ppapbp");
+    CHECK_FALSE(office.result(0).success);
+    CHECK(office.result(1).success);
+    CHECK(office.result(2).success);
+}
+
 TEST_CASE("endpoint: who does not wait for an open breaker fails at once", "[endpoint][breaker]") {
     const By by = GENERATE(By::stage, By::step);
     Office<> office(by, {.limit = 1, .breaker = BreakerOptions{}}, {.while_open = WhileOpen::fail});

@@ -138,6 +138,8 @@ public:
         rounds_ = 0;
     }
 
+    bool closed() const noexcept { return state_ == BreakerStatus::closed; }
+
     // Whether it last opened because a call found the account exhausted, and has not closed since.
     bool tripped() const noexcept { return tripped_; }
 

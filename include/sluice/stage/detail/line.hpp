@@ -25,6 +25,8 @@ struct LineEntry : Waiter {
     Cost cost;
     WhileOpen while_open = WhileOpen::hold_unless_exhausted;
 
+    bool failed_probe = false;  // an attempt before did
+
     // When it has been granted a slot: what was taken for it at that instant.
     Charge charge;
     std::optional<BreakerCall> call;
@@ -101,6 +103,7 @@ public:
         if (report.opened) {
             refuse_waiting();
         }
+        closings_ += report.closed ? 1 : 0;
         hand_over();
         return report;
     }
@@ -134,6 +137,9 @@ public:
         hand_over();
     }
 
+    // How often probes have closed the breaker.
+    std::uint64_t closings() const noexcept { return closings_; }
+
     const RateMeter& meter() const noexcept { return meter_; }
 
     // The ticket of whoever entered last. One that is granted a slot at once, without a wait, has the same.
@@ -154,8 +160,8 @@ protected:
             return;
         }
         while (waiting() != 0 && active() < limit()) {
-            Waiter& head = longest_waiting();
             const Time time = now();
+            Waiter& head = next();
             const Time at = due(cost_of(head), time);
             if (at > time) {
                 at == Time::max() ? disarm() : arm(at);
@@ -200,6 +206,19 @@ protected:
     }
 
 private:
+    // The one that is granted next: as a probe, not one that has failed as such before, as long as others wait. It may
+    // be the cause of the failure, and would keep the breaker open for all.
+    Waiter& next() noexcept {
+        if (breaker_ && !breaker_->closed()) {
+            if (Waiter* const other = longest_waiting([](const Waiter& waiter) {
+                    return !waiter.is_line_entry || !static_cast<const LineEntry&>(waiter).failed_probe;
+                })) {
+                return *other;
+            }
+        }
+        return longest_waiting();
+    }
+
     void check_policies() noexcept {
         has_policies_ = breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
                         meter_.periods(Rate::output_tokens) != 0;
@@ -265,6 +284,7 @@ private:
 
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
+    std::uint64_t closings_ = 0;
     std::uint32_t last_ticket_ = 0;
     bool has_policies_ = false;
 };

@@ -77,6 +77,8 @@ public:
                 begun ? begun->was_cancelled : is_cancelled(co_await boost::asio::this_coro::cancellation_state);
             RetryDecision decision;
             std::optional<std::uint32_t> ticket;  // of the place in line to which the next attempt returns
+            std::optional<std::uint64_t> spared;  // in which outage
+            bool failed_probe = false;
             while (!context_gone) {
                 typename State::Failure failure;
                 LineEntry entry;
@@ -92,6 +94,7 @@ public:
                     auto started = query.now(context);
                     entry.returns = ticket.has_value();
                     entry.ticket = ticket.value_or(0);
+                    entry.failed_probe = failed_probe;
                     if (!stage.template enter_line<Args...>(entry, failure, args...)) {
                         try {
                             co_await stage.endpoint->policies->wait(entry);
@@ -143,6 +146,12 @@ public:
                             stage.judge(failure);  // before its slot is handed on
                         }
                         stage.report(entry, failure, cancelled);
+                        if (failure.spared) {
+                            // Others have succeeded since it was spared last: so it is not the provider that fails.
+                            const std::uint64_t outage = stage.endpoint->policies->closings();
+                            failure.spared = outage == spared.value_or(outage);
+                            spared = outage;
+                        }
                     }
                 }
                 if (!failure.error) [[likely]] {
@@ -160,6 +169,7 @@ public:
                                                                   number, was_cancelled)) {
                     break;
                 }
+                failed_probe = failed_probe || failure.failed_probe;
                 ticket = failure.returns() ? std::optional(entry.ticket) : std::nullopt;
             }
         } catch (...) {

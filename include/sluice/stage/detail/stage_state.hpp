@@ -107,6 +107,7 @@ private:
         bool refused = false;    // by the line
         bool is_plain = false;   // contains no ModelError; asking later would take as long as the rest of the failure
         bool spared = false;     // uses up no retry
+        bool failed_probe = false;
         Verdict verdict = {};
         std::exception_ptr verdict_error = nullptr;  // what the verdict function threw
 
@@ -236,7 +237,9 @@ private:
             return;
         }
         const BreakerResult result = failure.error ? call_result(failure.verdict) : BreakerResult::success;
-        failure.spared = line.end(entry, std::nullopt, result).spares_retry() && options_.while_open != WhileOpen::fail;
+        const BreakerReport report = line.end(entry, std::nullopt, result);
+        failure.spared = report.spares_retry() && options_.while_open != WhileOpen::fail;
+        failure.failed_probe = report.failed_probe;
     }
 
     // After an attempt, which failed or not.

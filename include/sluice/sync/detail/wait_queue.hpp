@@ -112,6 +112,18 @@ protected:
 
     Waiter& longest_waiting() noexcept { return waiting_.front(); }
 
+    // The same among those that match, or null. O(those before it).
+    template <class Matches>
+    Waiter* longest_waiting(Matches matches) noexcept {
+        Waiter* first = nullptr;
+        waiting_.for_each([&](Waiter& waiter) {
+            if (!first && matches(waiter)) {
+                first = &waiter;
+            }
+        });
+        return first;
+    }
+
     // Decides the outcome of one waiter.
     void wake(Waiter& waiter, WaitOutcome outcome) noexcept {
         --waiting_count_;
