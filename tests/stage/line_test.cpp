@@ -598,9 +598,9 @@ TEST_CASE("line: an independent simulation grants at the same nanosecond", "[lin
         }
         std::ranges::sort(simulation.events, {}, &Event::time);
 
-        std::vector<std::pair<std::int64_t, std::function<void()>>> acts;
+        std::multimap<std::int64_t, std::function<void()>> acts;
         for (const Event& event : simulation.events) {
-            acts.emplace_back(event.time, [&line = *counter.line, event] {
+            acts.emplace(event.time, [&line = *counter.line, event] {
                 switch (event.kind) {
                     case Event::Kind::pause:
                         line.pause(Nanoseconds(event.value));
@@ -628,10 +628,9 @@ TEST_CASE("line: an independent simulation grants at the same nanosecond", "[lin
                                                      .cost = {.input_tokens = guest.tokens},
                                                      .usage = Cost{.input_tokens = guest.used}});
             if (guest.cancel != LineSimulation::never) {
-                acts.emplace_back(guest.cancel, [&counter, index] { counter.tasks[index].cancel(); });
+                acts.emplace(guest.cancel, [&counter, index] { counter.tasks[index].cancel(); });
             }
         }
-        std::ranges::stable_sort(acts, {}, [](const auto& act) { return act.first; });
         const Task<> director(counter.context.get_executor(), [&acts, &counter]() -> asio::awaitable<void> {
             for (const auto& [time, act] : acts) {
                 co_await test::sleep(Nanoseconds(time) - counter.now());
