@@ -208,7 +208,7 @@ MUTANTS = [
     ("a pause never ends for an open line", "stage/detail/line.hpp",
      "            set_gated(false);\n", "", "stage/line_test"),
     ("who comes overtakes a waiter in a gated line", "stage/detail/line.hpp",
-     "if (waiting() == 0 && active() < limit() && due(", "if (active() < limit() && due(", "stage/line_test"),
+     "if (waiting() != 0 || active() >= limit() || due(", "if (active() >= limit() || due(", "stage/line_test"),
     ("a waiter without patience stays when the breaker opens", "stage/detail/line.hpp",
      "        if (report.opened) {\n            refuse_waiting();\n        }\n", "", "stage/line_test"),
     ("who returns comes last", "stage/detail/line.hpp",

@@ -76,22 +76,33 @@ public:
             entry.outcome = WaitOutcome::closed;
             return true;
         }
-        const Time time = now();
-        if (refuses(entry, time)) {
-            entry.outcome = WaitOutcome::refused;
-            return true;
-        }
-        if (waiting() == 0 && active() < limit() && due(entry.cost, time) <= time) {
-            entry.ticket = last_ticket_;
-            entry.outcome = WaitOutcome::granted;
+        if (!gated()) {
+            if (!try_take()) {
+                return false;
+            }
+        } else {
+            const Time time = now();
+            if (refuses(entry, time)) {
+                entry.outcome = WaitOutcome::refused;
+                return true;
+            }
+            if (waiting() != 0 || active() >= limit() || due(entry.cost, time) > time) {
+                return false;
+            }
             debit(entry, time);
-            return true;
         }
-        return false;
+        entry.outcome = WaitOutcome::granted;
+        if (!entry.returns) {
+            entry.ticket = last_ticket_;
+        }
+        return true;
     }
 
     // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none.
     BreakerReport end(LineEntry& entry, const std::optional<Cost>& usage, BreakerResult result) noexcept {
+        if (entry.charge.metered == 0 && !entry.call) {
+            return {};
+        }
         const Time time = now();
         meter_.settle(entry.charge, usage.value_or(entry.charge.granted), time);
         entry.charge = {};
@@ -148,7 +159,8 @@ public:
     virtual Time now() noexcept = 0;
 
 protected:
-    // Calls on_timer() at that time, and not at one that was asked for before.
+    // Calls on_timer() at that time, and not at one that was asked for before. Without the memory for that, the program
+    // terminates, as it does if a queue cannot post its drain.
     virtual void arm(Time time) noexcept = 0;
     virtual void disarm() noexcept = 0;
 

@@ -78,6 +78,17 @@ public:
         next->previous_ = &item;
     }
 
+    // The first item that matches, or null. O(items before it).
+    template <class Matches>
+    T* find(Matches matches) {
+        for (ListHook* hook = ends_.next_; hook != &ends_; hook = hook->next_) {
+            if (T& item = static_cast<T&>(*hook); matches(item)) {
+                return &item;
+            }
+        }
+        return nullptr;
+    }
+
     // Calls `visit(item)` for each item in order. `visit` may unlink that item, and must not change the list otherwise.
     template <class Visit>
     void for_each(Visit visit) {

@@ -115,13 +115,7 @@ protected:
     // The same among those that match, or null. O(those before it).
     template <class Matches>
     Waiter* longest_waiting(Matches matches) noexcept {
-        Waiter* first = nullptr;
-        waiting_.for_each([&](Waiter& waiter) {
-            if (!first && matches(waiter)) {
-                first = &waiter;
-            }
-        });
-        return first;
+        return waiting_.find(matches);
     }
 
     // Decides the outcome of one waiter.
