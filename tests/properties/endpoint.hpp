@@ -4,13 +4,19 @@
 #include "choices.hpp"
 
 #include <sluice/observer.hpp>
+#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_options.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage.hpp>
+#include <sluice/stage/stage_options.hpp>
+#include <sluice/stage/verdict.hpp>
 #include <sluice/sync/timed_by.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -19,16 +25,29 @@
 namespace properties {
 
 /// Queries run through two stages that share an endpoint, with failures, retries, timeouts and cancellations, while its
-/// limit changes, it is closed, and the handles are dropped.
+/// limit changes, it is closed, and the handles are dropped. Half of the endpoints have rates and a breaker, which
+/// change too; and each may be throttled and paused.
 class EndpointRun final : sluice::Observer, Expectations {
 public:
     explicit EndpointRun(Choices& c) : choices_(c) {
         limit_ = ceiling_ = static_cast<std::ptrdiff_t>(1 + choices_.below(3));
         const auto executor = sluice::timed_by<VirtualTimer>(context_.get_executor());
-        endpoint_.emplace(executor, "shared", sluice::EndpointOptions{.limit = limit_});
+        sluice::EndpointOptions endpoint_options{.limit = limit_};
+        has_policies_ = choices_.one_in(2);
+        if (has_policies_) {
+            endpoint_options.requests = rate();
+            endpoint_options.input_tokens = rate();
+            endpoint_options.breaker = sluice::BreakerOptions{
+                .minimum_calls = static_cast<int>(1 + choices_.below(3)),
+                .open_time = std::chrono::nanoseconds(1 + choices_.below(20)),
+                .probes = static_cast<int>(1 + choices_.below(3)),
+            };
+        }
+        endpoint_.emplace(executor, "shared", endpoint_options);
         sluice::StageOptions options{.retry = {.max_retries = static_cast<int>(choices_.below(3)),
                                                .backoff = {.initial = std::chrono::nanoseconds(choices_.below(8))}},
-                                     .observer = this};
+                                     .observer = this,
+                                     .while_open = static_cast<sluice::WhileOpen>(choices_.below(3))};
         if (choices_.one_in(2)) {
             options.timeout = std::chrono::nanoseconds(1 + choices_.below(15));
         }
@@ -50,8 +69,10 @@ public:
         }
         if (endpoint_) {
             set_limit(1);
+            reset_breaker();
         }
-        while (context_.run_one()) {
+        for (std::size_t steps = 0; context_.run_one(); ++steps) {
+            require(steps < 20'000, "the run does not end");
             check_slots();
         }
         actors_.check();
@@ -64,6 +85,7 @@ private:
     struct Model {
         EndpointRun* run;
         asio::awaitable<int> operator()() const { return run->model(); }
+        sluice::Cost cost() const { return {.input_tokens = static_cast<std::int64_t>(run->choices_.below(4))}; }
     };
     using Stage = sluice::Stage<Model, VirtualTimer>;
 
@@ -79,6 +101,15 @@ private:
         co_await pause(choices_);
         if (choices_.one_in(4)) {
             throw std::runtime_error("model");
+        }
+        if (choices_.one_in(6)) {
+            sluice::Verdict verdict{.kind =
+                                        choices_.one_in(2) ? sluice::Verdict::throttled : sluice::Verdict::overloaded};
+            if (choices_.one_in(2)) {
+                verdict.retry_after = std::chrono::nanoseconds(choices_.below(30));
+                was_paused_ = true;
+            }
+            throw sluice::ModelError("busy", verdict);
         }
         co_return 1;
     }
@@ -100,9 +131,45 @@ private:
         ceiling_ = std::max(limit, endpoint_->active());
     }
 
+    sluice::Rate rate() {
+        return {static_cast<std::int64_t>(1 + choices_.below(6)), std::chrono::nanoseconds(1 + choices_.below(20)),
+                static_cast<std::int64_t>(1 + choices_.below(6))};
+    }
+
+    void reset_breaker() {
+        if (has_policies_) {
+            endpoint_->breaker().reset();
+        }
+    }
+
     void disturb() {
-        switch (choices_.below(12)) {
+        switch (choices_.below(16)) {
+            case 12:
+                if (endpoint_) {
+                    endpoint_->pause(std::chrono::nanoseconds(choices_.below(40)));
+                    was_paused_ = true;
+                }
+                break;
+            case 13:
+                if (endpoint_ && has_policies_) {
+                    const auto dimension = choices_.one_in(2) ? sluice::Rate::requests : sluice::Rate::input_tokens;
+                    endpoint_->set_rate(dimension, choices_.one_in(3) ? sluice::Rate::unlimited : rate());
+                }
+                break;
+            case 14:
+                if (endpoint_ && has_policies_) {
+                    endpoint_->breaker().force_open();
+                }
+                break;
+            case 15:
+                if (endpoint_) {
+                    reset_breaker();
+                }
+                break;
             case 0:
+                if (endpoint_) {
+                    reset_breaker();
+                }
                 endpoint_.reset();
                 draft_.reset();
                 judge_.reset();
@@ -130,7 +197,8 @@ private:
         check_expectations();
         if (endpoint_ && context_.ready() == 0) {
             require(endpoint_->active() == running_, "a slot is held but not used");
-            require(endpoint_->waiting() == 0 || endpoint_->active() >= limit_, "a free slot is not used");
+            require(has_policies_ || was_paused_ || endpoint_->waiting() == 0 || endpoint_->active() >= limit_,
+                    "a free slot is not used");
         }
     }
 
@@ -141,6 +209,8 @@ private:
     int begun_ = 0;
     int finished_ = 0;
     bool closed_ = false;
+    bool has_policies_ = false;
+    bool was_paused_ = false;
     Actors actors_;
     std::optional<sluice::Endpoint<VirtualTimer>> endpoint_;
     std::optional<Stage> draft_;

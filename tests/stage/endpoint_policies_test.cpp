@@ -9,6 +9,7 @@
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage/verdict.hpp>
 
+#include "support/every_step.hpp"
 #include "support/models.hpp"
 #include "support/probes.hpp"
 #include "support/task.hpp"
@@ -30,6 +31,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -448,4 +450,47 @@ TEST_CASE("endpoint: options that are out of range are named", "[endpoint]") {
           "Endpoint 'gpt': requests, period 1: per must be positive, got 0 ns");
     CHECK(refusal({.limit = 1, .breaker = BreakerOptions{.probes = 0}}) ==
           "Endpoint 'gpt': probes must be at least 1, got 0");
+}
+
+TEST_CASE("endpoint: its context may be destroyed at any step while calls wait for rates, pauses and a breaker",
+          "[endpoint][stress]") {
+    const bool endpoint_first = GENERATE(false, true);
+    test::for_every_step([&](test::Steps& steps) {
+        Provider provider;
+        auto context = std::make_unique<asio::io_context>(1);
+        provider.context = context.get();
+        provider.decide = [](std::size_t call) {
+            if (call == 0 || call == 2) {
+                throw throttled(call == 0 ? std::optional<std::chrono::nanoseconds>(20ms) : std::nullopt);
+            }
+            if (call == 3 || call == 4) {
+                throw down();
+            }
+        };
+        const EndpointOptions options{.limit = 2,
+                                      .requests = Rate(1, 5ms, 2),
+                                      .breaker = BreakerOptions{.minimum_calls = 2, .open_time = 30ms, .jitter = 0}};
+        auto endpoint =
+            std::make_optional<sluice::Endpoint<VirtualTimer>>(timed(context->get_executor()), "gpt", options);
+        auto stage = std::make_optional<sluice::Stage<ProviderModel, VirtualTimer>>(
+            *endpoint, "s", ProviderModel{&provider},
+            StageOptions{.retry = {.backoff = {.initial = 2ms, .jitter = 0}}});
+        std::deque<Task<Answer>> runs;
+        for (int i = 0; i != 5; ++i) {
+            runs.emplace_back(context->get_executor(), [s = *stage, i] { return s.run("q", std::to_string(i)); });
+        }
+        steps.take(*context);
+        if (endpoint_first) {
+            stage.reset();
+            endpoint.reset();
+        }
+        context.reset();
+        if (endpoint) {
+            CHECK(endpoint->active() == 0);
+            CHECK(endpoint->waiting() == 0);
+            endpoint->pause(1s);
+            endpoint->set_rate(Rate::requests, Rate(9, 1s));
+            endpoint->breaker().reset();
+        }
+    });
 }
