@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 // Rates, pauses and the breaker of an endpoint, as its stages meet them.
+#include <sluice/stage/attempt.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>
@@ -14,6 +15,7 @@
 #include "support/probes.hpp"
 #include "support/task.hpp"
 
+#include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
 #include <sluice/reason.hpp>
@@ -22,6 +24,7 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
@@ -35,6 +38,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -99,6 +103,23 @@ struct EstimatingModel : ProviderModel {
     }
 };
 
+// Takes an Attempt, and reports through it.
+struct ReportingModel : ProviderModel {
+    std::function<void(sluice::Attempt&)>* report = nullptr;
+
+    static Cost cost(const std::string&) { return {.input_tokens = 10}; }
+
+    asio::awaitable<std::string> operator()(const std::string& text, sluice::Attempt& attempt) const {
+        return ask(*provider, text, attempt, *report);
+    }
+
+    static asio::awaitable<std::string> ask(Provider& provider, std::string text, sluice::Attempt& attempt,
+                                            std::function<void(sluice::Attempt&)>& report) {
+        report(attempt);
+        co_return co_await call(provider, text);
+    }
+};
+
 // A stage of an endpoint in virtual time, and queries through it: by itself, or as steps of a pipeline, which run in
 // place where they can.
 enum class By { stage, step };
@@ -107,13 +128,14 @@ template <class Function = ProviderModel>
 class Office {
 public:
     Provider provider;
+    std::function<void(sluice::Attempt&)> report = [](sluice::Attempt&) {};
     asio::io_context context{1};
     sluice::Endpoint<VirtualTimer> endpoint;
 
     explicit Office(By by, const EndpointOptions& options, const StageOptions& stage_options = {})
         : endpoint(timed(context.get_executor()), "gpt", options),
           by_(by),
-          stage_(endpoint, "reply", Function{{&provider}}, stage_options),
+          stage_(endpoint, "reply", make_model(), stage_options),
           pipeline_(
               timed(context.get_executor()), [stage = stage_](NoteRun& run) { return route(run, stage); }, sink_, 99) {
         provider.context = &context;
@@ -153,6 +175,14 @@ private:
     using NoteRun = sluice::Run<Note>;
     using OfficeStage = sluice::Stage<Function, VirtualTimer>;
     using Route = std::function<asio::awaitable<void>(NoteRun&)>;
+
+    Function make_model() {
+        Function model{{&provider}};
+        if constexpr (std::is_same_v<Function, ReportingModel>) {
+            model.report = &report;
+        }
+        return model;
+    }
 
     static asio::awaitable<void> route(NoteRun& run, OfficeStage stage) {
         co_await run.step(&Note::answer, stage, run.query().text);
@@ -450,6 +480,132 @@ TEST_CASE("endpoint: options that are out of range are named", "[endpoint]") {
           "Endpoint 'gpt': requests, period 1: per must be positive, got 0 ns");
     CHECK(refusal({.limit = 1, .breaker = BreakerOptions{.probes = 0}}) ==
           "Endpoint 'gpt': probes must be at least 1, got 0");
+}
+
+TEST_CASE("attempt: it says what it is for, and what is left of its timeout", "[attempt]") {
+    const By by = GENERATE(By::stage, By::step);
+    const bool has_timeout = GENERATE(false, true);
+    StageOptions options{.retry = {.max_retries = 1, .backoff = {.initial = 0s}}};
+    if (has_timeout) {
+        options.timeout = 15ms;
+    }
+    Office<ReportingModel> office(by, {.limit = 1}, options);
+    std::vector<std::string> seen;
+    office.report = [&](sluice::Attempt& attempt) {
+        seen.push_back(attempt.query_id().str() + ' ' + attempt.stage().str() + ' ' + std::to_string(attempt.number()));
+        CHECK(attempt.time_left() == (has_timeout ? std::optional<std::chrono::nanoseconds>(15ms) : std::nullopt));
+    };
+    office.provider.decide = [](std::size_t call) {
+        if (call == 0) {
+            throw std::runtime_error("once");
+        }
+    };
+    office.start("a");
+    office.run();
+    CHECK(office.result(0).success);
+    CHECK(seen == std::vector<std::string>{"id reply 1", "id reply 2"});
+}
+
+TEST_CASE("attempt: what is left of the timeout becomes less, and is never negative", "[attempt]") {
+    asio::io_context context(1);
+    sluice::Stage stage(
+        timed(context.get_executor()), "s", 1,
+        [](int, sluice::Attempt& attempt) -> asio::awaitable<int> {
+            return [](sluice::Attempt& own) -> asio::awaitable<int> {
+                co_await test::sleep(4ms);
+                CHECK(own.time_left() == 6ms);
+                try {
+                    co_await test::sleep(1h);
+                } catch (const boost::system::system_error&) {
+                    CHECK(own.time_left() == 0ms);
+                }
+                co_return 1;
+            }(attempt);
+        },
+        StageOptions{.timeout = 10ms});
+    const Task<sluice::StageResult<int>> task(context.get_executor(), [&] { return stage.run("q", 1); });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+}
+
+TEST_CASE("attempt: reported usage replaces the estimate, however the call ends", "[attempt][rate]") {
+    const By by = GENERATE(By::stage, By::step);
+    const bool fails = GENERATE(false, true);
+    const std::int64_t used = GENERATE(0, 10, 25);
+    Office<ReportingModel> office(by, {.limit = 1, .input_tokens = Rate(1000, 1s, 10)});
+    office.provider.takes = 1ms;
+    office.report = [used](sluice::Attempt& attempt) {
+        attempt.used({.input_tokens = 99});
+        attempt.used({.input_tokens = used});
+    };
+    office.provider.decide = [fails](std::size_t) {
+        if (fails) {
+            throw std::runtime_error("paid for nothing");
+        }
+    };
+    office.start("a");
+    office.start("b");
+    office.run();
+    // A token a millisecond: the balance is 0 at the beginning, and `10 - used` more when the call has ended at 1 ms.
+    CHECK(office.time_of(1) == std::max(1, static_cast<int>(used)) * 1ms);
+}
+
+TEST_CASE("attempt: a usage that is out of range is refused", "[attempt][rate]") {
+    Office<ReportingModel> office(By::stage, {.limit = 1});
+    office.report = [](sluice::Attempt& attempt) { attempt.used({.output_tokens = -1}); };
+    office.start("a");
+    office.run();
+    CHECK(office.result(0).error.message() == "Attempt::used: output_tokens of a cost must be from 0 to 10^15, got -1");
+}
+
+TEST_CASE("attempt: it pauses the endpoint, by itself or since nothing remains", "[attempt][pause]") {
+    const By by = GENERATE(By::stage, By::step);
+    const std::int64_t remaining = GENERATE(-1, 0, 1);
+    Office<ReportingModel> office(by, {.limit = 1});
+    office.report = [remaining](sluice::Attempt& attempt) {
+        if (remaining < 0) {
+            attempt.pause(2s);
+        } else {
+            attempt.remaining(remaining, 2s);
+        }
+    };
+    office.start("a");
+    office.start("b");
+    office.run();
+    CHECK(office.time_of(1) == (remaining == 1 ? 10ms : 2s));
+}
+
+TEST_CASE("attempt: a function that can be called without one gets none", "[attempt]") {
+    asio::io_context context(1);
+    const auto generic = [](auto&&... args) -> asio::awaitable<std::size_t> {
+        return [](std::size_t count) -> asio::awaitable<std::size_t> { co_return count; }(sizeof...(args));
+    };
+    sluice::Stage stage(timed(context.get_executor()), "s", 1, generic);
+    Task<sluice::StageResult<std::size_t>> task(context.get_executor(), [&] { return stage.run("q", 1, 2); });
+    sluice::testing::run(context);
+    CHECK(task.value().data == 2);
+}
+
+TEST_CASE("attempt: the models of an InferencePipeline may take one", "[attempt]") {
+    asio::io_context context(1);
+    test::DeadLetters sink;
+    int attempts = 0;
+    const auto model = [&](const std::string& text, sluice::Attempt& attempt) -> asio::awaitable<std::string> {
+        attempts += attempt.number();
+        return [](std::string copy) -> asio::awaitable<std::string> { co_return copy; }(text);
+    };
+    const auto generate = [](const std::string& intent, const std::string& entities, const std::string&,
+                             sluice::Attempt&) -> asio::awaitable<std::string> {
+        return [](std::string copy) -> asio::awaitable<std::string> { co_return copy; }(intent + entities);
+    };
+    const auto executor = timed(context.get_executor());
+    sluice::InferencePipeline pipeline(executor, model, model, generate, sluice::StageLimits{1, 1, 1}, sink);
+    const sluice::Query query("q", "x");
+    const auto process = [&] { return pipeline.process_one(query); };
+    Task<sluice::PipelineResult<std::string, std::string, std::string>> task(context.get_executor(), process);
+    sluice::testing::run(context);
+    CHECK(task.value().response == "xx");
+    CHECK(attempts == 2);
 }
 
 TEST_CASE("endpoint: its context may be destroyed at any step while calls wait for rates, pauses and a breaker",

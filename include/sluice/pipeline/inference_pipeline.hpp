@@ -63,7 +63,7 @@ namespace sluice {
 template <class Classify, class Extract, class Generate, class Sink, Timer T = boost::asio::steady_timer>
 class InferencePipeline {
 public:
-    using Executor = detail::awaitable_executor_t<Classify&, const std::string&>;
+    using Executor = detail::model_executor_t<Classify&, const std::string&>;
     using Intent = detail::model_value_t<Classify&, const std::string&>;
     using Entities = detail::model_value_t<Extract&, const std::string&>;
     using Response = detail::model_value_t<Generate&, const Intent&, const Entities&, const std::string&>;
@@ -75,30 +75,31 @@ public:
         ModelFunction<Classify, const std::string&> && ModelFunction<Extract, const std::string&>;
 
     // Not constraints: for those, compilers report "no matching function" first and the reason far below.
-    static_assert(std::invocable<Classify&, const std::string&>,
+    static_assert(detail::CallableModel<Classify, const std::string&>,
                   "sluice::InferencePipeline: classify cannot be called with a const std::string&");
-    static_assert(std::invocable<Extract&, const std::string&>,
+    static_assert(detail::CallableModel<Extract, const std::string&>,
                   "sluice::InferencePipeline: extract cannot be called with a const std::string&");
-    static_assert(!knows_its_input || std::invocable<Generate&, const Intent&, const Entities&, const std::string&>,
+    static_assert(!knows_its_input ||
+                      detail::CallableModel<Generate, const Intent&, const Entities&, const std::string&>,
                   "sluice::InferencePipeline: generate cannot be called with a const Intent&, a const Entities& and a "
                   "const std::string&, where Intent is what classify returns and Entities what extract returns");
-    static_assert(!std::invocable<Classify&, const std::string&> || ModelFunction<Classify, const std::string&>,
+    static_assert(!detail::CallableModel<Classify, const std::string&> || ModelFunction<Classify, const std::string&>,
                   "sluice::ModelFunction: classify(const std::string&) must return an asio::awaitable of a value: not "
                   "void, no reference, nothing that may throw when it is moved");
     static_assert(
-        !std::invocable<Extract&, const std::string&> || ModelFunction<Extract, const std::string&>,
+        !detail::CallableModel<Extract, const std::string&> || ModelFunction<Extract, const std::string&>,
         "sluice::ModelFunction: extract(const std::string&) must return an asio::awaitable of a value: not void, "
         "no reference, nothing that may throw when it is moved");
     static_assert(
-        !std::invocable<Generate&, const Intent&, const Entities&, const std::string&> ||
+        !detail::CallableModel<Generate, const Intent&, const Entities&, const std::string&> ||
             ModelFunction<Generate, const Intent&, const Entities&, const std::string&>,
         "sluice::ModelFunction: generate(intent, entities, const std::string&), with what classify and extract "
         "return, must return an asio::awaitable of a value: not void, no reference, nothing that may throw when it "
         "is moved");
     static_assert(
-        std::same_as<Executor, detail::awaitable_executor_t<Extract&, const std::string&>> &&
+        std::same_as<Executor, detail::model_executor_t<Extract&, const std::string&>> &&
             std::same_as<Executor,
-                         detail::awaitable_executor_t<Generate&, const Intent&, const Entities&, const std::string&>>,
+                         detail::model_executor_t<Generate&, const Intent&, const Entities&, const std::string&>>,
         "sluice::InferencePipeline: the awaitables of classify, extract and generate must have the same "
         "executor type");
     static_assert(std::constructible_from<T, const Executor&>,

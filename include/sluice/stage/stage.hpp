@@ -50,6 +50,8 @@ namespace sluice {
 /// the endpoint, if that has any; without it, a call costs one request. If it throws, or the Cost is out of range, the
 /// stage run fails. A field that is empty when the query enters the line costs one request.
 ///
+/// The function may take an Attempt& after these arguments, if it cannot be called without it.
+///
 /// Copies are handles to the same stage. It lives until the last copy is gone and no query runs in it.
 ///
 /// @tparam T The timer with which the stage waits and measures time, deduced from the executor or endpoint; see
@@ -118,7 +120,7 @@ public:
     /// where a stage without a timeout cannot tell the second cancellation from the first.)
     template <class... Args>
     [[nodiscard]] auto run(SharedString query_id, Args&&... args) const {
-        constexpr bool callable = std::invocable<Function&, detail::call_argument_t<Args>...>;
+        constexpr bool callable = detail::CallableModel<Function, detail::call_argument_t<Args>...>;
         static_assert(callable,
                       "sluice::Stage: the model function cannot be called with the arguments of run(); lvalues are "
                       "passed as they are, and rvalues as const lvalues");

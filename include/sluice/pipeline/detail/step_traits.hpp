@@ -57,10 +57,10 @@ struct StepTraits<Record, Stage<Function, T>, Args...> {
     using CallArgument = call_argument_t<typename StepArgument<Record, Arg>::Stored>;
 
     static constexpr bool is_stage = true;
-    static constexpr bool is_callable = std::invocable<Function&, CallArgument<Args>...>;
+    static constexpr bool is_callable = CallableModel<Function, CallArgument<Args>...>;
     static constexpr bool is_model = ModelFunction<Function, CallArgument<Args>...>;
     using Value = model_value_t<Function, CallArgument<Args>...>;
-    using Executor = awaitable_executor_t<Function, CallArgument<Args>...>;
+    using Executor = model_executor_t<Function, CallArgument<Args>...>;
 };
 
 }  // namespace sluice::detail

@@ -141,6 +141,9 @@ public:
         hand_over();
     }
 
+    // The same because the provider asks for it. Whatever it asks for, it is asked again after two minutes.
+    void pause_as_asked(Time duration) noexcept { pause(std::min<Time>(duration, std::chrono::minutes(2))); }
+
     // After a change of its state, call breaker_changed().
     std::optional<BreakerState>& breaker() noexcept { return breaker_; }
     void breaker_changed() noexcept {

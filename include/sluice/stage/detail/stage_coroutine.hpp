@@ -2,12 +2,14 @@
 #pragma once
 
 #include <sluice/observer.hpp>
+#include <sluice/stage/attempt.hpp>
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
@@ -21,6 +23,7 @@
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/this_coro.hpp>
 
+#include <concepts>
 #include <cstdint>
 #include <exception>
 #include <optional>
@@ -82,6 +85,7 @@ public:
             while (!context_gone) {
                 typename State::Failure failure;
                 LineEntry entry;
+                [[maybe_unused]] typename State::template AttemptFor<Args...> attempt;
                 bool cancelled = false;
                 if (begun) {
                     failure = State::failure_of(*begun);
@@ -123,7 +127,17 @@ public:
                         stage.notify(query, &Observer::on_started, result);
                         failure.attempted = true;
                         try {
-                            if (stage.options_.timeout) {
+                            if constexpr (takes_attempt) {
+                                attempt.emplace(result, *stage.endpoint->policies, stage.options_.timeout, started);
+                                if (stage.options_.timeout) {
+                                    co_await State::template timed_attempt<typename Target::Data, Args..., Attempt&>(
+                                        Pooled(), stage, started, result, failure, target.data(result), args...,
+                                        *attempt);
+                                } else {
+                                    target.data(result).emplace(
+                                        co_await callee(stage.function_)(read_argument<Args>(args)..., *attempt));
+                                }
+                            } else if (stage.options_.timeout) {
                                 co_await State::template timed_attempt<typename Target::Data, Args...>(
                                     Pooled(), stage, started, result, failure, target.data(result), args...);
                             } else {
@@ -145,7 +159,7 @@ public:
                         if (failure.error && !cancelled) {
                             stage.judge(failure);  // before its slot is handed on
                         }
-                        stage.report(entry, failure, cancelled);
+                        stage.report(entry, failure, cancelled, usage_of(attempt));
                         if (failure.spared) {
                             // Others have succeeded since it was spared last: so it is not the provider that fails.
                             const std::uint64_t outage = stage.endpoint->policies->closings();
@@ -189,6 +203,16 @@ public:
     }
 
 private:
+    static constexpr bool takes_attempt = !std::same_as<typename State::template AttemptFor<Args...>, NoAttempt>;
+
+    static std::optional<Cost> usage_of(const auto& attempt) noexcept {
+        if constexpr (takes_attempt) {
+            return attempt->usage();
+        } else {
+            return std::nullopt;
+        }
+    }
+
     // That of a step in place lies with its query.
     template <class Result>
     static Result& result_of(InPlaceRun* begun, Result& own) noexcept {

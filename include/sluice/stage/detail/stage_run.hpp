@@ -90,6 +90,9 @@ private:
     template <class U>
     using FrameOf = boost::asio::detail::awaitable_frame<U, executor_type>;
 
+    // A function that takes an Attempt has none in place, and cannot be called without it.
+    static constexpr bool runs_in_place = binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...>;
+
     // What is awaited, or how the run ended without that.
     enum class Phase : unsigned char { skipped, coroutine, slot, model, missing };
 
@@ -133,8 +136,8 @@ private:
 
     // A parameter that needed a temporary needs a coroutine to keep it.
     bool may_run_in_place() noexcept {
-        return binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...> && !stage_.timeouts_ &&
-               target_.may_run_in_place() && !in_place().taken && !policies().has_policies() && !line().closed();
+        return runs_in_place && !stage_.timeouts_ && target_.may_run_in_place() && !in_place().taken &&
+               !policies().has_policies() && !line().closed();
     }
 
     Awaitable coroutine(InPlaceRun* begun) {
@@ -253,11 +256,14 @@ private:
         phase_ = Phase::model;
         ++run.result->attempts;
         stage_.notify(target_.query(), &Observer::on_started, *run.result);
-        const bool called = run.attempt([&] {
-            model_ = frame.await_transform(Model(std::apply(
-                [this](auto&... args) { return callee(stage_.function_)(read_argument<Args>(args)...); }, args_)));
-        });
-        return called || !end_attempt(frame, run);
+        if constexpr (runs_in_place) {
+            const bool called = run.attempt([&] {
+                model_ = frame.await_transform(Model(std::apply(
+                    [this](auto&... args) { return callee(stage_.function_)(read_argument<Args>(args)...); }, args_)));
+            });
+            return called || !end_attempt(frame, run);
+        }
+        return false;
     }
 
     // Returns whether the run has ended, since there will be no further attempt.

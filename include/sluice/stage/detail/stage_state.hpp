@@ -6,6 +6,7 @@
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
@@ -35,7 +36,6 @@
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -50,6 +50,8 @@
 
 namespace sluice::detail {
 
+struct NoAttempt {};
+
 // What the handles to one Stage share, and the parts of a StageRun, which runs a query through it: whoever awaits one
 // keeps this alive. Retries, backoff and timeouts have coroutines of their own, which exist only while they are needed.
 template <class Function, class T>
@@ -61,7 +63,12 @@ public:
     template <class... Args>
     using Value = model_value_t<Function&, call_argument_t<Args>...>;
     template <class... Args>
-    using RunExecutor = awaitable_executor_t<Function&, call_argument_t<Args>...>;
+    using RunExecutor = model_executor_t<Function&, call_argument_t<Args>...>;
+
+    // Of a model function that takes none there is none.
+    template <class... Args>
+    using AttemptFor =
+        std::conditional_t<takes_attempt<Function&, call_argument_t<Args>...>, std::optional<AttemptOf<T>>, NoAttempt>;
 
     StageState(SharedString stage_name, std::shared_ptr<EndpointState> stage_endpoint, Function function,
                const StageOptions& options)
@@ -183,7 +190,7 @@ private:
             failure.verdict_error = std::current_exception();
         }
         if (asks_for_pause(failure.verdict)) {
-            endpoint->policies->pause(std::min<std::chrono::nanoseconds>(*failure.verdict.retry_after, longest_pause));
+            endpoint->policies->pause_as_asked(*failure.verdict.retry_after);
         }
     }
 
@@ -230,14 +237,16 @@ private:
     }
 
     // Reports what became of a call to the rates and to the breaker.
-    void report(LineEntry& entry, Failure& failure, bool cancelled) const noexcept {
+    void report(LineEntry& entry, Failure& failure, bool cancelled, const std::optional<Cost>& usage) const noexcept {
         Line& line = *endpoint->policies;
-        if (cancelled) {
+        if (cancelled && !usage) {
             line.cancel_call(entry, true);
             return;
         }
-        const BreakerResult result = failure.error ? call_result(failure.verdict) : BreakerResult::success;
-        const BreakerReport report = line.end(entry, std::nullopt, result);
+        const BreakerResult result = cancelled       ? BreakerResult::ignored
+                                     : failure.error ? call_result(failure.verdict)
+                                                     : BreakerResult::success;
+        const BreakerReport report = line.end(entry, usage, result);
         failure.spared = report.spares_retry() && options_.while_open != WhileOpen::fail;
         failure.failed_probe = report.failed_probe;
     }
@@ -283,15 +292,15 @@ private:
                                                                             StageResult<>& result, Failure& failure,
                                                                             std::optional<Data>& data,
                                                                             std::remove_reference_t<Args>&... args) {
-        using Attempt = boost::asio::awaitable<Value<Args...>, RunExecutor<Args...>>;
+        using Model = boost::asio::awaitable<Value<Args...>, RunExecutor<Args...>>;
         const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
         typename Timeouts<T>::Call call(*stage.timeouts_, executor, started);
         try {
             if constexpr (std::is_same_v<Data, Value<Args...>>) {
-                co_await cancelled_by(call, data, Attempt(callee(stage.function_)(read_argument<Args>(args)...)));
+                co_await cancelled_by(call, data, Model(callee(stage.function_)(read_argument<Args>(args)...)));
             } else {
                 std::optional<Value<Args...>> value;
-                co_await cancelled_by(call, value, Attempt(callee(stage.function_)(read_argument<Args>(args)...)));
+                co_await cancelled_by(call, value, Model(callee(stage.function_)(read_argument<Args>(args)...)));
                 data.emplace(*std::move(value));
             }
             result.late = call.expired();
@@ -352,9 +361,6 @@ private:
         }
         return delay;
     }
-
-    // Whatever a provider asks for: then it is asked again.
-    static constexpr std::chrono::nanoseconds longest_pause = std::chrono::minutes(2);
 
     Function function_;
     StageOptions options_;
