@@ -34,6 +34,7 @@
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/system/system_error.hpp>
@@ -1075,4 +1076,39 @@ TEST_CASE("in place: the context is destroyed at every step, with steps that wai
         }
     });
     CHECK((waiting != 0) == (form != Ruin::Steps::of_late_stage));
+}
+
+TEST_CASE("in place: a query may be destroyed before the coroutine that awaits its model",
+          "[in_place][shutdown][all]") {
+    int models = 0;
+    test::DeadLetters sink;
+    auto context = std::make_optional<asio::io_context>(1);
+    // Its service is older than that of what waits, and so shut down later: what awaits the models goes last.
+    const auto older = std::make_unique<asio::steady_timer>(*context);
+    const auto executor = context->get_executor();
+    const sluice::Stage stage(executor, "wait", 2, Writer([&models](const std::string& text) -> Words {
+                                  return [](int& count, std::string copy) -> Words {
+                                      ++count;
+                                      const test::AtExit at_exit([&count] { --count; });
+                                      asio::steady_timer timer(co_await asio::this_coro::executor, 1h);
+                                      co_await timer.async_wait(asio::deferred);
+                                      co_return copy;
+                                  }(models, text);
+                              }));
+    auto route = [stage](SlipRun& run) -> asio::awaitable<void> {
+        co_await run.all(run.step(&Slip::first, stage, run.query().text),
+                         run.step(&Slip::second, stage, run.query().text));
+    };
+    std::optional pipeline(sluice::Pipeline(executor, route, sink, 1));
+    const std::optional batch(Task<std::vector<sluice::RecordResult<Slip>>>(
+        executor, [&] { return pipeline->process_batch(test::make_queries(2)); }));
+    context->poll();
+    CHECK(models == 2);
+    const bool context_first = GENERATE(false, true);
+    if (!context_first) {
+        pipeline.reset();
+    }
+    older->expires_at(asio::steady_timer::time_point::max());
+    context.reset();
+    CHECK(models == 0);
 }

@@ -71,8 +71,9 @@ private:
 ///
 /// An attempt gets its slot when the rates can pay for it, no pause holds and the breaker lets it begin: all is granted
 /// together, to the head of the line, and paid at that instant. So whoever waits for a rate holds no slot, and whoever
-/// is cancelled has paid nothing. A throttled attempt returns to its old place. An error with a Verdict that is
-/// throttled or overloaded and has a `retry_after` pauses the endpoint for that time, but for 2 min at most.
+/// is cancelled has paid nothing. An attempt that was throttled, or failed in an outage, returns to its old place. An
+/// error with a Verdict that is throttled or overloaded and has a `retry_after` pauses the endpoint for that time, but
+/// for 2 min at most.
 ///
 /// Each of these costs O(1) for an attempt; one that returns to its place, O(those before it).
 ///

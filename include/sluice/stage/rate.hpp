@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/sync/detail/requirements.hpp>
+
 #include <array>
 #include <chrono>
 #include <cstddef>

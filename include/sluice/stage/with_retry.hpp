@@ -51,7 +51,7 @@ struct RetriedRun {
             if (!policy.backoff.seed) {
                 policy.backoff.seed = HasNow<T> ? 0 : random_seed();
             }
-            const auto delay = decision.after(policy, 0, error, plain, verdict);
+            const auto delay = decision.after(policy, 0, error, false, plain, verdict);
             if (!delay) {
                 std::rethrow_exception(error);
             }

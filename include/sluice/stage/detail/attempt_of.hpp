@@ -46,4 +46,7 @@ private:
     std::optional<Cost> usage_;
 };
 
+// That of a model function that takes none.
+struct NoAttempt {};
+
 }  // namespace sluice::detail

@@ -9,25 +9,33 @@
 #include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <utility>
 
 namespace sluice::detail {
 
-// An attempt in the line of its endpoint.
+class Line;
+
+// An attempt in the line of its endpoint. If it is destroyed without Line::end(), its call was cancelled.
 struct LineEntry : Waiter {
     LineEntry() noexcept { is_line_entry = true; }
+    ~LineEntry();
+
+    LineEntry(const LineEntry&) = delete;
+    LineEntry& operator=(const LineEntry&) = delete;
 
     // Before it enters: what it costs, by estimate, and what it does while the breaker is open.
     Cost cost;
     WhileOpen while_open = WhileOpen::hold_unless_exhausted;
-
     bool failed_probe = false;  // an attempt before did
 
     // When it has been granted a slot: what was taken for it at that instant.
+    boost::intrusive_ptr<Line> line;
     Charge charge;
     std::optional<BreakerCall> call;
 
@@ -47,7 +55,8 @@ struct LineEntry : Waiter {
 // timer expires, a limit, a rate or the pause changes, a call is settled or reported to the breaker.
 //
 // As long as there are no rates, no breaker and no pause, the line is *open*, and does nothing that a semaphore does
-// not; others than LineEntries may wait in it then. If a pause or a rate comes while they wait, each costs one request.
+// not; others than LineEntries may wait in it then. If a rate comes while they wait, each pays one request, even if it
+// is cancelled between its grant and its resumption.
 //
 // An attempt that the provider has refused may return to its old place, which its ticket says.
 //
@@ -89,7 +98,7 @@ public:
             if (waiting() != 0 || active() >= limit() || due(entry.cost, time) > time) {
                 return false;
             }
-            debit(entry, time);
+            debit(entry, time);  // nobody waits who might have to be refused now
         }
         entry.outcome = WaitOutcome::granted;
         if (!entry.returns) {
@@ -100,12 +109,11 @@ public:
 
     // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none.
     BreakerReport end(LineEntry& entry, const std::optional<Cost>& usage, BreakerResult result) noexcept {
-        if (entry.charge.metered == 0 && !entry.call) {
+        if (!std::exchange(entry.line, nullptr)) {  // it was granted in an open line
             return {};
         }
         const Time time = now();
         meter_.settle(entry.charge, usage.value_or(entry.charge.granted), time);
-        entry.charge = {};
         BreakerReport report;
         if (entry.call) {
             report = breaker_->end(*entry.call, result, time);
@@ -121,8 +129,10 @@ public:
 
     // The call of an entry that was granted a slot was cancelled: after it began, unless `begun` is false.
     void cancel_call(LineEntry& entry, bool begun) noexcept {
-        give_up(entry, begun);
-        hand_over();
+        if (entry.line) {
+            give_up(entry, begun);
+            hand_over();
+        }
     }
 
     void set_rate(Rate::Dimension dimension, const Rate& rate) noexcept {
@@ -149,6 +159,12 @@ public:
     void breaker_changed() noexcept {
         refuse_waiting();
         hand_over();
+    }
+
+    // Whether an attempt waits for the breaker, which there is.
+    bool holds(WhileOpen while_open) const noexcept {
+        return while_open == WhileOpen::hold ||
+               (while_open == WhileOpen::hold_unless_exhausted && !breaker_->tripped());
     }
 
     // How often probes have closed the breaker.
@@ -184,6 +200,9 @@ protected:
             }
             debit(head, time);
             wake(head, WaitOutcome::granted);
+            if (breaker_ && !breaker_->closed()) {
+                refuse_waiting();  // there may be no place for a further probe
+            }
         }
         disarm();
         if (!has_policies_ && meter_.paused_until() <= now()) {
@@ -206,7 +225,7 @@ protected:
     }
 
     void on_cancel(Waiter& waiter) noexcept override {
-        if (waiter.outcome == WaitOutcome::granted && waiter.is_line_entry) {
+        if (waiter.outcome == WaitOutcome::granted && waiter.is_line_entry && static_cast<LineEntry&>(waiter).line) {
             give_up(static_cast<LineEntry&>(waiter), false);
         }
         SemaphoreState::on_cancel(waiter);
@@ -253,6 +272,7 @@ private:
         const Charge charge = meter_.debit(cost_of(waiter), time);
         if (waiter.is_line_entry) {
             auto& entry = static_cast<LineEntry&>(waiter);
+            entry.line = this;
             entry.charge = charge;
             if (breaker_) {
                 entry.call = breaker_->begin(time);
@@ -269,26 +289,21 @@ private:
         } else {
             meter_.refund(entry.charge, now());
         }
-        entry.charge = {};
         if (entry.call) {
             breaker_->cancel(*entry.call);
             entry.call.reset();
         }
+        entry.line.reset();
     }
 
     // Refuses an entry that will never be due, or does not wait for the breaker.
     bool refuses(LineEntry& entry, Time time) const noexcept {
         if (!meter_.is_affordable(entry.cost)) {
             entry.refusal = LineEntry::Refusal::too_costly;
-        } else if (breaker_ && breaker_->earliest(time) > time && !holds(entry)) {
+        } else if (breaker_ && breaker_->earliest(time) > time && !holds(entry.while_open)) {
             entry.refusal = LineEntry::Refusal::breaker_open;
         }
         return entry.refusal != LineEntry::Refusal::none;
-    }
-
-    bool holds(const LineEntry& entry) const noexcept {
-        return entry.while_open == WhileOpen::hold ||
-               (entry.while_open == WhileOpen::hold_unless_exhausted && !breaker_->tripped());
     }
 
     void refuse_waiting() noexcept {
@@ -303,5 +318,12 @@ private:
     std::uint32_t last_ticket_ = 0;
     bool has_policies_ = false;
 };
+
+inline LineEntry::~LineEntry() {
+    if (line) {
+        const boost::intrusive_ptr<Line> kept = line;
+        kept->cancel_call(*this, true);
+    }
+}
 
 }  // namespace sluice::detail

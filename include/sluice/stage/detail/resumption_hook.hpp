@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/sync/detail/requirements.hpp>
+
 #include <boost/asio/awaitable.hpp>
 
 #include <coroutine>
@@ -11,10 +13,16 @@ namespace sluice::detail {
 // function is called instead of the coroutine.
 //
 // It begins as a coroutine's frame does with g++ and with clang, with the functions that resume and destroy it, so that
-// a coroutine_handle can refer to it. It must stay where it is until it is detached, or destroyed with the coroutine.
+// a coroutine_handle can refer to it. It may be destroyed before the coroutine, whose frame it then leaves as it was.
 class ResumptionHook {
 public:
     ResumptionHook() = default;
+    ~ResumptionHook() {
+        if (frame_) {
+            restore_(*this);
+        }
+    }
+
     ResumptionHook(const ResumptionHook&) = delete;
     ResumptionHook& operator=(const ResumptionHook&) = delete;
 
@@ -24,7 +32,8 @@ public:
         frame_ = &frame;
         self_ = &self;
         resume_ = [](ResumptionHook* hook) { static_cast<Self*>(hook->self_)->template resumed<T>(); };
-        destroy_ = [](ResumptionHook* hook) { coroutine_of(hook->template frame<T, Executor>()).destroy(); };
+        destroy_ = [](ResumptionHook* hook) { hook->template detach<T, Executor>().destroy(); };
+        restore_ = [](ResumptionHook& hook) { hook.template detach<T, Executor>(); };
         resumed_by(frame) = std::coroutine_handle<>::from_address(this);
     }
 
@@ -32,6 +41,7 @@ public:
     template <class T, class Executor>
     std::coroutine_handle<> detach() noexcept {
         auto& frame = this->template frame<T, Executor>();
+        frame_ = nullptr;
         return resumed_by(frame) = coroutine_of(frame);
     }
 
@@ -58,7 +68,8 @@ private:
 
     void (*resume_)(ResumptionHook*) = nullptr;
     void (*destroy_)(ResumptionHook*) = nullptr;
-    void* frame_ = nullptr;
+    void (*restore_)(ResumptionHook&) = nullptr;
+    void* frame_ = nullptr;  // while it is attached
     void* self_ = nullptr;
 };
 

@@ -49,18 +49,23 @@ class RetryDecision {
 public:
     // Decides after an attempt that ended with `error`: returns the wait before the next one, or nothing if there is to
     // be none. If user code throws, `error` becomes a RetryPredicateError with the model's error nested in it.
+    // A `spared` attempt uses up no retry, and the breaker holds the line until the next.
     // `get_verdict` is called only if there may be a retry. A `plain` error is not a throttled one.
     template <class GetVerdict>
     std::optional<std::chrono::nanoseconds> after(const RetryPolicy& policy, std::uint64_t stage_run,
-                                                  std::exception_ptr& error, bool plain,
+                                                  std::exception_ptr& error, bool spared, bool plain,
                                                   const GetVerdict& get_verdict) {
-        if (failed_ >= policy.max_retries && (plain || throttled_ >= policy.max_throttled)) {
+        if (!spared && failed_ >= policy.max_retries && (plain || throttled_ >= policy.max_throttled)) {
             return std::nullopt;
         }
         const char* asked = "verdict function";
         try {
             const Verdict verdict = get_verdict(error);
             asked = "retry predicate";
+            if (spared) {
+                return policy.retry_if && !policy.retry_if(error) ? std::nullopt
+                                                                  : std::optional(std::chrono::nanoseconds(0));
+            }
             const bool throttled = is_throttled(verdict) && throttled_ < policy.max_throttled;
             int& count = throttled ? throttled_ : failed_;
             if (!(throttled ? !policy.retry_if || policy.retry_if(error)

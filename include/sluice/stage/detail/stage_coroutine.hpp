@@ -4,6 +4,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/stage/attempt.hpp>
 #include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
@@ -22,6 +23,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/execution_context.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <concepts>
 #include <cstdint>
@@ -71,6 +73,7 @@ public:
                 }
             }
             StageSemaphore& line = stage.endpoint->line;
+            const boost::intrusive_ptr<Line> policies = stage.endpoint->policies;  // it may wait there for longer
             const bool context_gone = state_of(line)->context_gone();
             if (context_gone) {
                 co_await State::template fail_closed<Executor>(Pooled(), stage, query, result);
@@ -80,8 +83,10 @@ public:
                 begun ? begun->was_cancelled : is_cancelled(co_await boost::asio::this_coro::cancellation_state);
             RetryDecision decision;
             std::optional<std::uint32_t> ticket;  // of the place in line to which the next attempt returns
-            std::optional<std::uint64_t> spared;  // in which outage
+            std::optional<std::uint64_t> outage;  // in which it was spared last
+            int outages = 0;                      // in which it was
             bool failed_probe = false;
+            std::exception_ptr previous;  // error of an attempt
             while (!context_gone) {
                 typename State::Failure failure;
                 LineEntry entry;
@@ -101,7 +106,7 @@ public:
                     entry.failed_probe = failed_probe;
                     if (!stage.template enter_line<Args...>(entry, failure, args...)) {
                         try {
-                            co_await stage.endpoint->policies->wait(entry);
+                            co_await policies->wait(entry);
                         } catch (...) {
                             failure.error = std::current_exception();
                         }
@@ -112,11 +117,11 @@ public:
                     if (entry.outcome == WaitOutcome::granted) {
                         slot = granted_slot(line);
                     } else {
-                        stage.not_granted(entry, failure);
+                        stage.not_granted(entry, failure, previous);
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
-                            stage.endpoint->policies->cancel_call(entry, false);
+                            policies->cancel_call(entry, false);
                             slot.release();
                             stage.finish_missing(query, result);
                             break;
@@ -128,7 +133,7 @@ public:
                         failure.attempted = true;
                         try {
                             if constexpr (takes_attempt) {
-                                attempt.emplace(result, *stage.endpoint->policies, stage.options_.timeout, started);
+                                attempt.emplace(result, *policies, stage.options_.timeout, started);
                                 if (stage.options_.timeout) {
                                     co_await State::template timed_attempt<typename Target::Data, Args..., Attempt&>(
                                         Pooled(), stage, started, result, failure, target.data(result), args...,
@@ -160,11 +165,10 @@ public:
                             stage.judge(failure);  // before its slot is handed on
                         }
                         stage.report(entry, failure, cancelled, usage_of(attempt));
-                        if (failure.spared) {
-                            // Others have succeeded since it was spared last: so it is not the provider that fails.
-                            const std::uint64_t outage = stage.endpoint->policies->closings();
-                            failure.spared = outage == spared.value_or(outage);
-                            spared = outage;
+                        if (failure.spared && outage != policies->closings()) {
+                            // Others have succeeded between outages. After the third it may be this query that fails.
+                            outage = policies->closings();
+                            failure.spared = ++outages <= 3;
                         }
                     }
                 }
@@ -179,6 +183,7 @@ public:
                     stage.finish_not_attempted(query, result, failure);
                     break;
                 }
+                previous = failure.error;
                 if (!co_await State::template try_again<Executor>(Pooled(), stage, query, result, failure, decision,
                                                                   number, was_cancelled)) {
                     break;

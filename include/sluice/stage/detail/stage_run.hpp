@@ -28,7 +28,6 @@
 #include <concepts>
 #include <coroutine>
 #include <exception>
-#include <new>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -91,7 +90,9 @@ private:
     using FrameOf = boost::asio::detail::awaitable_frame<U, executor_type>;
 
     // A function that takes an Attempt has none in place, and cannot be called without it.
-    static constexpr bool runs_in_place = binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...>;
+    // Neither has one that estimates its cost.
+    static constexpr bool runs_in_place = binds_to<signature_of_t<typename State::Callee>, call_argument_t<Args>...> &&
+                                          !EstimatesCost<typename State::Callee, call_argument_t<Args>...>;
 
     // What is awaited, or how the run ended without that.
     enum class Phase : unsigned char { skipped, coroutine, slot, model, missing };
@@ -286,7 +287,7 @@ private:
         }
         try {
             coroutine_ = coroutine(&run);
-        } catch (const std::bad_alloc&) {
+        } catch (...) {  // no memory for it, or an argument that throws when it is moved
             return false;
         }
         phase_ = Phase::coroutine;

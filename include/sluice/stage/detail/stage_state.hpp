@@ -50,8 +50,6 @@
 
 namespace sluice::detail {
 
-struct NoAttempt {};
-
 // What the handles to one Stage share, and the parts of a StageRun, which runs a query through it: whoever awaits one
 // keeps this alive. Retries, backoff and timeouts have coroutines of their own, which exist only while they are needed.
 template <class Function, class T>
@@ -197,28 +195,45 @@ private:
     // Begins the wait of an attempt in the line; see Line::decide().
     template <class... Args>
     bool enter_line(LineEntry& entry, Failure& failure, std::remove_reference_t<Args>&... args) {
-        Line& line = *endpoint->policies;
-        if (line.has_policies()) {
-            entry.while_open = options_.while_open;
-            if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
-                try {
-                    if (!(is_missing<Args>(args) || ...)) {
-                        entry.cost = callee(function_).cost(read_argument<Args>(args)...);
-                        require_valid("Stage '" + name.str() + "'", entry.cost);
-                    }
-                } catch (...) {
-                    failure.error = std::current_exception();
-                    failure.refused = true;
-                    entry.outcome = WaitOutcome::refused;
-                    return true;
+        static_assert(
+            EstimatesCost<Function, call_argument_t<Args>...> || !requires { &Callee::cost; },
+            "sluice::Stage: cost() of the model function must take the arguments that the function takes, and "
+            "return a sluice::Cost");
+        entry.while_open = options_.while_open;
+        if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
+            try {
+                if (!(is_missing<Args>(args) || ...)) {
+                    entry.cost = callee(function_).cost(read_argument<Args>(args)...);
+                    require_valid("Stage '" + name.str() + "'", entry.cost);
                 }
+            } catch (...) {
+                failure.error = std::current_exception();
+                failure.refused = true;
+                entry.outcome = WaitOutcome::refused;
+                return true;
             }
         }
-        return line.decide(entry);
+        return endpoint->policies->decide(entry);
+    }
+
+    // Returns a runtime_error with the error of the attempt before nested in it, if there was one.
+    static std::exception_ptr nest(const std::string& message, const std::exception_ptr& previous) {
+        if (!previous) {
+            return std::make_exception_ptr(std::runtime_error(message));
+        }
+        try {
+            std::rethrow_exception(previous);
+        } catch (...) {
+            try {
+                std::throw_with_nested(std::runtime_error(message));
+            } catch (...) {
+                return std::current_exception();
+            }
+        }
     }
 
     // The attempt has no slot.
-    void not_granted(const LineEntry& entry, Failure& failure) const {
+    void not_granted(const LineEntry& entry, Failure& failure, const std::exception_ptr& previous) const {
         if (failure.error) {
             return;
         }
@@ -230,15 +245,17 @@ private:
                 std::make_exception_ptr(std::invalid_argument(endpoint->policies->meter().too_costly(entry.cost)));
             failure.reason = Reason::too_costly;
         } else {
-            failure.error = std::make_exception_ptr(
-                std::runtime_error("the circuit breaker of endpoint '" + endpoint->name.str() + "' is open"));
+            failure.error = nest("the circuit breaker of endpoint '" + endpoint->name.str() + "' is open", previous);
             failure.reason = Reason::breaker_open;
         }
     }
 
     // Reports what became of a call to the rates and to the breaker.
-    void report(LineEntry& entry, Failure& failure, bool cancelled, const std::optional<Cost>& usage) const noexcept {
+    void report(LineEntry& entry, Failure& failure, bool cancelled, std::optional<Cost> usage) const noexcept {
         Line& line = *endpoint->policies;
+        if (!entry.line) {
+            return;
+        }
         if (cancelled && !usage) {
             line.cancel_call(entry, true);
             return;
@@ -246,8 +263,11 @@ private:
         const BreakerResult result = cancelled       ? BreakerResult::ignored
                                      : failure.error ? call_result(failure.verdict)
                                                      : BreakerResult::success;
+        if (!usage && failure.error && is_throttled(failure.verdict)) {
+            usage = Cost{.requests = entry.charge.granted.requests};  // it has got no answer
+        }
         const BreakerReport report = line.end(entry, usage, result);
-        failure.spared = report.spares_retry() && options_.while_open != WhileOpen::fail;
+        failure.spared = report.spares_retry() && line.holds(options_.while_open);
         failure.failed_probe = report.failed_probe;
     }
 
@@ -346,11 +366,8 @@ private:
 
     std::optional<std::chrono::nanoseconds> delay_before_retry(RetryDecision& decision, std::uint64_t number,
                                                                Failure& failure) const {
-        if (failure.spared) {
-            return std::chrono::nanoseconds(0);  // the breaker holds the line
-        }
-        auto delay = decision.after(options_.retry, number, failure.error, !may_be_throttled(failure.is_plain),
-                                    [&](const std::exception_ptr&) {
+        auto delay = decision.after(options_.retry, number, failure.error, failure.spared,
+                                    !may_be_throttled(failure.is_plain), [&](const std::exception_ptr&) {
                                         if (failure.verdict_error) {
                                             std::rethrow_exception(failure.verdict_error);
                                         }

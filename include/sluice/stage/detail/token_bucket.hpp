@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sluice/stage/detail/multiply_divide.hpp>
+#include <sluice/sync/detail/requirements.hpp>
 
 #include <algorithm>
 #include <chrono>
