@@ -9,6 +9,7 @@
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/resumption_hook.hpp>
 #include <sluice/stage/detail/stage_coroutine.hpp>
+#include <sluice/stage/model_function.hpp>
 #include <sluice/sync/detail/bitwise_copy.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
