@@ -1143,6 +1143,44 @@ struct AskClaude {
     sluice::Cost cost(const std::string& text) const { return {.input_tokens = std::ssize(text) / 3}; }
 };
 
+struct Reply {
+    std::string text;
+    std::int64_t input_tokens = 7;
+    std::int64_t output_tokens = 8;
+    std::int64_t requests_left = 0;
+    std::chrono::nanoseconds reset = 2s;
+};
+
+asio::awaitable<Reply> post(std::string text, std::optional<std::chrono::nanoseconds> time_left) {
+    co_return Reply{.text = time_left ? text : ""};
+}
+
+asio::awaitable<std::string> ask_claude(std::string text, sluice::Attempt& attempt) {
+    const Reply reply = co_await post(text, attempt.time_left());
+    attempt.used({.input_tokens = reply.input_tokens, .output_tokens = reply.output_tokens});
+    attempt.remaining(reply.requests_left, reply.reset);
+    co_return reply.text;
+}
+
+asio::awaitable<std::string> ask(std::string text, sluice::Attempt& attempt);
+
+asio::awaitable<std::string> ask(std::string text, sluice::Attempt& attempt) { return ask_claude(text, attempt); }
+
+TEST_CASE("guide: a model reports what its provider says", "[readme]") {
+    asio::io_context context;
+    const auto executor = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    asio::awaitable<std::string> (*const model)(std::string, sluice::Attempt&) = &ask;
+    sluice::Stage answer(executor, "answer", 1, model, sluice::StageOptions{.timeout = 60s});
+    test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        for (const char* const text : {"a", "b"}) {
+            const auto result = co_await answer.run("1", std::string(text));
+            CHECK(result.data == text);
+        }
+    });
+    CHECK(sluice::testing::run(context) == 2s);
+    CHECK(task.succeeded());
+}
+
 TEST_CASE("guide: the limits of a provider", "[readme]") {
     asio::io_context context;
     const auto executor = context.get_executor();

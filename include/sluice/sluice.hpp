@@ -22,6 +22,7 @@
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/attempt.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>

@@ -22,8 +22,10 @@
 #include <sluice/result.hpp>
 #include <sluice/testing/run.hpp>
 
+#include <boost/asio/async_result.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <boost/system/system_error.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -446,6 +448,38 @@ TEST_CASE("endpoint: an exhausted account fails those that wait, unless they hol
     }
     CHECK(office.result(1).success == (while_open == WhileOpen::hold));
     CHECK(office.provider.calls.size() == (while_open == WhileOpen::hold ? 3 : 1));
+}
+
+TEST_CASE("endpoint: a call whose coroutine is destroyed returns its slot and its probe", "[endpoint][breaker]") {
+    asio::io_context context(1);
+    const BreakerOptions breaker{.minimum_calls = 1, .open_time = 1s, .jitter = 0, .probes = 1};
+    sluice::Endpoint<VirtualTimer> endpoint(timed(context.get_executor()), "gpt",
+                                            EndpointOptions{.limit = 1, .breaker = breaker});
+    const auto model = [](const std::string& text) -> asio::awaitable<std::string> {
+        return [](std::string what) -> asio::awaitable<std::string> {
+            if (what == "fail") {
+                throw down();
+            }
+            if (what == "lost") {
+                const auto drop = [](auto&& handler) { const auto dropped = std::move(handler); };
+                co_await asio::async_initiate<const asio::use_awaitable_t<>, void()>(drop, asio::use_awaitable);
+            }
+            co_return what;
+        }(text);
+    };
+    const sluice::Stage stage(endpoint, "s", model, StageOptions{.while_open = WhileOpen::hold});
+    std::deque<Task<Answer>> tasks;
+    for (const char* const text : {"fail", "lost", "well"}) {
+        tasks.emplace_back(context.get_executor(), [&stage, text] { return stage.run("q", std::string(text)); });
+        test::poll(context);
+    }
+    tasks.front().cancel();
+    sluice::testing::run(context);
+    CHECK_FALSE(tasks[1].done());
+    REQUIRE(tasks[2].succeeded());
+    CHECK(tasks[2].value().success);
+    CHECK(endpoint.active() == 0);
+    CHECK(endpoint.breaker().status().state == sluice::BreakerStatus::closed);
 }
 
 TEST_CASE("endpoint: the breaker may be forced open and closed", "[endpoint][breaker]") {
