@@ -78,7 +78,7 @@ struct EndpointState {
         limit_listeners.for_each([](LimitListener& listener) { listener.on_limit_changed(); });
     }
 
-    void set_rate(Rate::Dimension dimension, const Rate& rate) {
+    void set_rate(Rate::Dimension dimension, const Rate& rate) const {
         require_valid("Endpoint '" + name.str() + "'", dimension, rate);
         policies->set_rate(dimension, rate);
     }
