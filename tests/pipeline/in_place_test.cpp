@@ -1083,8 +1083,10 @@ TEST_CASE("in place: a query may be destroyed before the coroutine that awaits i
     int models = 0;
     test::DeadLetters sink;
     auto context = std::make_optional<asio::io_context>(1);
-    // Its service is older than that of what waits, and so shut down later: what awaits the models goes last.
-    const auto older = std::make_unique<asio::steady_timer>(*context);
+    {  // The service of timers is older than that of what waits, and so shut down later: what awaits the models goes
+       // last.
+        const asio::steady_timer timer(*context);
+    }
     const auto executor = context->get_executor();
     const sluice::Stage stage(executor, "wait", 2, Writer([&models](const std::string& text) -> Words {
                                   return [](int& count, std::string copy) -> Words {
@@ -1108,7 +1110,6 @@ TEST_CASE("in place: a query may be destroyed before the coroutine that awaits i
     if (!context_first) {
         pipeline.reset();
     }
-    older->expires_at(asio::steady_timer::time_point::max());
     context.reset();
     CHECK(models == 0);
 }
