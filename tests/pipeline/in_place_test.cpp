@@ -1098,8 +1098,10 @@ TEST_CASE("in place: a query may be destroyed before the coroutine that awaits i
                                   }(models, text);
                               }));
     auto route = [stage](SlipRun& run) -> asio::awaitable<void> {
-        co_await run.all(run.step(&Slip::first, stage, run.query().text),
-                         run.step(&Slip::second, stage, run.query().text));
+        const auto branch = [&](std::optional<std::string> Slip::* field) -> asio::awaitable<void> {
+            co_await run.step(field, stage, run.query().text);  // one of them in place
+        };
+        co_await run.all(branch(&Slip::first), branch(&Slip::second));
     };
     std::optional pipeline(sluice::Pipeline(executor, route, sink, 1));
     const std::optional batch(Task<std::vector<sluice::RecordResult<Slip>>>(
