@@ -981,6 +981,25 @@ TEST_CASE("in place: however a step has ended, the next runs in place too", "[in
     CHECK(scene.elsewhere == 1);
 }
 
+TEST_CASE("in place: after a step that was repeated, the next runs in place", "[in_place][retry]") {
+    StepScene scene(Way::repeated);
+    scene.writer = [calls = std::make_shared<int>()](const std::string& text) -> Words {
+        if (++*calls < 3) {
+            throw std::runtime_error("again");
+        }
+        return ObservedScene::write(text);
+    };
+    scene.route = [&scene](SlipRun& run, WriterStage& stage) -> asio::awaitable<void> {
+        scene.place = &state_of(run).in_place;
+        co_await run.step(&Slip::first, stage, run.query().text);
+        co_await run.step(&Slip::second, stage, run.query().text);
+    };
+    scene.start("a");
+    static_cast<void>(scene.diary());
+    CHECK(scene.in_place == 4);  // three attempts and one
+    CHECK(scene.elsewhere == 0);
+}
+
 #endif
 
 namespace {
