@@ -612,12 +612,10 @@ TEST_CASE("line: an independent simulation grants at the same nanosecond", "[lin
                         line.set_rate(Rate::requests, Rate(event.value, 1ms, event.value));
                         break;
                     case Event::Kind::open:
-                        line.breaker()->force_open(line.now());
-                        line.breaker_changed();
+                        line.change_breaker(&sluice::detail::BreakerState::force_open);
                         break;
                     case Event::Kind::reset:
-                        line.breaker()->reset(line.now());
-                        line.breaker_changed();
+                        line.change_breaker(&sluice::detail::BreakerState::reset);
                         break;
                 }
             });

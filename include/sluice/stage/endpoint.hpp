@@ -33,32 +33,21 @@ namespace sluice {
 class Breaker {
 public:
     /// Lets no attempt begin until it is forced closed or reset.
-    void force_open() noexcept {
-        state().force_open(line_->now());
-        line_->breaker_changed();
-    }
+    void force_open() noexcept { line_->change_breaker(&detail::BreakerState::force_open); }
 
     /// Lets every attempt begin, whatever becomes of them, until it is forced open or reset. They are counted.
-    void force_closed() noexcept {
-        state().force_closed(line_->now());
-        line_->breaker_changed();
-    }
+    void force_closed() noexcept { line_->change_breaker(&detail::BreakerState::force_closed); }
 
     /// Closes it, as if it were new.
-    void reset() noexcept {
-        state().reset(line_->now());
-        line_->breaker_changed();
-    }
+    void reset() noexcept { line_->change_breaker(&detail::BreakerState::reset); }
 
-    BreakerStatus status() const noexcept { return state().status(line_->now()); }
+    BreakerStatus status() const noexcept { return line_->breaker()->status(line_->now()); }
 
 private:
     template <Timer>
     friend class Endpoint;
 
     explicit Breaker(boost::intrusive_ptr<detail::Line> line) noexcept : line_(std::move(line)) {}
-
-    detail::BreakerState& state() const noexcept { return *line_->breaker(); }
 
     boost::intrusive_ptr<detail::Line> line_;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
 #include <sluice/stage/endpoint_options.hpp>
@@ -37,7 +38,7 @@ struct LineEntry : Waiter {
     // When it has been granted a slot: what was taken for it at that instant.
     boost::intrusive_ptr<Line> line;
     Charge charge;
-    std::optional<BreakerCall> call;
+    BreakerPermit<BreakerState*> call;
 
     // Otherwise, if it was refused, why.
     enum class Refusal : std::uint8_t { none, too_costly, breaker_open };
@@ -116,8 +117,7 @@ public:
         meter_.settle(entry.charge, usage.value_or(entry.charge.granted), time);
         BreakerReport report;
         if (entry.call) {
-            report = breaker_->end(*entry.call, result, time);
-            entry.call.reset();
+            report = entry.call.report(result, time);
         }
         if (report.opened) {
             refuse_waiting();
@@ -154,9 +154,11 @@ public:
     // The same because the provider asks for it. Whatever it asks for, it is asked again after two minutes.
     void pause_as_asked(Time duration) noexcept { pause(std::min<Time>(duration, std::chrono::minutes(2))); }
 
-    // After a change of its state, call breaker_changed().
-    std::optional<BreakerState>& breaker() noexcept { return breaker_; }
-    void breaker_changed() noexcept {
+    const std::optional<BreakerState>& breaker() const noexcept { return breaker_; }
+
+    // Calls a member function of the breaker, which there is.
+    void change_breaker(void (BreakerState::*change)(Time) noexcept) noexcept {
+        (*breaker_.*change)(now());
         refuse_waiting();
         hand_over();
     }
@@ -275,7 +277,7 @@ private:
             entry.line = this;
             entry.charge = charge;
             if (breaker_) {
-                entry.call = breaker_->begin(time);
+                entry.call = BreakerPermit(&*breaker_, time);
             }
         } else {
             meter_.settle(charge);
@@ -289,10 +291,7 @@ private:
         } else {
             meter_.refund(entry.charge, now());
         }
-        if (entry.call) {
-            breaker_->cancel(*entry.call);
-            entry.call.reset();
-        }
+        entry.call.release();
         entry.line.reset();
     }
 

@@ -179,8 +179,12 @@ public:
                 stage.throw_if_cancelled(
                     query, result, failure,
                     cancelled || (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
+                if (failure.refused) {
+                    stage.finish_failed(query, result, failure);
+                    break;
+                }
                 if (!failure.attempted) {
-                    stage.finish_not_attempted(query, result, failure);
+                    stage.finish_closed(query, result);
                     break;
                 }
                 previous = failure.error;

@@ -338,7 +338,7 @@ private:
             stage_.notify(target_.query(), &Observer::on_attempt_failed, *run.result, StageError(failure.error));
             stage_.finish_failed(target_.query(), *run.result, failure);
         } else {
-            stage_.finish_closed(target_.query(), *run.result, Observer::Event::queued);
+            stage_.finish_closed(target_.query(), *run.result);
         }
     }
 

@@ -148,24 +148,14 @@ private:
     void finish_failed(QueryRun<T>& query, StageResult<>& result, Failure& failure) const noexcept {
         result.error = std::move(failure.error);
         result.reason = failure.reason;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::attempt_failed);
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed,
+               failure.attempted ? Observer::Event::attempt_failed : Observer::Event::queued);
     }
 
-    // The line refused the attempt, or was closed.
-    void finish_not_attempted(QueryRun<T>& query, StageResult<>& result, Failure& failure) const noexcept {
-        if (!failure.refused) {
-            finish_closed(query, result, Observer::Event::queued);
-            return;
-        }
-        result.error = std::move(failure.error);
-        result.reason = failure.reason;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
-    }
-
-    void finish_closed(QueryRun<T>& query, StageResult<>& result, Observer::Event last) const noexcept {
+    void finish_closed(QueryRun<T>& query, StageResult<>& result) const noexcept {
         result.error = std::make_exception_ptr(operation_aborted("the endpoint was closed"));
         result.reason = Reason::closed;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, last);
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
     }
 
     void finish_missing(QueryRun<T>& query, StageResult<>& result) const noexcept {
@@ -302,7 +292,7 @@ private:
                                                               StageResult<>& result) {
         co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
         stage.notify(query, &Observer::on_queued, result);
-        stage.finish_closed(query, result, Observer::Event::queued);
+        stage.finish_closed(query, result);
     }
 
     // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
