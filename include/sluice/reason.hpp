@@ -25,6 +25,7 @@ enum class Reason : std::uint8_t {
     too_costly =
         7,  ///< The attempt would have cost more than a burst of the endpoint's rates, so it could never begin.
     breaker_open = 8,  ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
+    deadline = 9,      ///< The timeout of the query was over, or would have been before anything else; see Query.
 };
 
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
@@ -48,6 +49,8 @@ constexpr std::string_view to_string(Reason reason) noexcept {
             return "too_costly";
         case Reason::breaker_open:
             return "breaker_open";
+        case Reason::deadline:
+            return "deadline";
     }
     return "unknown";
 }

@@ -24,6 +24,7 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/attempt.hpp>
 #include <sluice/stage/breaker.hpp>
+#include <sluice/stage/deadline_error.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/model_function.hpp>

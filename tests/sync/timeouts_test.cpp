@@ -2,6 +2,7 @@
 // Also compiled with SLUICE_PORTABLE_AWAIT.
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/cancelled_by.hpp>
+#include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/timeouts.hpp>
 #include <sluice/sync/timer.hpp>
 #include <sluice/testing/run.hpp>
@@ -63,12 +64,24 @@ using Void = asio::awaitable<void>;
 using Log = std::vector<std::string>;
 using Done = std::optional<std::monostate>;
 
+// Timeouts for calls that have the same timeout.
 template <class T>
-using SharedTimeouts = boost::intrusive_ptr<sluice::detail::Timeouts<T>>;
+struct SharedTimeouts {
+    boost::intrusive_ptr<sluice::detail::Timeouts<T>> timeouts;
+    nanoseconds timeout;
+
+    sluice::detail::Timeouts<T>& operator*() const { return *timeouts; }
+    void reset() { timeouts.reset(); }
+
+    template <class Executor>
+    typename T::time_point due(const Executor& executor) const {
+        return sluice::detail::due_after<T>(sluice::detail::now<T>(executor), timeout);
+    }
+};
 
 template <class T = VirtualTimer>
 SharedTimeouts<T> make_timeouts(nanoseconds timeout, WhenIdle when_idle = WhenIdle::cancel_later) {
-    return SharedTimeouts<T>(new sluice::detail::Timeouts<T>(timeout, when_idle));
+    return {boost::intrusive_ptr<sluice::detail::Timeouts<T>>(new sluice::detail::Timeouts<T>(when_idle)), timeout};
 }
 
 // How long a call took, and how it ended.
@@ -82,7 +95,7 @@ struct Ended {
 // Runs `body` under the timeouts and notes its end.
 Void call(SharedTimeouts<VirtualTimer> timeouts, Void body, std::string name, std::vector<Ended>& ends) {
     const asio::any_io_executor executor = co_await this_coro::executor;
-    sluice::detail::Timeouts<VirtualTimer>::Call running(*timeouts, executor);
+    sluice::detail::Timeouts<VirtualTimer>::Call running(*timeouts, executor, timeouts.due(executor));
     timeouts.reset();  // the call keeps it
     Ended end;
     end.name = std::move(name);
@@ -297,7 +310,7 @@ template <class T>
 Void make_calls(SharedTimeouts<T> timeouts, int n, bool yields) {
     const asio::any_io_executor executor = co_await this_coro::executor;
     for (int i = 0; i != n; ++i) {
-        typename sluice::detail::Timeouts<T>::Call running(*timeouts, executor);
+        typename sluice::detail::Timeouts<T>::Call running(*timeouts, executor, timeouts.due(executor));
         Done done;
         if (yields) {
             co_await cancelled_by(running, done, test::yield());
@@ -475,7 +488,7 @@ asio::awaitable<void, Io> coarse_call(SharedTimeouts<CoarseTimer> timeouts, nano
                                       Log& log) {
     const Io executor = co_await this_coro::executor;
     co_await typed_sleep(begin);
-    sluice::detail::Timeouts<CoarseTimer>::Call running(*timeouts, executor);
+    sluice::detail::Timeouts<CoarseTimer>::Call running(*timeouts, executor, timeouts.due(executor));
     Done done;
     try {
         co_await cancelled_by(running, done, typed_sleep(duration));

@@ -38,12 +38,13 @@ private:
 
 namespace detail {
 
-// To be called while an exception that ended a timed call is handled. Throws what its caller is to see instead.
-template <class T>
+// To be called while an exception that ended a timed call is handled. Throws what its caller is to see instead: an
+// `Error` that is made of `timeout`, if the time was up.
+template <class T, class Error = TimeoutError>
 [[noreturn]] void throw_timed_out(const typename Timeouts<T>::Call& call, std::chrono::nanoseconds timeout) {
     if (!is_cancellation(std::current_exception())) {
         if (call.expired()) {
-            std::throw_with_nested(TimeoutError(timeout));
+            std::throw_with_nested(Error(timeout));
         }
         throw;
     }
@@ -51,7 +52,7 @@ template <class T>
         throw operation_aborted("with_timeout");
     }
     if (call.expired()) {
-        throw TimeoutError(timeout);
+        throw Error(timeout);
     }
     throw;
 }
@@ -63,10 +64,10 @@ struct TimedRun {
 
     static boost::asio::awaitable<Value, Executor> run(Pooled, std::chrono::nanoseconds timeout, Function function) {
         const Executor executor = co_await boost::asio::this_coro::executor;
-        const boost::intrusive_ptr<Timeouts<T>> timeouts(new Timeouts<T>(timeout, WhenIdle::cancel));
+        const boost::intrusive_ptr<Timeouts<T>> timeouts(new Timeouts<T>(WhenIdle::cancel));
         OptionalValue<Value> result;
         {
-            typename Timeouts<T>::Call call(*timeouts, executor);
+            typename Timeouts<T>::Call call(*timeouts, executor, due_after<T>(now<T>(executor), timeout));
             try {
                 co_await cancelled_by(call, result, boost::asio::awaitable<Value, Executor>(function()));
             } catch (...) {

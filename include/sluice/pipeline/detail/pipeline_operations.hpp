@@ -13,6 +13,7 @@
 #include <sluice/sync/detail/awaitable_traits.hpp>
 #include <sluice/sync/detail/cancelled_by.hpp>
 #include <sluice/sync/detail/canceller.hpp>
+#include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
 #include <sluice/sync/detail/wait_queue.hpp>
@@ -55,6 +56,10 @@ struct PipelineOperations {
         }
         Job job;
         job.take(std::move(item));
+        if (job.result.query.timeout) [[unlikely]] {
+            const Executor executor = co_await boost::asio::this_coro::executor;
+            state->start_timeout(job, context_of(executor));
+        }
         if constexpr (State::drains) {
             refuse_if_draining(*state);
             job.drain = &state->drain.scope;

@@ -7,14 +7,24 @@
 #include <sluice/pipeline/detail/sink_call.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/detail/deadline.hpp>
 #include <sluice/sync/awaitable_function.hpp>
+#include <sluice/sync/detail/clock.hpp>
+#include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/timeouts.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+#include <sluice/sync/slot.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -63,6 +73,28 @@ public:
         return route.end_otherwise(*this, job, std::move(error));
     }
 
+    // The query, if it has a timeout, has been taken in.
+    void start_timeout(Job& job, boost::asio::execution_context& context) const {
+        if (const auto timeout = job.result.query.timeout) [[unlikely]] {
+            job.deadline = std::make_unique<DeadlineOf<T>>(now<T>(context), *timeout);
+        }
+    }
+
+    // A query with a timeout waits for a place in its window, or until it is late: it needs none to fail.
+    static boost::asio::awaitable<void, Executor> wait_for_place(Pooled, PipelineState& state, Job& job) {
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        StageSemaphore& places = job.window->places();
+        Waiter waiter;
+        const typename Timeouts<T>::Wait wait(*state.timeouts, executor,
+                                              static_cast<const DeadlineOf<T>&>(*job.deadline).due, waiter);
+        co_await state_of(places)->wait(waiter);
+        if (waiter.outcome == WaitOutcome::granted) {
+            job.place = granted_slot(places);
+        } else if (!wait.expired()) {
+            throw operation_aborted("QueryWindow");
+        }
+    }
+
     void check_context(const Executor& executor) const { route.check_context(executor); }
 
     Observer* observer() const noexcept { return observer_; }
@@ -103,6 +135,9 @@ public:
             state.observer_->on_dead_letter(result.query, reason, result.dead_letter_error);
         }
     }
+
+    // Of what a query with a timeout waits for outside of its stages.
+    const boost::intrusive_ptr<Timeouts<T>> timeouts{new Timeouts<T>(WhenIdle::cancel_later)};
 
     Drain drain;
     std::vector<Result> unfinished;  // of streams that were drained

@@ -277,6 +277,9 @@ private:
             window.output_.begin();
             window.state_.begin_query(window.drain_);
             try {
+                if constexpr (requires { typename State::Timer; }) {
+                    window.state_.start_timeout(job, window.idle_->context());
+                }
                 bool runs = !window.drained_;  // a source may deliver while the drain begins
                 if constexpr (Input::is_asynchronous) {
                     job.place = window.places().try_acquire();
@@ -360,6 +363,12 @@ private:
     // Returns false if the query gets none, because the window was cancelled.
     static boost::asio::awaitable<bool, Executor> wait_for_place(Pooled, QueryWindow& window, Job& job) {
         try {
+            if constexpr (requires { typename State::Timer; }) {
+                if (job.deadline) {
+                    co_await State::wait_for_place(Pooled(), window.state_, job);
+                    co_return true;
+                }
+            }
             job.place = co_await window.places().acquire();
         } catch (...) {
             if (!window.drained_) {

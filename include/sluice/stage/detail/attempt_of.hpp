@@ -18,16 +18,15 @@ namespace sluice::detail {
 template <class T>
 class AttemptOf final : public Attempt {
 public:
-    AttemptOf(const StageResult<>& stage_run, Line& line, std::optional<std::chrono::nanoseconds> timeout,
-              typename T::time_point started) noexcept
-        : Attempt(stage_run), line_(line), timeout_(timeout), started_(started) {}
+    // `due` is when the attempt is cancelled, if it is.
+    AttemptOf(const StageResult<>& stage_run, Line& line, std::optional<typename T::time_point> due) noexcept
+        : Attempt(stage_run), line_(line), due_(due) {}
 
     std::optional<std::chrono::nanoseconds> time_left() const override {
-        if (!timeout_) {
+        if (!due_) {
             return std::nullopt;
         }
-        const std::chrono::nanoseconds past = now<T>(line_.context()) - started_;
-        return std::max(*timeout_ - past, std::chrono::nanoseconds(0));
+        return std::max<std::chrono::nanoseconds>(*due_ - now<T>(line_.context()), std::chrono::nanoseconds(0));
     }
 
     void used(const Cost& usage) override {
@@ -41,8 +40,7 @@ public:
 
 private:
     Line& line_;
-    std::optional<std::chrono::nanoseconds> timeout_;
-    typename T::time_point started_;
+    std::optional<typename T::time_point> due_;
     std::optional<Cost> usage_;
 };
 

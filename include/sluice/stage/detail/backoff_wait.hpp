@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
@@ -10,6 +11,7 @@
 #include <sluice/sync/detail/condition_variable.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
+#include <sluice/sync/detail/timeouts.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/slot.hpp>
 #include <sluice/sync/timer.hpp>
@@ -54,12 +56,33 @@ public:
             throw;
         }
         place->end_backoff();
-        if (place->has_left()) {
-            co_await come_back<Executor>(Pooled(), *place);
+    }
+
+    // Waits until the query has a place again, which it has left in a backoff, or is late.
+    template <class Executor>
+    static boost::asio::awaitable<void, Executor> come_back(Pooled, Timeouts<T>& timeouts, QueryPlace& at) {
+        if (!at.deadline) {
+            co_await come_back<Executor>(Pooled(), at);
+            co_return;
+        }
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        const auto& deadline = static_cast<const DeadlineOf<T>&>(*at.deadline);
+        if (deadline.is_over(now<T>(executor))) {
+            co_return;
+        }
+        typename Timeouts<T>::Call call(timeouts, executor, deadline.due);
+        std::optional<std::monostate> done;
+        try {
+            co_await cancelled_by(call, done, come_back<Executor>(Pooled(), at));
+        } catch (...) {
+            if (!call.expired() || call.cancelled_from_outside() || !is_cancellation(std::current_exception())) {
+                throw;
+            }
         }
     }
 
-    // Waits until the query has a place again. Only one of its stage runs waits in line: a second place would never
+private:
+    // Only one of its stage runs waits in line: a second place would never
     // come if all queries waited for one.
     template <class Executor>
     static boost::asio::awaitable<void, Executor> come_back(Pooled, QueryPlace& at) {
@@ -95,7 +118,6 @@ public:
         }
     }
 
-private:
     template <class Executor>
     BackoffWait(QueryPlace& at, const Executor& executor, std::chrono::nanoseconds delay) : at_(at) {
         if (at.drain) {

@@ -35,13 +35,16 @@ struct LineEntry : Waiter {
     WhileOpen while_open = WhileOpen::hold_unless_exhausted;
     bool failed_probe = false;  // an attempt before did
 
+    // When it will be late, on the clock of the line.
+    std::chrono::nanoseconds expires = std::chrono::nanoseconds::max();
+
     // When it has been granted a slot: what was taken for it at that instant.
     boost::intrusive_ptr<Line> line;
     Charge charge;
     BreakerPermit<BreakerState*> call;
 
     // Otherwise, if it was refused, why.
-    enum class Refusal : std::uint8_t { none, too_costly, breaker_open };
+    enum class Refusal : std::uint8_t { none, too_costly, breaker_open, late };
     Refusal refusal = Refusal::none;
 };
 
@@ -148,6 +151,7 @@ public:
         const Time time = now();
         meter_.pause(duration < Time::max() - time ? time + duration : Time::max(), time);
         set_gated(true);
+        refuse_waiting();
         hand_over();
     }
 
@@ -295,12 +299,24 @@ private:
         entry.line.reset();
     }
 
-    // Refuses an entry that will never be due, or does not wait for the breaker.
+    // The time before which no attempt can begin, whatever calls that run may give back.
+    Time closed_until(Time time) const noexcept {
+        const Time until = meter_.paused_until();
+        if (breaker_) {
+            const Time at = breaker_->earliest(time);
+            return at == Time::max() ? until : std::max(until, at);  // nobody knows when probes end
+        }
+        return until;
+    }
+
+    // Refuses an entry that will never be due, or not in time, or does not wait for the breaker.
     bool refuses(LineEntry& entry, Time time) const noexcept {
         if (!meter_.is_affordable(entry.cost)) {
             entry.refusal = LineEntry::Refusal::too_costly;
         } else if (breaker_ && breaker_->earliest(time) > time && !holds(entry.while_open)) {
             entry.refusal = LineEntry::Refusal::breaker_open;
+        } else if (entry.expires != Time::max() && entry.expires <= closed_until(time)) {
+            entry.refusal = LineEntry::Refusal::late;
         }
         return entry.refusal != LineEntry::Refusal::none;
     }

@@ -3,6 +3,7 @@
 
 #include <sluice/observer.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/stage/detail/resumption_hook.hpp>
 #include <sluice/stage/detail/window.hpp>
@@ -21,6 +22,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <utility>
 
 namespace sluice::detail {
@@ -56,12 +58,12 @@ struct InPlaceRun {
     Slot slot;
     StageResult<>* result = nullptr;
     std::exception_ptr error;                   // of the attempt
-    bool error_is_plain = false;                // and contains no ModelError
     void* awaiting = nullptr;                   // the frame of the coroutine, while it waits for the slot
     ResumptionHook hook;                        // of the coroutine, while it awaits the model
     boost::intrusive_ptr<SemaphoreState> line;  // which it waits for
     Waiter waiter;
-    std::uint32_t ticket = 0;  // of its place in the line
+    std::uint32_t ticket = 0;     // of its place in the line
+    bool error_is_plain = false;  // and contains no ModelError
     bool taken = false;
     bool was_cancelled = false;  // the coroutine, before
 };
@@ -103,9 +105,10 @@ public:
     DrainScope* drain = nullptr;                     // of its pipeline, if that can be drained
     const Drainable* operation = nullptr;            // that it belongs to, then
     Observer* observer = nullptr;                    // of its pipeline
+    std::unique_ptr<Deadline> deadline;              // null if it has no timeout
+    boost::intrusive_ptr<ConditionVariable> others;  // wait for the stage run that waits for a place
+    bool is_in_line = false;                         // one does
     bool gave_up = false;                            // a backoff has, because of a drain
-    bool is_in_line = false;                         // a stage run waits for a place
-    boost::intrusive_ptr<ConditionVariable> others;  // wait for that one
 
 private:
     void leave() noexcept {
@@ -114,8 +117,8 @@ private:
         }
     }
 
-    Slot away_;       // permits a query without a place
     int active_ = 1;  // stage runs that are in no backoff
+    Slot away_;       // permits a query without a place
 };
 
 // The state that the stage runs of one query share: its place, and the clock.
@@ -140,6 +143,11 @@ public:
     }
 
     typename T::time_point last_reading() const noexcept { return last_reading_; }
+
+    // Null if the query has no timeout.
+    const DeadlineOf<T>* deadline() const noexcept {
+        return place ? static_cast<const DeadlineOf<T>*>(place->deadline.get()) : nullptr;
+    }
 
     // Other code has run since.
     void expire_reading() noexcept { fresh_ = false; }

@@ -6,6 +6,7 @@
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
+#include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
@@ -66,10 +67,11 @@ public:
         auto& query = target.query();
         decltype(auto) own = target.result();
         auto& result = result_of(begun, own);
+        const DeadlineOf<Timer>* const deadline = query.deadline();
         try {
             if constexpr (Target::is_step) {
                 if (query.place->has_left()) [[unlikely]] {  // the route has cut short a step in backoff
-                    co_await BackoffWait<Timer>::template come_back<Executor>(Pooled(), *query.place);
+                    co_await BackoffWait<Timer>::template come_back<Executor>(Pooled(), *stage.timeouts_, *query.place);
                 }
             }
             StageSemaphore& line = stage.endpoint->line;
@@ -104,9 +106,13 @@ public:
                     entry.returns = ticket.has_value();
                     entry.ticket = ticket.value_or(0);
                     entry.failed_probe = failed_probe;
-                    if (!stage.template enter_line<Args...>(entry, failure, args...)) {
+                    if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
-                            co_await policies->wait(entry);
+                            if (deadline) {
+                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline->due);
+                            } else {
+                                co_await policies->wait(entry);
+                            }
                         } catch (...) {
                             failure.error = std::current_exception();
                         }
@@ -116,8 +122,14 @@ public:
                     Slot slot;
                     if (entry.outcome == WaitOutcome::granted) {
                         slot = granted_slot(line);
-                    } else {
-                        stage.not_granted(entry, failure, previous);
+                        if (deadline && deadline->is_over(started)) {
+                            policies->cancel_call(entry, false);
+                            slot.release();
+                            State::refuse_late(entry);
+                        }
+                    }
+                    if (!slot) {
+                        stage.not_granted(entry, failure, deadline, previous);
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
@@ -131,20 +143,21 @@ public:
                         ++result.attempts;
                         stage.notify(query, &Observer::on_started, result);
                         failure.attempted = true;
+                        const auto due = stage.due(deadline, started);
                         try {
                             if constexpr (takes_attempt) {
-                                attempt.emplace(result, *policies, stage.options_.timeout, started);
-                                if (stage.options_.timeout) {
+                                attempt.emplace(result, *policies, due);
+                                if (due) {
                                     co_await State::template timed_attempt<typename Target::Data, Args..., Attempt&>(
-                                        Pooled(), stage, started, result, failure, target.data(result), args...,
+                                        Pooled(), stage, deadline, *due, result, failure, target.data(result), args...,
                                         *attempt);
                                 } else {
                                     target.data(result).emplace(
                                         co_await callee(stage.function_)(read_argument<Args>(args)..., *attempt));
                                 }
-                            } else if (stage.options_.timeout) {
+                            } else if (due) {
                                 co_await State::template timed_attempt<typename Target::Data, Args...>(
-                                    Pooled(), stage, started, result, failure, target.data(result), args...);
+                                    Pooled(), stage, deadline, *due, result, failure, target.data(result), args...);
                             } else {
                                 target.data(result).emplace(
                                     co_await callee(stage.function_)(read_argument<Args>(args)...));
@@ -155,7 +168,7 @@ public:
                             failure.error = std::current_exception();
                             failure.is_plain = !may_be_multiple_exceptions();
                         }
-                        stage.end_attempt(query, result, started, failure.error != nullptr);
+                        stage.end_attempt(query, result, started, failure.error != nullptr, due);
                         // A cancellation that predates this run is ignored.
                         cancelled =
                             failure.error &&

@@ -138,8 +138,8 @@ private:
 
     // A parameter that needed a temporary needs a coroutine to keep it.
     bool may_run_in_place() noexcept {
-        return runs_in_place && !stage_.timeouts_ && target_.may_run_in_place() && !in_place().taken &&
-               !policies().has_policies() && !line().closed();
+        return runs_in_place && !stage_.options_.timeout && target_.may_run_in_place() && !in_place().taken &&
+               !target_.query().deadline() && !policies().has_policies() && !line().closed();
     }
 
     Awaitable coroutine(InPlaceRun* begun) {
@@ -270,7 +270,7 @@ private:
 
     // Returns whether the run has ended, since there will be no further attempt.
     bool end_attempt(Frame& frame, InPlaceRun& run) {
-        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr);
+        stage_.end_attempt(target_.query(), *run.result, target_.query().last_reading(), run.error != nullptr, {});
         if (!run.error || !goes_on(frame, run)) [[likely]] {
             run.slot.release();
             return true;

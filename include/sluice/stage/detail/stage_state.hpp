@@ -5,11 +5,13 @@
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/deadline_error.hpp>
 #include <sluice/stage/detail/argument.hpp>
 #include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
+#include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
@@ -36,6 +38,7 @@
 #include <boost/asio/this_coro.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -83,7 +86,6 @@ public:
         }
         if (options.timeout) {
             require(options.timeout->count() > 0, who, "timeout must be positive", options.timeout->count(), " ns");
-            timeouts_.reset(new Timeouts<T>(*options.timeout, WhenIdle::cancel_later));
         }
         require_valid(who, options.retry);
         if (!options.retry.backoff.seed) {  // on virtual time everything is reproducible, including the jitter
@@ -184,11 +186,16 @@ private:
 
     // Begins the wait of an attempt in the line; see Line::decide().
     template <class... Args>
-    bool enter_line(LineEntry& entry, Failure& failure, std::remove_reference_t<Args>&... args) {
+    bool enter_line(LineEntry& entry, Failure& failure, const DeadlineOf<T>* deadline, typename T::time_point now,
+                    std::remove_reference_t<Args>&... args) {
         static_assert(
             EstimatesCost<Function, call_argument_t<Args>...> || !requires { &Callee::cost; },
             "sluice::Stage: cost() of the model function must take the arguments that the function takes, and "
             "return a sluice::Cost");
+        if (deadline && deadline->is_over(now)) {
+            refuse_late(entry);
+            return true;
+        }
         entry.while_open = options_.while_open;
         if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
             try {
@@ -203,19 +210,41 @@ private:
                 return true;
             }
         }
-        return endpoint->policies->decide(entry);
+        Line& line = *endpoint->policies;
+        if (deadline) {
+            entry.expires = line.now() + deadline->left(now);
+        }
+        return line.decide(entry);
     }
 
-    // Returns a runtime_error with the error of the attempt before nested in it, if there was one.
-    static std::exception_ptr nest(const std::string& message, const std::exception_ptr& previous) {
+    static void refuse_late(LineEntry& entry) noexcept {
+        entry.outcome = WaitOutcome::refused;
+        entry.refusal = LineEntry::Refusal::late;
+    }
+
+    // Waits in the line until the query is late.
+    template <class Executor>
+    static boost::asio::awaitable<void, Executor> wait_in_line(Pooled, StageState& stage, LineEntry& entry,
+                                                               typename T::time_point due) {
+        const Executor executor = co_await boost::asio::this_coro::executor;
+        const typename Timeouts<T>::Wait wait(*stage.timeouts_, executor, due, entry);
+        co_await stage.endpoint->policies->wait(entry);
+        if (wait.expired() && entry.outcome == WaitOutcome::aborted) {
+            refuse_late(entry);
+        }
+    }
+
+    // Returns `error` with the error of the attempt before nested in it, if there was one.
+    template <class Error>
+    static std::exception_ptr nest(const Error& error, const std::exception_ptr& previous) {
         if (!previous) {
-            return std::make_exception_ptr(std::runtime_error(message));
+            return std::make_exception_ptr(error);
         }
         try {
             std::rethrow_exception(previous);
         } catch (...) {
             try {
-                std::throw_with_nested(std::runtime_error(message));
+                std::throw_with_nested(error);
             } catch (...) {
                 return std::current_exception();
             }
@@ -223,7 +252,8 @@ private:
     }
 
     // The attempt has no slot.
-    void not_granted(const LineEntry& entry, Failure& failure, const std::exception_ptr& previous) const {
+    void not_granted(const LineEntry& entry, Failure& failure, const DeadlineOf<T>* deadline,
+                     const std::exception_ptr& previous) const {
         if (failure.error) {
             return;
         }
@@ -234,8 +264,12 @@ private:
             failure.error =
                 std::make_exception_ptr(std::invalid_argument(endpoint->policies->meter().too_costly(entry.cost)));
             failure.reason = Reason::too_costly;
+        } else if (entry.refusal == LineEntry::Refusal::late) {
+            failure.error = nest(DeadlineError(deadline->timeout), previous);
+            failure.reason = Reason::deadline;
         } else {
-            failure.error = nest("the circuit breaker of endpoint '" + endpoint->name.str() + "' is open", previous);
+            failure.error = nest(
+                std::runtime_error("the circuit breaker of endpoint '" + endpoint->name.str() + "' is open"), previous);
             failure.reason = Reason::breaker_open;
         }
     }
@@ -250,9 +284,12 @@ private:
             line.cancel_call(entry, true);
             return;
         }
-        const BreakerResult result = cancelled       ? BreakerResult::ignored
-                                     : failure.error ? call_result(failure.verdict)
-                                                     : BreakerResult::success;
+        // Of a call that was cut short for its query, only the timeout of the stage could tell whether it took too
+        // long.
+        const bool says_nothing = failure.reason == Reason::deadline && options_.timeout;
+        const BreakerResult result = cancelled || says_nothing ? BreakerResult::ignored
+                                     : failure.error           ? call_result(failure.verdict)
+                                                               : BreakerResult::success;
         if (!usage && failure.error && is_throttled(failure.verdict)) {
             usage = Cost{.requests = entry.charge.granted.requests};  // it has got no answer
         }
@@ -261,11 +298,21 @@ private:
         failure.failed_probe = report.failed_probe;
     }
 
+    // When an attempt is cancelled, if it is: the earlier of its timeout and that of the query.
+    std::optional<typename T::time_point> due(const DeadlineOf<T>* deadline, typename T::time_point started) const {
+        if (!options_.timeout) {
+            return deadline ? std::optional(deadline->due) : std::nullopt;
+        }
+        const auto own = due_after<T>(started, *options_.timeout);
+        return deadline ? std::min(own, deadline->due) : own;
+    }
+
     // After an attempt, which failed or not.
-    void end_attempt(QueryRun<T>& query, StageResult<>& result, typename T::time_point started, bool failed) const {
-        const std::chrono::nanoseconds took = query.read_clock(state_of(endpoint->line)->context()) - started;
-        result.latency += took;
-        if (!failed && options_.timeout && took > *options_.timeout) {
+    void end_attempt(QueryRun<T>& query, StageResult<>& result, typename T::time_point started, bool failed,
+                     const std::optional<typename T::time_point>& due) const {
+        const auto now = query.read_clock(state_of(endpoint->line)->context());
+        result.latency += now - started;
+        if (!failed && due && now > *due) {
             result.late = true;  // it blocked the thread and, with it, the timer
         }
     }
@@ -295,16 +342,15 @@ private:
         stage.finish_closed(query, result);
     }
 
-    // One attempt under a timeout. Throws a TimeoutError if the time was up before it threw.
+    // One attempt that is cancelled when it is `due`. Throws a TimeoutError or a DeadlineError if it was due before it
+    // threw.
     template <class Data, class... Args>
-    static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(Pooled, StageState& stage,
-                                                                            typename T::time_point started,
-                                                                            StageResult<>& result, Failure& failure,
-                                                                            std::optional<Data>& data,
-                                                                            std::remove_reference_t<Args>&... args) {
+    static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(
+        Pooled, StageState& stage, const DeadlineOf<T>* deadline, typename T::time_point due, StageResult<>& result,
+        Failure& failure, std::optional<Data>& data, std::remove_reference_t<Args>&... args) {
         using Model = boost::asio::awaitable<Value<Args...>, RunExecutor<Args...>>;
         const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
-        typename Timeouts<T>::Call call(*stage.timeouts_, executor, started);
+        typename Timeouts<T>::Call call(*stage.timeouts_, executor, due);
         try {
             if constexpr (std::is_same_v<Data, Value<Args...>>) {
                 co_await cancelled_by(call, data, Model(callee(stage.function_)(read_argument<Args>(args)...)));
@@ -316,8 +362,12 @@ private:
             result.late = call.expired();
         } catch (...) {
             failure.cancelled = call.cancelled_from_outside();
+            const bool is_late = deadline && due == deadline->due;
             if (call.expired()) {
-                failure.reason = Reason::timeout;
+                failure.reason = is_late ? Reason::deadline : Reason::timeout;
+            }
+            if (is_late) {
+                throw_timed_out<T, DeadlineError>(call, deadline->timeout);
             }
             throw_timed_out<T>(call, *stage.options_.timeout);
         }
@@ -330,7 +380,7 @@ private:
                                                             RetryDecision& decision, std::uint64_t number,
                                                             bool was_cancelled) {
         stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
-        const auto delay = stage.delay_before_retry(decision, number, failure);
+        const auto delay = stage.delay_before_retry(query, decision, number, failure);
         if (!delay) {
             stage.finish_failed(query, result, failure);
             co_return false;
@@ -339,6 +389,9 @@ private:
         try {
             if (delay->count() > 0) {
                 co_await BackoffWait<T>::template run<Executor>(Pooled(), query.place, *delay);
+                if (query.place && query.place->has_left()) {
+                    co_await BackoffWait<T>::template come_back<Executor>(Pooled(), *stage.timeouts_, *query.place);
+                }
             } else if (result.attempts % 64 == 0) {  // an attempt may fail without suspending
                 co_await boost::asio::post(co_await boost::asio::this_coro::executor, boost::asio::deferred);
             }
@@ -354,8 +407,11 @@ private:
         co_return true;
     }
 
-    std::optional<std::chrono::nanoseconds> delay_before_retry(RetryDecision& decision, std::uint64_t number,
-                                                               Failure& failure) const {
+    std::optional<std::chrono::nanoseconds> delay_before_retry(const QueryRun<T>& query, RetryDecision& decision,
+                                                               std::uint64_t number, Failure& failure) const {
+        if (failure.reason == Reason::deadline) {
+            return std::nullopt;
+        }
         auto delay = decision.after(options_.retry, number, failure.error, failure.spared,
                                     !may_be_throttled(failure.is_plain), [&](const std::exception_ptr&) {
                                         if (failure.verdict_error) {
@@ -366,13 +422,22 @@ private:
         if (delay && is_throttled(failure.verdict) && failure.verdict.retry_after == delay) {
             delay = std::chrono::nanoseconds(0);  // the pause holds the line
         }
+        if (const DeadlineOf<T>* const deadline = query.deadline(); deadline && delay) {
+            const auto time = now<T>(state_of(endpoint->line)->context());
+            if (deadline->is_over(time) || *delay >= deadline->left(time)) {
+                failure.reason = Reason::deadline;
+                return std::nullopt;
+            }
+        }
         return delay;
     }
 
     Function function_;
     StageOptions options_;
-    boost::intrusive_ptr<Timeouts<T>> timeouts_;  // if there is a timeout
-    std::uint64_t runs_ = 0;                      // gives each stage run its own jitter
+    std::uint64_t runs_ = 0;  // gives each stage run its own jitter
+
+    // Of the attempts, and of all that a query with a timeout waits for in this stage.
+    const boost::intrusive_ptr<Timeouts<T>> timeouts_{new Timeouts<T>(WhenIdle::cancel_later)};
 };
 
 }  // namespace sluice::detail

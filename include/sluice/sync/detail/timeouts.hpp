@@ -4,68 +4,112 @@
 #include <sluice/sync/detail/canceller.hpp>
 #include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
-#include <sluice/sync/detail/intrusive_list.hpp>
+#include <sluice/sync/detail/wait_queue.hpp>
+#include <sluice/sync/detail/waiter.hpp>
 
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/intrusive/set.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <utility>
 
 namespace sluice::detail {
 
-// What becomes of a pending timer when the last call has ended. It must not keep io_context::run() from returning.
+// What becomes of a pending timer when the last entry has ended. It must not keep io_context::run() from returning.
 enum class WhenIdle {
     cancel,        // it is cancelled at once
-    cancel_later,  // only if no other call has begun when the handlers that are ready have run: a busy timer is cheaper
+    cancel_later,  // only if no other has begun when the handlers that are ready have run: a busy timer is cheaper
 };
 
-// The calls that run under one timeout. Since it is the same for all, those that began first are due first, and one
-// timer serves them all.
+// What is to end at a time, if it has not ended before: kept in the order of these times, with one timer for all.
 //
 // Used like this, by coroutines on one thread or strand:
 //
-//     Timeouts<T>::Call call(*timeouts, executor);
+//     Timeouts<T>::Call call(*timeouts, executor, due_after<T>(now, timeout));
 //     co_await cancelled_by(call, result, body());  // throws if it was cancelled: see throw_timed_out()
 //     if (call.expired()) ...                       // it returned its value too late
 //
-// At a tie the function wins: what is ready when the time is up runs before the call is cancelled.
+// At a tie the function wins: what is ready when the time is up runs before the call is cancelled. Those that are due
+// at the same time expire in the order in which they began.
+//
+// O(log n) to begin and O(1) to end, among n.
 template <class T>
 class Timeouts final : public ContextBound {
+    using Time = typename T::time_point;
+    using Hook = boost::intrusive::set_base_hook<boost::intrusive::link_mode<boost::intrusive::auto_unlink>>;
+
 public:
-    // One call, from its construction to its destruction. Allocates nothing, and keeps its Timeouts alive.
-    class Call : public ListHook, public Canceller {
+    // Lasts from its construction to its destruction. Allocates nothing, and keeps its Timeouts alive.
+    class Entry : public Hook {
     public:
-        // `executor` is that of the running coroutine, and `begun` the current time.
+        Entry(const Entry&) = delete;
+        Entry& operator=(const Entry&) = delete;
+
+        // Whether the time was up before it ended or was cancelled from outside.
+        bool expired() const noexcept { return expired_; }
+
+    protected:
+        // `executor` is that of the running coroutine.
         template <class Executor>
-        Call(Timeouts& timeouts, const Executor& executor, typename T::time_point begun)
-            : timeouts_(&timeouts), begun_(begun) {
+        Entry(Timeouts& timeouts, const Executor& executor, Time due) : timeouts_(&timeouts), due_(due) {
             timeouts.add(*this, executor);
         }
-        template <class Executor>
-        Call(Timeouts& timeouts, const Executor& executor) : Call(timeouts, executor, now<T>(executor)) {}
-        ~Call() {
-            unlink();
+        ~Entry() {
+            Hook::unlink();
             timeouts_->removed();
         }
 
-        // Whether the time was up before the call ended or was cancelled from outside.
-        bool expired() const noexcept { return expired_; }
+        bool expired_ = false;
 
     private:
         friend Timeouts;
 
+        // The time is up. May destroy this, and begin and end others.
+        virtual void expire() noexcept = 0;
+
+        friend bool operator<(const Entry& a, const Entry& b) noexcept { return a.due_ < b.due_; }
+
         boost::intrusive_ptr<Timeouts> timeouts_;
-        typename T::time_point begun_;
-        bool expired_ = false;
+        const Time due_;
     };
 
-    Timeouts(std::chrono::nanoseconds timeout, WhenIdle when_idle)
-        : timeout_(std::chrono::duration_cast<Duration>(std::max(timeout, std::chrono::nanoseconds::zero()))),
-          when_idle_(when_idle) {}
+    // A coroutine that is cancelled when its time is up.
+    class Call final : public Entry, public Canceller {
+    public:
+        template <class Executor>
+        Call(Timeouts& timeouts, const Executor& executor, Time due) : Entry(timeouts, executor, due) {}
+
+    private:
+        void expire() noexcept override {
+            if (cancellable()) {
+                this->expired_ = true;
+                cancel();
+            }
+        }
+    };
+
+    // The same for a wait in a queue, for as long as `waiter` has not resumed.
+    class Wait final : public Entry {
+    public:
+        template <class Executor>
+        Wait(Timeouts& timeouts, const Executor& executor, Time due, Waiter& waiter)
+            : Entry(timeouts, executor, due), waiter_(waiter) {}
+
+    private:
+        void expire() noexcept override {
+            this->expired_ = true;
+            waiter_.queue->cancel(waiter_);
+        }
+
+        Waiter& waiter_;
+    };
+
+    explicit Timeouts(WhenIdle when_idle) : when_idle_(when_idle) {}
 
 private:
     using Duration = typename T::duration;
@@ -83,7 +127,7 @@ private:
     };
 
     template <class Executor>
-    void add(Call& call, const Executor& executor) {
+    void add(Entry& entry, const Executor& executor) {
         check_clock<T>(executor);
         if (context_gone()) {  // or none yet
             bind_to(executor);
@@ -91,18 +135,18 @@ private:
         if (!timer_) {
             timer_.emplace(executor);
         }
-        if (!pending_) {
-            wait(timeout_);
+        if (!pending_ || entry.due_ < wakes_at_) {
+            wait_until(entry.due_);
         }
-        calls_.push_back(call);
+        entries_.insert(entry);
     }
 
     void removed() noexcept {
-        if (!calls_.empty() || !pending_ || !timer_ || context_gone()) {
+        if (!entries_.empty() || !pending_ || !timer_ || context_gone()) {
             return;
         }
         if (when_idle_ == WhenIdle::cancel) {
-            timer_.reset();
+            stop();
         } else if (!std::exchange(check_posted_, true)) {
             timer_->post(*this, &Timeouts::check);
         }
@@ -110,8 +154,8 @@ private:
 
     void check() {
         check_posted_ = false;
-        if (calls_.empty()) {
-            timer_.reset();
+        if (entries_.empty()) {
+            stop();
         }
     }
 
@@ -129,59 +173,80 @@ private:
         boost::asio::post(executor, std::move(handler));
     }
 
-    void wait(Duration duration) {
-        timer_->timer.expires_after(duration);
+    // In place of a wait that is pending.
+    void wait_until(Time time) {
+        timer_->timer.expires_after(std::max(left(time), Duration::zero()));
         timer_->timer.async_wait(boost::asio::deferred)(
-            [self = boost::intrusive_ptr<Timeouts>(this)](const auto&...) { self->on_timer(); });
+            [self = boost::intrusive_ptr<Timeouts>(this), number = ++waits_](const auto&...) {
+                if (number == self->waits_) {
+                    self->on_timer();
+                }
+            });
+        wakes_at_ = time;
         pending_ = true;
     }
 
-    // The wait has ended: in time, too early for the calls that are left, or because the timer was destroyed.
+    void stop() noexcept {
+        timer_.reset();
+        ++waits_;
+        pending_ = false;
+    }
+
+    // The wait has ended: in time, or too early for those that are left.
     void on_timer() {
-        if (!calls_.empty() && left() <= Duration::zero()) {
+        if (is_due()) {
             timer_->post(*this, &Timeouts::expire);
         } else {
             wait_for_first();
         }
     }
 
-    // Cancelling a call may end it, end others or start others, all inside the call of cancel().
+    // An entry that expires may end itself and others, and begin others, all inside the call.
     void expire() {
-        while (!calls_.empty() && left() <= Duration::zero()) {
-            Call& call = calls_.front();
-            call.unlink();
-            if (call.cancellable()) {
-                call.expired_ = true;
-                call.cancel();
-            }
+        while (is_due()) {
+            Entry& entry = *entries_.begin();
+            static_cast<Hook&>(entry).unlink();
+            entry.expire();
         }
         wait_for_first();
     }
 
     void wait_for_first() {
         pending_ = false;
-        if (!calls_.empty()) {
-            wait(left());
+        if (!entries_.empty()) {
+            wait_until(entries_.begin()->due_);
         }
     }
 
-    // The time until the first call is due.
-    Duration left() {
-        const std::chrono::nanoseconds past = now<T>(context()) - calls_.front().begun_;
-        return timeout_ - std::chrono::duration_cast<Duration>(past);
-    }
+    bool is_due() { return !entries_.empty() && left(entries_.begin()->due_) <= Duration::zero(); }
+
+    // The time until then, rounded up.
+    Duration left(Time time) { return std::chrono::ceil<Duration>(time - now<T>(context())); }
 
     void on_context_gone() noexcept override {
         timer_.reset();
         pending_ = check_posted_ = false;
     }
 
-    const Duration timeout_;
     const WhenIdle when_idle_;
-    IntrusiveList<Call> calls_;     // in the order in which they began, without those that have expired
-    std::optional<TimerOf> timer_;  // for as long as there are calls, at least
+    boost::intrusive::multiset<Entry, boost::intrusive::constant_time_size<false>> entries_;  // that have not expired
+    std::optional<TimerOf> timer_;  // for as long as there are entries, at least
+    Time wakes_at_{};               // when the timer expires, if it is pending
+    std::uint64_t waits_ = 0;       // the number of the latest
     bool pending_ = false;          // on_timer() or expire() is going to be called
     bool check_posted_ = false;
 };
+
+// The time that is `timeout` after `begun`. A timeout of more than a century is one, so that no sum overflows; nothing
+// lasts until the end of time.
+template <class T>
+typename T::time_point due_after(typename T::time_point begun, std::chrono::nanoseconds timeout) {
+    using Time = typename T::time_point;
+    constexpr std::chrono::nanoseconds century = std::chrono::hours(24 * 36525);
+    const auto duration = std::chrono::duration_cast<typename T::duration>(
+        std::clamp(timeout, std::chrono::nanoseconds::zero(), century));
+    return begun > Time::max() - duration ? Time::max()
+                                          : std::chrono::time_point_cast<typename Time::duration>(begun + duration);
+}
 
 }  // namespace sluice::detail

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/sync/detail/timeouts.hpp>
+
+#include <chrono>
+
+namespace sluice::detail {
+
+// When the timeout of a query is over.
+class Deadline {
+public:
+    Deadline(const Deadline&) = delete;
+    Deadline& operator=(const Deadline&) = delete;
+    virtual ~Deadline() = default;
+
+protected:
+    Deadline() = default;
+};
+
+// On the clock of T, the timer of the query's pipeline and of each stage that it goes through.
+template <class T>
+class DeadlineOf final : public Deadline {
+public:
+    using Time = typename T::time_point;
+
+    DeadlineOf(Time taken_in, std::chrono::nanoseconds its_timeout)
+        : timeout(its_timeout), due(due_after<T>(taken_in, its_timeout)) {}
+
+    bool is_over(Time now) const noexcept { return now >= due; }
+
+    // @pre is_over(now) is false
+    std::chrono::nanoseconds left(Time now) const noexcept { return due - now; }
+
+    const std::chrono::nanoseconds timeout;
+    const Time due;
+};
+
+}  // namespace sluice::detail
