@@ -5,11 +5,19 @@
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/verdict.hpp>
 
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <type_traits>
 
 namespace sluice {
+
+/// Which of the attempts in the line of an endpoint gets the next slot.
+enum class LineOrder : std::uint8_t {
+    first_come,     ///< The one that has waited longest.
+    furthest_first  ///< One whose query has completed the most steps; of these, the one that has waited longest.
+};
 
 /// The options of an Endpoint. Fields are only ever appended.
 ///
@@ -30,6 +38,38 @@ struct EndpointOptions {
 
     /// Stops the attempts while the provider is down. Default: none.
     std::optional<BreakerOptions> breaker = std::nullopt;
+
+    /// How many attempts may wait in the line; not negative, and with 0 none waits. One more fails at once, with
+    /// Reason::overloaded, and its query is not retried. An attempt that returns to its old place does not, so there
+    /// may be more for a time. Default: any number.
+    ///
+    /// The window of a batch or stream bounds the line already. This, and `max_wait`, are for process_one() and
+    /// Stage::run() in a server.
+    std::optional<std::ptrdiff_t> max_waiting = std::nullopt;
+
+    /// How long an attempt may wait in the line, for whatever it waits; positive. Then it leaves the line, and its
+    /// query fails with Reason::overloaded and is not retried; even if a slot comes at that very time. The next attempt
+    /// of a query, and one that returns to its old place, begins to wait anew. Default: any time.
+    std::optional<std::chrono::nanoseconds> max_wait = std::nullopt;
+
+    /// Whether a query is refused if its timeout leaves less time than a call takes: less than the median of the last
+    /// 64 calls that succeeded, from when they got their slots, once there are 20. It fails with Reason::deadline when
+    /// it is first in the line and a slot is free, and has paid nothing. See Query::timeout; a query without one is
+    /// never refused.
+    ///
+    /// While every query is refused no call is made, so the median remains as it was: give queries a timeout that some
+    /// calls can meet.
+    bool shed_late = false;
+
+    /// Which attempt gets the next slot. If stages that follow each other share an endpoint, the line of the first come
+    /// serves the first stage of all queries before the second stage of any; so if the pipeline is stopped half-way,
+    /// none is completed. LineOrder::furthest_first completes queries that have begun before it begins others.
+    ///
+    /// The steps of a query are the stage runs that have succeeded since its pipeline took it in, and those that were
+    /// skipped since their fields were filled, as of when the attempt enters the line. Stage::run() alone has none. An
+    /// attempt that returns to its old place returns to it among those with as many steps. Attempts of fewer steps wait
+    /// as long as others keep coming. An attempt costs O(those that it overtakes).
+    LineOrder order = LineOrder::first_come;
 };
 static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
 

@@ -106,10 +106,12 @@ public:
                     entry.returns = ticket.has_value();
                     entry.ticket = ticket.value_or(0);
                     entry.failed_probe = failed_probe;
+                    entry.steps = query.steps();
                     if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
-                            if (deadline) {
-                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline->due);
+                            if (stage.limits_wait(deadline)) {
+                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline,
+                                                                                started);
                             } else {
                                 co_await policies->wait(entry);
                             }
@@ -118,15 +120,11 @@ public:
                         }
                         const auto queued = std::exchange(started, query.read_clock(context));
                         result.queue_time += started - queued;
+                        stage.end_wait(entry, deadline, queued, started);
                     }
                     Slot slot;
                     if (entry.outcome == WaitOutcome::granted) {
                         slot = granted_slot(line);
-                        if (deadline && deadline->is_over(started)) {
-                            policies->cancel_call(entry, false);
-                            slot.release();
-                            State::refuse_late(entry);
-                        }
                     }
                     if (!slot) {
                         stage.not_granted(entry, failure, deadline, previous);
