@@ -1197,6 +1197,26 @@ TEST_CASE("guide: the limits of a provider", "[readme]") {
     CHECK(claude.breaker().status().calls == 1);
 }
 
+TEST_CASE("guide: a query has a timeout", "[readme]") {
+    asio::io_context context;
+    const auto executor = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    CollectingSink sink;
+    const auto model = [](const auto&...) -> asio::awaitable<std::string> {
+        co_await test::sleep(10s);
+        co_return "";
+    };
+    sluice::InferencePipeline pipeline(executor, model, model, model, sluice::StageLimits{1, 1, 1}, sink);
+    test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        sluice::Query query("1", "Where is my order?");
+        query.timeout = 20s;
+        const auto result = co_await pipeline.process_one(query);
+        const bool late = result.failure() && result.failure()->reason == sluice::Reason::deadline;
+        CHECK(late);
+    });
+    CHECK(sluice::testing::run(context) == 20s);
+    CHECK(task.succeeded());
+}
+
 TEST_CASE("guide: one pipeline feeds another, and a channel feeds a pipeline", "[readme]") {
     asio::io_context context;
     CollectingSink sink;
