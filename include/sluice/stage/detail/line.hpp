@@ -111,6 +111,14 @@ public:
         return true;
     }
 
+    // `expires` of an entry, which may wait, has been set to an earlier time.
+    void refuse_if_late(LineEntry& entry) noexcept {
+        if (entry.outcome == WaitOutcome::waiting && gated() && refuses(entry, now())) {
+            wake(entry, WaitOutcome::refused);
+            hand_over();
+        }
+    }
+
     // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none.
     BreakerReport end(LineEntry& entry, const std::optional<Cost>& usage, BreakerResult result) noexcept {
         if (!std::exchange(entry.line, nullptr)) {  // it was granted in an open line

@@ -7,6 +7,7 @@
 #include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/deadline.hpp>
+#include <sluice/stage/detail/drained_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
@@ -106,6 +107,10 @@ public:
                     entry.returns = ticket.has_value();
                     entry.ticket = ticket.value_or(0);
                     entry.failed_probe = failed_probe;
+                    std::optional<DrainedWait> drained;
+                    if (query.place && query.place->drain) {
+                        drained.emplace(*query.place, *policies, entry);
+                    }
                     if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
                             if (deadline) {
@@ -119,6 +124,11 @@ public:
                         const auto queued = std::exchange(started, query.read_clock(context));
                         result.queue_time += started - queued;
                     }
+                    if (entry.refusal == LineEntry::Refusal::late && drained && drained->gave_up()) {
+                        query.place->gave_up = true;
+                        entry.outcome = WaitOutcome::aborted;
+                    }
+                    drained.reset();
                     Slot slot;
                     if (entry.outcome == WaitOutcome::granted) {
                         slot = granted_slot(line);

@@ -212,7 +212,7 @@ private:
         }
         Line& line = *endpoint->policies;
         if (deadline) {
-            entry.expires = line.now() + deadline->left(now);
+            entry.expires = std::min(entry.expires, line.now() + deadline->left(now));
         }
         return line.decide(entry);
     }
