@@ -122,6 +122,7 @@ public:
     using Pipeline = sluice::Pipeline<ReplyRoute, test::DeadLetters, VirtualTimer>;
 
     DeskCalls calls;
+    std::optional<std::chrono::nanoseconds> query_timeout;
     test::DeadLetters sink;
     asio::io_context context{1};
     sluice::Endpoint<VirtualTimer> endpoint;
@@ -164,7 +165,8 @@ private:
             sluice::StageResult<std::string> result = co_await desk.route.stage_of(text).run("id", std::string(text));
             co_return std::move(result);
         }
-        const Query query("id", text);
+        Query query("id", text);
+        query.timeout = desk.query_timeout;
         ReplyResult result = co_await desk.pipeline.process_one(query);
         co_return std::move(result.stage_results.front());
     }
@@ -315,6 +317,21 @@ TEST_CASE("retry budget: a retry that is cancelled is returned, wherever it is",
     desk.start("b");
     desk.run();
     CHECK(desk.result("b").success);
+}
+
+TEST_CASE("retry budget: a query that will be late, or is, has no retry", "[retry][budget]") {
+    const bool too_short = GENERATE(false, true);
+    const int budgeted = GENERATE(0, 1);
+    Desk desk(Through::step, with_budget({.ratio = 0, .min_retries = budgeted}));
+    desk.query_timeout = too_short ? 1s : 2s;
+    desk.start("a");
+    desk.run_until(500ms);
+    CHECK(desk.endpoint.retries() == (too_short ? 0 : static_cast<std::size_t>(budgeted)));
+    desk.endpoint.set_limit(0);  // it waits in the line, until it is late
+    desk.run();
+    CHECK(desk.result("a").attempts == 1);
+    CHECK(desk.withheld("a") == (!too_short && budgeted == 0));
+    CHECK(desk.result("a").reason == (desk.withheld("a") ? Reason::model : Reason::deadline));
 }
 
 TEST_CASE("retry budget: closing the endpoint ends the retries that wait", "[retry][budget]") {
