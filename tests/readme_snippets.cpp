@@ -1187,7 +1187,8 @@ TEST_CASE("guide: the limits of a provider", "[readme]") {
     const sluice::EndpointOptions limits{.limit = 20,
                                          .requests = sluice::Rate(50, 1min),
                                          .input_tokens = sluice::Rate(40'000, 1min),
-                                         .breaker = sluice::BreakerOptions{.open_time = 5s}};
+                                         .breaker = sluice::BreakerOptions{.open_time = 5s},
+                                         .retry_budget = sluice::RetryBudget{.ratio = 0.1}};
     sluice::Endpoint claude(executor, "claude", limits);
     sluice::Stage answer(claude, "answer", AskClaude(), sluice::StageOptions{.timeout = 60s});
     claude.set_rate(sluice::Rate::requests, sluice::Rate(100, 1min));  // another tier
@@ -1344,6 +1345,10 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         CHECK(requests.periods().size() + tokens.periods().size() == 3);
         const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
         CHECK(options.window_calls == 3);
+    }
+    {
+        const sluice::EndpointOptions options{.limit = 8, .retry_budget = sluice::RetryBudget{.ratio = 0.1}};
+        CHECK(sluice::Endpoint<>(executor, "gpt", options).retries() == 0);
     }
     {
         const sluice::EndpointOptions options{.limit = 8, .requests = sluice::Rate(500, 1min)};

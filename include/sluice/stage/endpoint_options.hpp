@@ -3,6 +3,7 @@
 
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/verdict.hpp>
 
 #include <cstddef>
@@ -30,6 +31,9 @@ struct EndpointOptions {
 
     /// Stops the attempts while the provider is down. Default: none.
     std::optional<BreakerOptions> breaker = std::nullopt;
+
+    /// How many of the stage runs may be retries at once. Default: any number.
+    std::optional<RetryBudget> retry_budget = std::nullopt;
 };
 static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
 

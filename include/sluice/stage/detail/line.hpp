@@ -4,6 +4,7 @@
 #include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -75,11 +76,15 @@ public:
         if (options.breaker) {
             breaker_.emplace(*options.breaker);
         }
+        if (options.retry_budget) {
+            retry_budget_.emplace(*options.retry_budget);
+        }
         check_policies();
-        set_gated(has_policies_);
+        set_gated(is_limited_);
     }
 
-    // Whether an attempt must be a LineEntry, since it may cost more than one request, or is reported to the breaker.
+    // Whether an attempt must be a LineEntry, since it may cost more than one request, or is reported to the breaker;
+    // or its stage run a BudgetedRun, since there is a retry budget.
     bool has_policies() const noexcept { return has_policies_; }
 
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
@@ -186,6 +191,9 @@ public:
 
     const RateMeter& meter() const noexcept { return meter_; }
 
+    // Null if there is none.
+    RetryBudgetState* retry_budget() noexcept { return retry_budget_ ? &*retry_budget_ : nullptr; }
+
     // The ticket of whoever entered last. One that is granted a slot at once, without a wait, has the same.
     std::uint32_t last_ticket() const noexcept { return last_ticket_; }
 
@@ -219,7 +227,7 @@ protected:
             }
         }
         disarm();
-        if (!has_policies_ && meter_.paused_until() <= now()) {
+        if (!is_limited_ && meter_.paused_until() <= now()) {
             set_gated(false);
         }
     }
@@ -268,8 +276,9 @@ private:
     }
 
     void check_policies() noexcept {
-        has_policies_ = breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
-                        meter_.periods(Rate::output_tokens) != 0;
+        is_limited_ = breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
+                      meter_.periods(Rate::output_tokens) != 0;
+        has_policies_ = is_limited_ || retry_budget_;
     }
 
     static Cost cost_of(const Waiter& waiter) noexcept {
@@ -337,8 +346,10 @@ private:
 
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
+    std::optional<RetryBudgetState> retry_budget_;
     std::uint64_t closings_ = 0;
     std::uint32_t last_ticket_ = 0;
+    bool is_limited_ = false;  // by rates or the breaker
     bool has_policies_ = false;
 };
 

@@ -11,6 +11,7 @@
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/verdict.hpp>
@@ -84,6 +85,7 @@ public:
             const std::uint64_t number = stage.runs_++;
             const bool was_cancelled =
                 begun ? begun->was_cancelled : is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+            BudgetedRun budgeted(policies->retry_budget());
             RetryDecision decision;
             std::optional<std::uint32_t> ticket;  // of the place in line to which the next attempt returns
             std::optional<std::uint64_t> outage;  // in which it was spared last
@@ -178,6 +180,7 @@ public:
                             failure.error = std::current_exception();
                             failure.is_plain = !may_be_multiple_exceptions();
                         }
+                        budgeted.end_retry();
                         stage.end_attempt(query, result, started, failure.error != nullptr, due);
                         // A cancellation that predates this run is ignored.
                         cancelled =
@@ -212,7 +215,7 @@ public:
                 }
                 previous = failure.error;
                 if (!co_await State::template try_again<Executor>(Pooled(), stage, query, result, failure, decision,
-                                                                  number, was_cancelled)) {
+                                                                  budgeted, number, was_cancelled)) {
                     break;
                 }
                 failed_probe = failed_probe || failure.failed_probe;
