@@ -1187,7 +1187,8 @@ TEST_CASE("guide: the limits of a provider", "[readme]") {
     const sluice::EndpointOptions limits{.limit = 20,
                                          .requests = sluice::Rate(50, 1min),
                                          .input_tokens = sluice::Rate(40'000, 1min),
-                                         .breaker = sluice::BreakerOptions{.open_time = 5s}};
+                                         .breaker = sluice::BreakerOptions{.open_time = 5s},
+                                         .retry_budget = sluice::RetryBudget{.ratio = 0.1}};
     sluice::Endpoint claude(executor, "claude", limits);
     sluice::Stage answer(claude, "answer", AskClaude(), sluice::StageOptions{.timeout = 60s});
     claude.set_rate(sluice::Rate::requests, sluice::Rate(100, 1min));  // another tier
@@ -1195,6 +1196,26 @@ TEST_CASE("guide: the limits of a provider", "[readme]") {
     context.run();
     CHECK(task.succeeded());
     CHECK(claude.breaker().status().calls == 1);
+}
+
+TEST_CASE("guide: a query has a timeout", "[readme]") {
+    asio::io_context context;
+    const auto executor = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    CollectingSink sink;
+    const auto model = [](const auto&...) -> asio::awaitable<std::string> {
+        co_await test::sleep(10s);
+        co_return "";
+    };
+    sluice::InferencePipeline pipeline(executor, model, model, model, sluice::StageLimits{1, 1, 1}, sink);
+    test::Task<> task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        sluice::Query query("1", "Where is my order?");
+        query.timeout = 20s;
+        const auto result = co_await pipeline.process_one(query);
+        const bool late = result.failure() && result.failure()->reason == sluice::Reason::deadline;
+        CHECK(late);
+    });
+    CHECK(sluice::testing::run(context) == 20s);
+    CHECK(task.succeeded());
 }
 
 TEST_CASE("guide: one pipeline feeds another, and a channel feeds a pipeline", "[readme]") {
@@ -1324,6 +1345,10 @@ TEST_CASE("headers: the examples of options, retries, verdicts and timers", "[re
         CHECK(requests.periods().size() + tokens.periods().size() == 3);
         const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
         CHECK(options.window_calls == 3);
+    }
+    {
+        const sluice::EndpointOptions options{.limit = 8, .retry_budget = sluice::RetryBudget{.ratio = 0.1}};
+        CHECK(sluice::Endpoint<>(executor, "gpt", options).retries() == 0);
     }
     {
         const sluice::EndpointOptions options{.limit = 8, .requests = sluice::Rate(500, 1min)};

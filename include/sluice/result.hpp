@@ -28,8 +28,9 @@ struct StageResult<void> {
     int attempts = 0;                       ///< Attempts begun, including the first.
     bool success = false;
     bool late = false;  ///< Succeeded after its timeout: the model function was cancelled, or blocked its thread.
-    Reason reason = Reason::none;  ///< Why the stage run failed, for programs; `none` on success.
-    StageError error;              ///< Why the stage run failed; empty on success.
+    Reason reason = Reason::none;   ///< Why the stage run failed, for programs; `none` on success.
+    bool retries_withheld = false;  ///< It failed since the endpoint's RetryBudget had no retry left for it.
+    StageError error;               ///< Why the stage run failed; empty on success.
 
     StageResult() = default;
     StageResult(SharedString id, SharedString stage_name) : query_id(std::move(id)), stage(std::move(stage_name)) {}

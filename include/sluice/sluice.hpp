@@ -30,6 +30,7 @@
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/retry.hpp>
+#include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage/verdict.hpp>

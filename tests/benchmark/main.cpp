@@ -19,9 +19,9 @@ using namespace benchmark;
 
 std::vector<Row> rows_of(const Settings& settings, const std::string& filter) {
     std::vector<Row> rows;
-    for (const auto& make : {semaphore_rows, barrier_rows, task_group_rows, endpoint_rows, pipeline_rows, route_rows,
-                             timeout_rows, metrics_rows, virtual_time_rows, flight_rows, scaling_rows, allocation_rows,
-                             clock_rows, makespan_rows, compile_time_rows}) {
+    for (const auto& make : {semaphore_rows, barrier_rows, task_group_rows, endpoint_rows, policy_rows, pipeline_rows,
+                             route_rows, timeout_rows, metrics_rows, virtual_time_rows, flight_rows, scaling_rows,
+                             allocation_rows, clock_rows, makespan_rows, compile_time_rows}) {
         for (Row& row : make(settings)) {
             if (row.name.find(filter) != std::string::npos) {
                 rows.push_back(std::move(row));

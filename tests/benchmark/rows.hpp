@@ -15,6 +15,7 @@ std::vector<Row> pipeline_rows(const Settings& settings);
 std::vector<Row> route_rows(const Settings& settings);
 std::vector<Row> timeout_rows(const Settings& settings);
 std::vector<Row> endpoint_rows(const Settings& settings);
+std::vector<Row> policy_rows(const Settings& settings);
 std::vector<Row> metrics_rows(const Settings& settings);
 std::vector<Row> flight_rows(const Settings& settings);
 std::vector<Row> scaling_rows(const Settings& settings);

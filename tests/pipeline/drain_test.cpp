@@ -4,6 +4,7 @@
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/stage.hpp>
@@ -221,6 +222,97 @@ TEST_CASE("drain: a backoff that would outlast the grace gives up at once", "[dr
         CHECK_FALSE(b.done());
         CHECK(office.run() <= 1ms);
         CHECK(is(report.value(), 0, 0, 0, 2));
+        CHECK(b.value().unfinished);
+    }
+}
+
+TEST_CASE("drain: whoever waits for a pause or a breaker that outlasts the grace gives up at once", "[drain]") {
+    const bool limited = GENERATE(false, true);  // its stage has a coroutine of its own
+    Office office(9, limited ? StageOptions{.timeout = 1h} : StageOptions());
+    sluice::Endpoint<VirtualTimer> endpoint = office.route.first.endpoint();
+    SECTION("it would") {
+        endpoint.pause(1s + 1ns);
+        auto a = office.one("a");
+        test::run_until(office.context, 0s);
+        auto report = office.drain(1s);
+        CHECK(office.run() == 0s);
+        CHECK(is(report.value(), 0, 0, 0, 1));
+        CHECK(a.value().unfinished);
+        CHECK(office.sink.letters.empty());
+    }
+    SECTION("it would not") {
+        endpoint.pause(1s);
+        auto a = office.one("a");
+        test::run_until(office.context, 0s);
+        auto report = office.drain(2s);
+        office.run();
+        CHECK(is(report.value(), 1, 0, 0, 0));
+        CHECK(a.value().completed);
+    }
+    SECTION("its query would be late before: a dead letter") {
+        endpoint.set_limit(0);
+        Task<NoteResult> a(office.context.get_executor(), [&]() -> asio::awaitable<NoteResult> {
+            Query query("a", "a");
+            query.timeout = 500ms;
+            NoteResult result = co_await office.pipeline.process_one(query);
+            co_return std::move(result);
+        });
+        test::run_until(office.context, 0s);
+        auto report = office.drain(1s);
+        test::run_until(office.context, 100ms);
+        endpoint.pause(2s);
+        office.run();
+        CHECK(office.now() == 100ms);
+        CHECK(is(report.value(), 0, 1, 0, 0));
+        CHECK(a.value().failure()->reason == sluice::Reason::deadline);
+    }
+    SECTION("a second drain shortens the grace") {
+        endpoint.pause(1s);
+        auto a = office.one("a");
+        test::run_until(office.context, 0s);
+        auto report = office.drain(2s);
+        test::run_until(office.context, 100ms);
+        CHECK_FALSE(a.done());
+        auto again = office.drain(800ms);
+        office.run();
+        CHECK(office.now() == 100ms);
+        CHECK(a.value().unfinished);
+    }
+    SECTION("it begins to wait later") {
+        auto a = office.one("a");
+        auto b = office.one("b");
+        test::run_until(office.context, 5ms);
+        office.route.second.endpoint().pause(2s);
+        auto report = office.drain(1s);
+        office.run();
+        CHECK(office.now() == 10ms);
+        CHECK(is(report.value(), 0, 0, 0, 2));
+        CHECK(a.value().record.first);
+    }
+}
+
+TEST_CASE("drain: whoever waits when the endpoint of a stage with retries or a breaker is paused gives up too",
+          "[drain]") {
+    Office office(9, StageOptions{.timeout = 1h});
+    sluice::Endpoint<VirtualTimer> endpoint = office.route.first.endpoint();
+    endpoint.set_limit(1);
+    auto a = office.one("a");
+    auto b = office.one("b");
+    test::run_until(office.context, 5ms);
+    endpoint.pause(2s);
+    SECTION("before the drain") {
+        auto report = office.drain(1s);
+        office.run();
+        CHECK(office.now() == 110ms);
+        CHECK(is(report.value(), 1, 0, 0, 1));
+        CHECK(b.value().unfinished);
+    }
+    SECTION("after the drain has begun") {
+        auto report = office.drain(3s);
+        test::run_until(office.context, 500ms);
+        endpoint.pause(4s);
+        office.run();
+        CHECK(office.now() == 500ms);
         CHECK(b.value().unfinished);
     }
 }

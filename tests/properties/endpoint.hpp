@@ -8,6 +8,7 @@
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage/verdict.hpp>
@@ -26,7 +27,7 @@ namespace properties {
 
 /// Queries run through two stages that share an endpoint, with failures, retries, timeouts and cancellations, while its
 /// limit changes, it is closed, and the handles are dropped. Half of the endpoints have rates and a breaker, which
-/// change too; and each may be throttled and paused.
+/// change too; half have a retry budget; and each may be throttled and paused.
 class EndpointRun final : sluice::Observer, Expectations {
 public:
     explicit EndpointRun(Choices& c) : choices_(c) {
@@ -43,6 +44,12 @@ public:
                 .probes = static_cast<int>(1 + choices_.below(3)),
             };
         }
+        if (choices_.one_in(2)) {
+            budget_ = sluice::RetryBudget{.ratio = static_cast<double>(choices_.below(11)) / 10,
+                                          .min_retries = static_cast<int>(choices_.below(3))};
+            endpoint_options.retry_budget = budget_;
+            has_budget_ = true;
+        }
         endpoint_.emplace(executor, "shared", endpoint_options);
         sluice::StageOptions options{.retry = {.max_retries = static_cast<int>(choices_.below(3)),
                                                .backoff = {.initial = std::chrono::nanoseconds(choices_.below(8))}},
@@ -53,7 +60,7 @@ public:
         }
         draft_.emplace(*endpoint_, "draft", Model{this}, options);
         judge_.emplace(*endpoint_, "judge", Model{this}, options);
-        for (std::size_t n = 1 + choices_.below(8); n != 0; --n) {
+        for (std::size_t n = queries_ = 1 + choices_.below(8); n != 0; --n) {
             const Stage stage = choices_.one_in(2) ? *draft_ : *judge_;
             actors_.start(context_.get_executor(), [this, stage](Actor& actor) { return query(actor, stage); });
         }
@@ -78,6 +85,7 @@ public:
         actors_.check();
         require(running_ == 0, "a model is still running");
         require(begun_ == finished_, "a stage run did not end exactly once");
+        require(!endpoint_ || endpoint_->retries() == 0, "a retry was not returned");
         check_expectations();
     }
 
@@ -120,6 +128,7 @@ private:
                "a cancelled run was reported as failed");
         expect(result.success == (result.reason == sluice::Reason::none), "the reason does not match the result");
         expect(result.reason != sluice::Reason::closed || closed_, "an open endpoint was reported as closed");
+        expect(!result.retries_withheld || (has_budget_ && !result.success), "a retry was withheld without a budget");
     }
 
     void on_queued(const sluice::StageResult<>& run) noexcept override { begun_ += run.attempts == 0; }
@@ -195,6 +204,11 @@ private:
 
     void check_slots() {
         check_expectations();
+        if (endpoint_) {
+            const auto share = static_cast<std::size_t>(budget_.ratio * static_cast<double>(queries_) + 1e-9);
+            require(endpoint_->retries() <= std::max(share, static_cast<std::size_t>(budget_.min_retries)),
+                    "more retries at once than the budget allows");
+        }
         if (endpoint_ && context_.ready() == 0) {
             require(endpoint_->active() == running_, "a slot is held but not used");
             require(has_policies_ || was_paused_ || endpoint_->waiting() == 0 || endpoint_->active() >= limit_,
@@ -206,6 +220,9 @@ private:
     std::ptrdiff_t limit_ = 0;
     std::ptrdiff_t ceiling_ = 0;  // above a limit that was lowered, until slots are returned
     std::ptrdiff_t running_ = 0;
+    std::size_t queries_ = 0;
+    sluice::RetryBudget budget_{.ratio = 0, .min_retries = 0};
+    bool has_budget_ = false;
     int begun_ = 0;
     int finished_ = 0;
     bool closed_ = false;

@@ -12,6 +12,7 @@
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
 #include <sluice/sync/detail/timeouts.hpp>
@@ -324,6 +325,19 @@ TEST_CASE("line: without rates, a pause holds those that wait for a slot too, an
     CHECK(counter.line->try_take());
     counter.line->give_back();
     counter.check_idle();
+}
+
+TEST_CASE("line: it is open with a retry budget alone, and again after a pause", "[line]") {
+    sluice::EndpointOptions policies;
+    policies.retry_budget = sluice::RetryBudget{};
+    LineScene counter(1, policies);
+    CHECK(counter.line->try_take());
+    counter.line->give_back();
+    counter.line->pause(1s);
+    CHECK(!counter.line->try_take());
+    counter.start({.arrival = 2s});
+    counter.run();
+    CHECK(counter.line->try_take());
 }
 
 TEST_CASE("line: a longer pause wins, whenever it comes", "[line]") {

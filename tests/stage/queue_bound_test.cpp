@@ -681,6 +681,42 @@ TEST_CASE("line order: a drain finds queries that are completed, not 30 that are
     CHECK(completed + drafted == 30);  // five calls a second, for six seconds
 }
 
+TEST_CASE("shedding: during a drain, whoever could not be done within its grace does not begin",
+          "[queue_bound][shed][drain]") {
+    const bool shed = GENERATE(false, true);
+    const bool waits_for_rate = GENERATE(false, true);
+    Works works({.limit = 1, .requests = waits_for_rate ? Rate(1, 10s, 21) : Rate::unlimited, .shed_late = shed});
+    works.desk.takes = [](const std::string&) { return nanoseconds(2s); };
+    works.route = [](Works& own, FormRun& run) -> asio::awaitable<void> {
+        co_await run.step(&Form::answer, own.answer, run.query().text);
+    };
+    for (int i = 0; i != 20; ++i) {
+        works.start("l");
+        sluice::testing::run(works.context);
+    }
+    if (waits_for_rate) {  // use it up
+        works.endpoint.pause(1ns);
+        works.endpoint.set_rate(Rate::requests, Rate(1, 10s));
+        test::run_until(works.context, test::now(works.context) + 10s + 1ns);
+    }
+    works.desk.calls.clear();
+    const nanoseconds begin = test::now(works.context);
+    works.start("a");
+    test::run_until(works.context, begin + 1ms);
+    works.start("b");
+    test::run_until(works.context, begin + 2ms);
+    const nanoseconds grace = waits_for_rate ? 11s : 3s;
+    const Task<sluice::DrainReport<Form>> drain(works.context.get_executor(),
+                                                [&] { return works.pipeline.drain(grace); });
+    sluice::testing::run(works.context);
+    CHECK(works.tasks[20].value().completed);
+    CHECK(works.tasks[21].value().unfinished);
+    CHECK(works.tasks[21].value().stage_results.front().attempts == (shed ? 0 : 1));
+    CHECK(works.texts() == (shed ? "a " : "a b "));
+    const nanoseconds gives_up = waits_for_rate ? 9s + 2ms + 2ns : 2s;  // 2 s before the grace is over, or at the head
+    CHECK(test::now(works.context) == begin + (shed ? gives_up : grace + 2ms));
+}
+
 TEST_CASE("line order: steps in place, and those that are skipped since their fields are filled, count",
           "[queue_bound][order]") {
     Works works({.limit = 1, .order = LineOrder::furthest_first});

@@ -4,6 +4,9 @@
 #include <sluice/sync/detail/cancelled_by.hpp>
 #include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/timeouts.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+#include <sluice/sync/slot.hpp>
+#include <sluice/sync/stage_semaphore.hpp>
 #include <sluice/sync/timer.hpp>
 #include <sluice/testing/run.hpp>
 #include <sluice/testing/virtual_time.hpp>
@@ -524,6 +527,76 @@ TEST_CASE("timeouts: zero and less expire at once, and the longest timeout does 
     });
     run(context);
     CHECK(names(ends) == (timeout > 0ms ? Log{"a 1", "b 2"} : Log{"a 0 expired cancelled", "b 1 expired cancelled"}));
+}
+
+namespace {
+
+// Calls that are due at times of their own.
+struct MixedCalls {
+    asio::io_context context{1};
+    boost::intrusive_ptr<sluice::detail::Timeouts<VirtualTimer>> timeouts{
+        new sluice::detail::Timeouts<VirtualTimer>(WhenIdle::cancel)};
+    std::vector<Ended> ends;
+    std::vector<Task<>> tasks;
+
+    void start(std::string name, nanoseconds begins, nanoseconds due, nanoseconds takes) {
+        tasks.emplace_back(context.get_executor(), [this, name = std::move(name), begins, due, takes]() -> Void {
+            co_await test::sleep(begins);
+            const SharedTimeouts<VirtualTimer> own{timeouts, due - begins};  // g++ 12 destroys a temporary twice
+            co_await call(own, test::sleep(takes), name, ends);
+        });
+    }
+};
+
+}  // namespace
+
+TEST_CASE("timeouts: one timer serves calls with any timeouts, in the order in which they are due", "[timeouts]") {
+    MixedCalls calls;
+    calls.start("late", 0ms, 30ms, 1h);
+    calls.start("early", 1ms, 10ms, 1h);   // before the timer expires
+    calls.start("middle", 2ms, 20ms, 1h);  // after it does
+    calls.start("tie", 3ms, 20ms, 1h);
+    calls.start("ended", 4ms, 15ms, 2ms);
+    calls.start("first", 5ms, 7ms, 1ms);  // is not there any more when the timer expires
+    run(calls.context);
+    CHECK(names(calls.ends) == Log{"ended 6", "first 6", "early 10 expired cancelled", "middle 20 expired cancelled",
+                                   "tie 20 expired cancelled", "late 30 expired cancelled"});
+    CHECK(test::VirtualTime::of(calls.context).now().time_since_epoch() == 30ms);
+}
+
+TEST_CASE("timeouts: a wait in a queue is cut short", "[timeouts]") {
+    asio::io_context context(1);
+    const auto timeouts = make_timeouts(10ms);
+    sluice::StageSemaphore semaphore(context.get_executor(), 1);
+    sluice::Slot slot = semaphore.try_acquire();
+    Log log;
+    const auto wait = [&](nanoseconds timeout) -> Void {
+        const asio::any_io_executor executor = co_await this_coro::executor;
+        sluice::detail::Waiter waiter;
+        const sluice::detail::Timeouts<VirtualTimer>::Wait cut(
+            *timeouts, executor,
+            sluice::detail::due_after<VirtualTimer>(sluice::detail::now<VirtualTimer>(executor), timeout), waiter);
+        co_await state_of(semaphore)->wait(waiter);
+        const bool granted = waiter.outcome == sluice::detail::WaitOutcome::granted;
+        const sluice::Slot own = granted ? granted_slot(semaphore) : sluice::Slot();
+        log.push_back(std::to_string(VirtualTimer::now(executor).time_since_epoch() / 1ms) + (granted ? " granted"
+                                                                                              : cut.expired()
+                                                                                                  ? " expired"
+                                                                                                  : " cancelled"));
+    };
+    Task expires(context.get_executor(), [&] { return wait(10ms); });
+    Task cancelled(context.get_executor(), [&] { return wait(10ms); });
+    Task granted(context.get_executor(), [&] { return wait(20ms); });
+    Task other(context.get_executor(), [&]() -> Void {
+        co_await test::sleep(5ms);
+        cancelled.cancel();
+        co_await test::sleep(10ms);
+        slot.release();
+    });
+    run(context);
+    CHECK(log == Log{"5 cancelled", "10 expired", "15 granted"});
+    CHECK(semaphore.active() == 0);
+    CHECK(VirtualTimer::now(context).time_since_epoch() == 15ms);
 }
 
 TEST_CASE("timeouts: a strand may be destroyed before the timeouts that were used on it", "[timeouts][shutdown]") {

@@ -221,9 +221,11 @@ public:
     }
 
     /// Stops the pipeline in order, and for good. When awaited, the pipeline takes in nothing more: new operations
-    /// throw Draining, streams end, and the pending next() of an asynchronous source is cancelled. What runs goes on; a
-    /// backoff that would end after the grace gives up now, and its query is unfinished, but steps beside it go on; and
-    /// when the grace is over, the rest is cancelled and waited for. Then drain() returns what became of the queries.
+    /// throw Draining, streams end, and the pending next() of an asynchronous source is cancelled. What runs goes on.
+    /// What waits for something that ends after the grace gives up now, and its query is unfinished, but steps beside
+    /// it go on: a backoff, or a place in the line of an endpoint that is paused, or whose breaker is open, for longer.
+    /// (If the endpoint has no rate or breaker, those that waited when it was paused wait on.) When the grace is over,
+    /// the rest is cancelled and waited for. Then drain() returns what became of the queries.
     ///
     /// The results of queries that are cut short are marked `unfinished`, and have their records. process_one() returns
     /// its result. A batch returns the results of all queries that it had taken, in order. The report has the

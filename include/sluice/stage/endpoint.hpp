@@ -6,6 +6,7 @@
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/sync/timed_by.hpp>
@@ -63,6 +64,8 @@ private:
 /// is cancelled has paid nothing. An attempt that was throttled, or failed in an outage, returns to its old place. An
 /// error with a Verdict that is throttled or overloaded and has a `retry_after` pauses the endpoint for that time, but
 /// for 2 min at most.
+///
+/// A RetryBudget bounds how many of its stage runs are retries at once.
 ///
 /// Each of these costs O(1) for an attempt; one that returns to its place, O(those before it).
 ///
@@ -123,6 +126,13 @@ public:
 
     /// The number of queries in the line.
     std::size_t waiting() const noexcept { return state_->line.waiting(); }
+
+    /// The number of stage runs that are retries now, as RetryBudget counts them: in backoff, in the line, or with a
+    /// slot. 0 without a retry budget.
+    std::size_t retries() const noexcept {
+        const detail::RetryBudgetState* const budget = state_->policies->retry_budget();
+        return budget ? budget->retries() : 0;
+    }
 
     /// Fails every query in the line, and every one that comes, with Reason::closed. Attempts that run continue.
     /// Closing again has no effect.

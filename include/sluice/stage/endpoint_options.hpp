@@ -3,6 +3,7 @@
 
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/verdict.hpp>
 
 #include <chrono>
@@ -38,6 +39,9 @@ struct EndpointOptions {
 
     /// Stops the attempts while the provider is down. Default: none.
     std::optional<BreakerOptions> breaker = std::nullopt;
+
+    /// How many of the stage runs may be retries at once. Default: any number.
+    std::optional<RetryBudget> retry_budget = std::nullopt;
 
     /// How many attempts may wait in the line; not negative, and with 0 none waits. One more fails at once, with
     /// Reason::overloaded, and its query is not retried. An attempt that returns to its old place does not, so there

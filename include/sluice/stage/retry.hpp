@@ -38,7 +38,8 @@ public:
     using std::runtime_error::runtime_error;
 };
 
-/// Decides whether and when a failed attempt is retried. Stage and with_retry() reject values that are out of range.
+/// Decides whether and when a failed attempt is retried. Stage and with_retry() reject values that are out of range. An
+/// endpoint may allow fewer retries: see RetryBudget.
 struct RetryPolicy {
     int max_retries = 0;   ///< The number of attempts after the first; not negative.
     Backoff backoff = {};  ///< The waits between attempts.

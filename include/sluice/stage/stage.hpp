@@ -100,8 +100,8 @@ public:
 
     /// When awaited, runs one query through the stage and returns a `StageResult<Value>`. It waits for a slot, calls
     /// `function(args...)`, and awaits the result within the timeout. If the attempt fails, the slot is returned; if
-    /// the retry policy allows, the query waits for the backoff and joins the line again. A slot is held only while an
-    /// attempt runs.
+    /// the retry policy and the retry budget of the endpoint allow, the query waits for the backoff and joins the line
+    /// again. A slot is held only while an attempt runs.
     ///
     /// Lvalue arguments are stored by reference and must live until the end. Rvalues are moved in, and the model
     /// function gets them as const lvalues, since a retry must see them unchanged. An argument is converted to the

@@ -13,8 +13,9 @@ namespace sluice {
 
 /// What a query does while the breaker of its endpoint is open.
 ///
-/// One that waits does so until probes have shown that the provider is up again, however long that takes. If every call
-/// fails for another reason, that is never: then close the endpoint, force the breaker closed, or cancel the query.
+/// One that waits does so until probes have shown that the provider is up again, or until Query::timeout is over. If
+/// every call fails for another reason, that is never: without a timeout, close the endpoint, force the breaker closed,
+/// or cancel the query.
 enum class WhileOpen : std::uint8_t {
     hold_unless_exhausted,  ///< It waits in the line; but fails if the breaker has opened since the account is
                             ///< exhausted.

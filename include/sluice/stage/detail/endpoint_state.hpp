@@ -5,6 +5,7 @@
 #include <sluice/stage/detail/breaker_options.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/rate_options.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/detail/timed_line.hpp>
 #include <sluice/stage/endpoint_options.hpp>
@@ -44,6 +45,9 @@ inline void require_valid(const std::string& owner, const EndpointOptions& optio
     require_valid(owner, Rate::output_tokens, options.output_tokens);
     if (options.breaker) {
         require_valid(owner, *options.breaker);
+    }
+    if (options.retry_budget) {
+        require_valid(owner, *options.retry_budget);
     }
     if (options.max_waiting) {
         require(*options.max_waiting >= 0, owner, "max_waiting must not be negative", *options.max_waiting);

@@ -5,6 +5,7 @@
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/call_times.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -51,6 +52,9 @@ struct LineEntry : Waiter {
     // Otherwise, if it was refused, why.
     enum class Refusal : std::uint8_t { none, too_costly, breaker_open, late, too_late_to_begin, full, waited };
     Refusal refusal = Refusal::none;
+
+    // Whether it was refused for its time.
+    bool is_late() const noexcept { return refusal == Refusal::late || refusal == Refusal::too_late_to_begin; }
 };
 
 // The line of an endpoint: a semaphore whose slot, rates, pause and breaker are granted together, to the head of the
@@ -84,6 +88,9 @@ public:
         if (options.breaker) {
             breaker_.emplace(*options.breaker);
         }
+        if (options.retry_budget) {
+            retry_budget_.emplace(*options.retry_budget);
+        }
         if (options.shed_late) {
             call_times_.emplace();
         }
@@ -97,8 +104,9 @@ public:
     }
 
     // Whether an attempt must be a LineEntry, since it may cost more than one request, is reported to the breaker, or
-    // may be refused a place in the line, or have one ahead of others.
-    bool has_policies() const noexcept { return has_policies_; }
+    // may be refused a place in the line or have one ahead of others; or its stage run a BudgetedRun, since there is a
+    // retry budget.
+    bool needs_entries() const noexcept { return has_policies_ || gated(); }
 
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
     // must enter now.
@@ -131,6 +139,16 @@ public:
             entry.ticket = ++last_ticket_;
         }
         return true;
+    }
+
+    // `expires` of an entry, which may wait, has been set to an earlier time.
+    void refuse_if_late(LineEntry& entry) noexcept {
+        if (entry.outcome == WaitOutcome::waiting && gated()) {
+            if (refuses(entry, now())) {
+                wake(entry, WaitOutcome::refused);
+            }
+            hand_over();
+        }
     }
 
     // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none.
@@ -202,6 +220,9 @@ public:
     std::uint64_t closings() const noexcept { return closings_; }
 
     const RateMeter& meter() const noexcept { return meter_; }
+
+    // Null if there is none.
+    RetryBudgetState* retry_budget() noexcept { return retry_budget_ ? &*retry_budget_ : nullptr; }
 
     // How many may wait, and for how long.
     std::size_t max_waiting() const noexcept { return max_waiting_; }
@@ -314,7 +335,7 @@ private:
     void check_policies() noexcept {
         is_limited_ = breaker_ || call_times_ || meter_.periods(Rate::requests) != 0 ||
                       meter_.periods(Rate::input_tokens) != 0 || meter_.periods(Rate::output_tokens) != 0;
-        has_policies_ = is_limited_ || max_waiting_ != any_number || max_wait_ || furthest_first_;
+        has_policies_ = is_limited_ || retry_budget_ || max_waiting_ != any_number || max_wait_ || furthest_first_;
     }
 
     static Cost cost_of(const Waiter& waiter) noexcept {
@@ -363,7 +384,8 @@ private:
         return until;
     }
 
-    // From when on an attempt could not be done in time: when less than the time that a call takes is left.
+    // From when on an attempt could not be done in time: when less than the time that a call takes is left of the
+    // timeout of its query, or of the grace of a drain.
     Time too_late_from(const Waiter& waiter) const noexcept {
         const Time expires = waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).expires : Time::max();
         return call_time() == Time(0) || expires == Time::max() ? Time::max() : expires - call_time() + Time(1);
@@ -400,6 +422,7 @@ private:
 
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
+    std::optional<RetryBudgetState> retry_budget_;
     std::optional<CallTimes> call_times_;  // if queries are refused that could not be done in time
     std::size_t max_waiting_ = any_number;
     std::optional<Time> max_wait_;

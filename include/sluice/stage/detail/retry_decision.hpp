@@ -86,6 +86,9 @@ public:
         }
     }
 
+    // The retries that were decided on so far. Throttled and spared attempts do not count.
+    int retries() const noexcept { return failed_; }
+
 private:
     int failed_ = 0;     // and were repeated, or are to be
     int throttled_ = 0;  // the same

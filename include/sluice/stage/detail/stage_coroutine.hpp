@@ -7,9 +7,11 @@
 #include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/deadline.hpp>
+#include <sluice/stage/detail/drained_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/verdict.hpp>
@@ -83,6 +85,7 @@ public:
             const std::uint64_t number = stage.runs_++;
             const bool was_cancelled =
                 begun ? begun->was_cancelled : is_cancelled(co_await boost::asio::this_coro::cancellation_state);
+            BudgetedRun budgeted(policies->retry_budget());
             RetryDecision decision;
             std::optional<std::uint32_t> ticket;  // of the place in line to which the next attempt returns
             std::optional<std::uint64_t> outage;  // in which it was spared last
@@ -107,6 +110,10 @@ public:
                     entry.ticket = ticket.value_or(0);
                     entry.failed_probe = failed_probe;
                     entry.steps = query.steps();
+                    std::optional<DrainedWait> drained;
+                    if (query.place && query.place->drain) {
+                        drained.emplace(*query.place, *policies, entry);
+                    }
                     if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
                             if (stage.limits_wait(deadline)) {
@@ -122,6 +129,11 @@ public:
                         result.queue_time += started - queued;
                         stage.end_wait(entry, deadline, queued, started);
                     }
+                    if (entry.is_late() && drained && drained->gave_up()) {
+                        query.place->gave_up = true;
+                        entry.outcome = WaitOutcome::aborted;
+                    }
+                    drained.reset();
                     Slot slot;
                     if (entry.outcome == WaitOutcome::granted) {
                         slot = granted_slot(line);
@@ -166,6 +178,7 @@ public:
                             failure.error = std::current_exception();
                             failure.is_plain = !may_be_multiple_exceptions();
                         }
+                        budgeted.end_retry();
                         stage.end_attempt(query, result, started, failure.error != nullptr, due);
                         // A cancellation that predates this run is ignored.
                         cancelled =
@@ -200,7 +213,7 @@ public:
                 }
                 previous = failure.error;
                 if (!co_await State::template try_again<Executor>(Pooled(), stage, query, result, failure, decision,
-                                                                  number, was_cancelled)) {
+                                                                  budgeted, number, was_cancelled)) {
                     break;
                 }
                 failed_probe = failed_probe || failure.failed_probe;

@@ -16,6 +16,7 @@
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/rate_options.hpp>
+#include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -212,7 +213,7 @@ private:
         }
         Line& line = *endpoint->policies;
         if (deadline) {
-            entry.expires = line.now() + deadline->left(now);
+            entry.expires = std::min(entry.expires, line.now() + deadline->left(now));
         }
         return line.decide(entry);
     }
@@ -426,10 +427,15 @@ private:
     template <class Executor>
     static boost::asio::awaitable<bool, Executor> try_again(Pooled, StageState& stage, QueryRun<T>& query,
                                                             StageResult<>& result, Failure& failure,
-                                                            RetryDecision& decision, std::uint64_t number,
-                                                            bool was_cancelled) {
+                                                            RetryDecision& decision, BudgetedRun& budgeted,
+                                                            std::uint64_t number, bool was_cancelled) {
         stage.notify(query, &Observer::on_attempt_failed, result, StageError(failure.error));
-        const auto delay = stage.delay_before_retry(query, decision, number, failure);
+        const int retries = decision.retries();
+        auto delay = stage.delay_before_retry(query, decision, number, failure);
+        if (delay && decision.retries() != retries && !budgeted.begin_retry()) {
+            result.retries_withheld = true;
+            delay.reset();
+        }
         if (!delay) {
             stage.finish_failed(query, result, failure);
             co_return false;

@@ -52,9 +52,9 @@ public:
     bool closed() const noexcept { return closed_ || context_gone(); }
     std::ptrdiff_t limit() const noexcept { return limit_; }
     std::ptrdiff_t active() const noexcept { return active_; }
+    bool gated() const noexcept { return gated_; }
 
 protected:
-    bool gated() const noexcept { return gated_; }
     void set_gated(bool gated) noexcept {
         gated_ = gated;
         open_ = gated ? 0 : limit_;
