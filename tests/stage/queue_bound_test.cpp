@@ -702,10 +702,10 @@ TEST_CASE("shedding: during a drain, whoever could not be done within its grace 
     works.desk.calls.clear();
     const nanoseconds begin = test::now(works.context);
     works.start("a");
-    test::run_until(works.context, begin + 1ms);
+    test::run_until(works.context, begin + (waits_for_rate ? 5s : 1s));
     works.start("b");
-    test::run_until(works.context, begin + 2ms);
-    const nanoseconds grace = waits_for_rate ? 11s : 3s;
+    test::run_until(works.context, begin + (waits_for_rate ? 6s : 1s));
+    const nanoseconds grace = waits_for_rate ? 5s : 2s;
     const Task<sluice::DrainReport<Form>> drain(works.context.get_executor(),
                                                 [&] { return works.pipeline.drain(grace); });
     sluice::testing::run(works.context);
@@ -713,8 +713,9 @@ TEST_CASE("shedding: during a drain, whoever could not be done within its grace 
     CHECK(works.tasks[21].value().unfinished);
     CHECK(works.tasks[21].value().stage_results.front().attempts == (shed ? 0 : 1));
     CHECK(works.texts() == (shed ? "a " : "a b "));
-    const nanoseconds gives_up = waits_for_rate ? 9s + 2ms + 2ns : 2s;  // 2 s before the grace is over, or at the head
-    CHECK(test::now(works.context) == begin + (shed ? gives_up : grace + 2ms));
+    // 2 s before the grace is over; or when there is a slot, since then 1 s is left.
+    const nanoseconds gives_up = waits_for_rate ? 9s + 2ns : 2s;
+    CHECK(test::now(works.context) == begin + (shed ? gives_up : waits_for_rate ? nanoseconds(11s) : 3s));
 }
 
 TEST_CASE("line order: steps in place, and those that are skipped since their fields are filled, count",
