@@ -157,7 +157,7 @@ MUTANTS = [
      "            if (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {\n"
      "                throw ", "            if (false) {\n                throw ", "stage/stage_cancellation_test"),
     ("a coroutine that was cancelled earlier cannot run a stage", "stage/detail/stage_coroutine.hpp",
-     ": is_cancelled(co_await boost::asio::this_coro::cancellation_state);\n            RetryDecision", ": false;\n            RetryDecision",
+     ": is_cancelled(co_await boost::asio::this_coro::cancellation_state);\n            BudgetedRun", ": false;\n            BudgetedRun",
      "stage/stage_cancellation_test"),
     ("a cancelled run is not reported as finished", "stage/detail/stage_state.hpp",
      "notify(query, &Observer::on_finished, result, Observer::Outcome::cancelled, last);", "static_cast<void>(last);",
@@ -496,7 +496,8 @@ MUTANTS = [
      "return entry_.expires == end_;", "return true;", "pipeline/query_timeout_test pipeline/drain_test"),
     ("a query that gave up is a dead letter", "stage/detail/stage_coroutine.hpp",
      "drained && drained->gave_up()", "false", "pipeline/drain_test"),
-    ("a pause runs in place", "stage/detail/stage_run.hpp", "!policies().gated()", "!policies().has_policies()",
+    ("a pause runs in place", "stage/detail/line.hpp",
+     "return has_policies_ || gated();", "return has_policies_;",
      "pipeline/drain_test"),
     ("retries without delay starve other handlers", "stage/detail/stage_state.hpp", "} else if (result.attempts % 64 == 0) {",
      "} else if (false) {",

@@ -83,9 +83,9 @@ public:
         set_gated(is_limited_);
     }
 
-    // Whether an attempt must be a LineEntry, since it may cost more than one request, or is reported to the breaker;
-    // or its stage run a BudgetedRun, since there is a retry budget.
-    bool has_policies() const noexcept { return has_policies_; }
+    // Whether an attempt must be a LineEntry, since it may cost more than one request, is reported to the breaker, or
+    // may be refused; or its stage run a BudgetedRun, since there is a retry budget.
+    bool needs_entries() const noexcept { return has_policies_ || gated(); }
 
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
     // must enter now.
