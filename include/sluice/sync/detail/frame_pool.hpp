@@ -17,7 +17,7 @@ namespace sluice::detail {
 // few for the frames of many waiters that are released in one burst.
 //
 // A block may be cached by a thread other than the one that allocated it. A thread caches at most 64 blocks of each of
-// 32 sizes, a megabyte in all. As with Asio, frames with an alignment above that of operator new are not
+// 48 sizes, 2.3 MiB in all. As with Asio, frames with an alignment above that of operator new are not
 // supported.
 class FramePool {
 public:
@@ -50,7 +50,7 @@ public:
 
 private:
     static constexpr std::size_t granule = 32;
-    static constexpr std::size_t largest = 1024;
+    static constexpr std::size_t largest = 1536;
 #if defined(BOOST_ASIO_DISABLE_AWAITABLE_FRAME_RECYCLING)  // Asio's own switch, useful with AddressSanitizer
     static constexpr std::size_t most_kept = 0;
 #else
