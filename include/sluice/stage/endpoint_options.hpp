@@ -43,26 +43,30 @@ struct EndpointOptions {
     /// How many of the stage runs may be retries at once. Default: any number.
     std::optional<RetryBudget> retry_budget = std::nullopt;
 
-    /// How many attempts may wait in the line; not negative, and with 0 none waits. One more fails at once, with
-    /// Reason::overloaded, and its query is not retried. An attempt that returns to its old place does not, so there
-    /// may be more for a time. Default: any number.
+    /// How many attempts may wait in the line; not negative, and with 0 none waits. If one more would have to, its
+    /// stage run fails at once, with Reason::overloaded, and is not retried; in a line of LineOrder::furthest_first
+    /// too, however far its query is. An attempt that returns to its old place finds it, so there may be more for a
+    /// time. Default: any number.
     ///
     /// The window of a batch or stream bounds the line already. This, and `max_wait`, are for process_one() and
     /// Stage::run() in a server.
     std::optional<std::ptrdiff_t> max_waiting = std::nullopt;
 
-    /// How long an attempt may wait in the line, for whatever it waits; positive. Then it leaves the line, and its
-    /// query fails with Reason::overloaded and is not retried; even if a slot comes at that very time. The next attempt
-    /// of a query, and one that returns to its old place, begins to wait anew. Default: any time.
+    /// How long an attempt may wait in the line, for whatever it waits; positive. Then it leaves the line, even if a
+    /// slot comes at that very time: its stage run fails with Reason::overloaded, and is not retried. If the timeout of
+    /// its query is over by then, the reason is that. The next attempt of a stage run, even one that returns to its old
+    /// place, begins to wait anew. Default: any time.
     std::optional<std::chrono::nanoseconds> max_wait = std::nullopt;
 
     /// Whether a query is refused if its timeout leaves less time than a call takes: less than the median of the last
-    /// 64 calls that succeeded, from when they got their slots, once there are 20. It fails with Reason::deadline when
-    /// it is first in the line and a slot is free, and has paid nothing. See Query::timeout; a query without one is
-    /// never refused.
+    /// 64 calls that succeeded, each from when it got its slot, once there are 20. When its attempt is the first of the
+    /// line and there is a slot, and as soon as less time is left, its stage run fails with Reason::deadline, and has
+    /// taken nothing. See Query::timeout; a query without one is not refused.
     ///
-    /// While every query is refused no call is made, so the median remains as it was: give queries a timeout that some
-    /// calls can meet.
+    /// During a drain, the grace is a timeout for every query; one that it leaves too little time is unfinished.
+    ///
+    /// While every query is refused no call is made, and the median remains what it was. So give queries a timeout that
+    /// some calls can meet. O(64) for a call that succeeds.
     bool shed_late = false;
 
     /// Which attempt gets the next slot. If stages that follow each other share an endpoint, the line of the first come
