@@ -38,6 +38,7 @@
 #include <coroutine>
 #include <csignal>
 #include <cstddef>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <map>
