@@ -25,6 +25,7 @@
 #include <sluice/stage/attempt.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_observer.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/rate.hpp>

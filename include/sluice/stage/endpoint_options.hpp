@@ -11,6 +11,8 @@
 
 namespace sluice {
 
+class EndpointObserver;
+
 /// The options of an Endpoint. Fields are only ever appended.
 ///
 /// @code
@@ -30,6 +32,8 @@ struct EndpointOptions {
 
     /// Stops the attempts while the provider is down. Default: none.
     std::optional<BreakerOptions> breaker = std::nullopt;
+
+    EndpointObserver* observer = nullptr;  ///< Is told what rates, pauses and breaker do. Default: none.
 };
 static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
 
