@@ -398,17 +398,22 @@ TEST_CASE("endpoint observer: an event may close the endpoint, or cancel a query
 
 TEST_CASE("endpoint observer: an event may drop the last handle to the endpoint", "[endpoint][observer]") {
     ObservedEndpoint bench({.limit = 2, .breaker = nervous});
+    std::optional<sluice::Breaker> breaker;
     bench.log.then = [&] {
         bench.stage.reset();
         bench.endpoint.reset();
+        breaker.reset();
     };
-    const int action = GENERATE(0, 1, 2, 3);
+    const int action = GENERATE(0, 1, 2, 3, 4);
     if (action == 0) {
         bench.endpoint->pause(1s);
     } else if (action == 1) {
         bench.endpoint->breaker().force_open();
     } else if (action == 2) {
         bench.endpoint->breaker().reset();
+    } else if (action == 3) {
+        breaker = bench.endpoint->breaker();
+        breaker->force_open();
     } else {
         bench.open();
     }

@@ -12,11 +12,10 @@ namespace sluice {
 /// interest, and pass its address in EndpointOptions.
 ///
 /// @code
-/// struct Log : sluice::EndpointObserver {
-///     void on_breaker(const sluice::SharedString& endpoint, sluice::BreakerStatus::State before,
+/// struct Alarms : sluice::EndpointObserver {
+///     void on_breaker(const sluice::SharedString& endpoint, sluice::BreakerStatus::State,
 ///                     const sluice::BreakerStatus& after) noexcept override {
-///         std::clog << endpoint << ": " << to_string(before) << " -> " << to_string(after.state) << ", "
-///                   << to_string(after.cause) << '\n';
+///         std::clog << endpoint << ": " << to_string(after.state) << ", " << to_string(after.cause) << '\n';
 ///     }
 /// };
 /// @endcode
