@@ -336,6 +336,8 @@ TEST_CASE("watch: what is left of rates, and what was taken of them", "[metrics]
     CHECK(tokens.refunded == 0);
     CHECK(tokens.outstanding == 0);
     CHECK(is_balanced(tokens));
+    run_until(context, 310ms);  // nothing happens, but time passes
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).periods.at(0).left == 1);
     gpt.set_rate(sluice::Rate::input_tokens, sluice::Rate::unlimited);
     CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).periods.empty());
     CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).settled == 150);
