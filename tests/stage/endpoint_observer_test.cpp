@@ -148,7 +148,7 @@ sluice::ModelError wait_a_while(std::chrono::nanoseconds retry_after) {
 sluice::ModelError no_money() { return sluice::ModelError("no credit", {.kind = sluice::Verdict::exhausted}, 402); }
 
 // Calls of an endpoint's functions, as a person makes them; a breaker that there is not is left alone.
-void act(sluice::Endpoint<VirtualTimer>& endpoint, int action, bool has_breaker) {
+void act_on(sluice::Endpoint<VirtualTimer>& endpoint, int action, bool has_breaker) {
     switch (action) {
         case 0:
             return endpoint.set_limit(endpoint.limit() == 2 ? 1 : 2);
@@ -439,7 +439,7 @@ TEST_CASE("endpoint observer: an event may do anything to the endpoint, at every
     int depth = 0;
     bench.log.then = [&] {
         if (depth++ < 20) {  // or it would never end
-            act(*bench.endpoint, action, true);
+            act_on(*bench.endpoint, action, true);
         }
     };
     bench.start(12);
@@ -473,12 +473,12 @@ TEST_CASE("endpoint observer: the events are a chain, whatever happens", "[endpo
         int left = 30;
         bench.log.then = [&] {
             if (random() % 4 == 0 && left-- > 0) {
-                act(*bench.endpoint, static_cast<int>(random() % 8), true);
+                act_on(*bench.endpoint, static_cast<int>(random() % 8), true);
             }
         };
         for (int step = 1; step != 30; ++step) {
             if (random() % 4 == 0) {
-                act(*bench.endpoint, static_cast<int>(random() % 8), true);
+                act_on(*bench.endpoint, static_cast<int>(random() % 8), true);
             }
             if (random() % 6 == 0 && !bench.tasks.empty()) {
                 bench.tasks[random() % bench.tasks.size()].cancel();

@@ -8,7 +8,7 @@
 
 namespace sluice {
 
-/// Observes what the policies of an endpoint do, for logs and alerts. Derive from it, override the functions of
+/// Observes the pauses and the breaker of an endpoint, for logs and alerts. Derive from it, override the functions of
 /// interest, and pass its address in EndpointOptions.
 ///
 /// @code
@@ -20,19 +20,20 @@ namespace sluice {
 /// };
 /// @endcode
 ///
-/// An Observer observes queries instead. What an endpoint is set to, such as a limit or a rate, is no event: whoever
-/// sets it knows. Neither is the end of a pause, when nothing happens if nobody waits; nor the end of the open time of
-/// a breaker: it becomes half-open when the next call begins. To read such numbers at any time, see Metrics.
+/// An Observer observes queries instead. Setting a limit or a rate is no event, since the program itself does that. The
+/// end of a pause is none either, since nothing happens then if no query waits. A breaker becomes half-open when the
+/// first probe begins, not as soon as its open time has ended. Metrics has the state at any time.
 ///
 /// @par Exceptions
 /// The functions are noexcept, and so are their overrides. If one throws, `std::terminate` is called.
 ///
 /// @par Thread safety
-/// The functions are called on the thread or strand of the endpoint, at the end of what has changed: a report of a
-/// call, a grant, the timer of the line, or a function of the Endpoint or its Breaker. By then the whole endpoint has
-/// changed: what the breaker refuses is refused, and what may begin has its slot. They may do whatever other code there
-/// may, such as set a limit or a rate, close or pause the endpoint, force its breaker, cancel a query, or drop the last
-/// handle to the endpoint. If that causes another event, it comes before the first one has returned.
+/// The functions are called on the thread or strand of the endpoint, last in the operation that caused the event: the
+/// end or the beginning of an attempt, the timer of the line, or a function of Endpoint, Breaker or Attempt. By then
+/// the whole endpoint has changed: the breaker has refused what it refuses, and what may begin has its slot. They may
+/// do whatever other code there may, such as set a limit or a rate, close or pause the endpoint, force its breaker,
+/// cancel a query, or drop the last handle to the endpoint. If that causes another event, it comes before the first one
+/// has returned.
 ///
 /// @par Lifetime
 /// An observer must outlive the handles to the endpoint and the coroutines that run its stages, including those that

@@ -33,7 +33,9 @@ struct EndpointOptions {
     /// Stops the attempts while the provider is down. Default: none.
     std::optional<BreakerOptions> breaker = std::nullopt;
 
-    EndpointObserver* observer = nullptr;  ///< Is told what rates, pauses and breaker do. Default: none.
+    /// Is told of pauses and of what the breaker does; see EndpointObserver, also for how long it must live. Default:
+    /// none.
+    EndpointObserver* observer = nullptr;
 };
 static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
 
