@@ -395,7 +395,7 @@ TEST_CASE("prometheus: each number of an endpoint's policies has its own family 
                          .refunded = 99,
                          .outstanding = 16};
     endpoint.rates[1] = {.periods = {{24h, 20, 21}}, .granted = 22, .settled = 23, .outstanding = 24};
-    endpoint.rates[2] = {.granted = 25, .settled = 25};  // it had a rate
+    endpoint.rates[2] = {.periods = {}, .granted = 25, .settled = 25};  // it had a rate
     snapshot.endpoints.push_back({.endpoint = "plain"});
     const std::string text = prometheus(snapshot);
     INFO(text);

@@ -76,7 +76,7 @@ struct RateMetrics {
         std::int64_t burst = 0;  ///< What may be left at most.
     };
 
-    std::vector<Period> periods{};  ///< Sorted by length; none if the rate is unlimited.
+    std::vector<Period> periods;  ///< Sorted by length; none if the rate is unlimited.
 
     std::uint64_t granted = 0;      ///< Estimated for calls when they began.
     std::uint64_t debt = 0;         ///< Used beyond that.
