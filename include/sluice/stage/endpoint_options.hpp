@@ -12,6 +12,8 @@
 
 namespace sluice {
 
+class EndpointObserver;
+
 /// The options of an Endpoint. Fields are only ever appended.
 ///
 /// @code
@@ -34,6 +36,9 @@ struct EndpointOptions {
 
     /// How many of the stage runs may be retries at once. Default: any number.
     std::optional<RetryBudget> retry_budget = std::nullopt;
+    /// Is told of pauses and of what the breaker does; see EndpointObserver, also for how long it must live. Default:
+    /// none.
+    EndpointObserver* observer = nullptr;
 };
 static_assert(std::is_aggregate_v<EndpointOptions> && std::is_trivially_destructible_v<EndpointOptions>);
 

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/shared_string.hpp>
+#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
+#include <sluice/stage/endpoint_observer.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -65,14 +68,19 @@ struct LineEntry : Waiter {
 //
 // An attempt that the provider has refused may return to its old place, which its ticket says.
 //
+// The observer is called last in each operation, since it may begin any other, and drop the last reference to the line.
+//
 // `now()` counts from an origin, and never decreases.
 class Line : public SemaphoreState {
 public:
     using Time = std::chrono::nanoseconds;
 
-    // `options` are valid.
-    explicit Line(const EndpointOptions& options)
-        : SemaphoreState(options.limit), meter_(options.requests, options.input_tokens, options.output_tokens) {
+    // `options` are valid, and `name` is that of the endpoint.
+    explicit Line(const EndpointOptions& options, SharedString name = {})
+        : SemaphoreState(options.limit),
+          name_(std::move(name)),
+          observer_(options.observer),
+          meter_(options.requests, options.input_tokens, options.output_tokens) {
         if (options.breaker) {
             breaker_.emplace(*options.breaker);
         }
@@ -113,6 +121,7 @@ public:
         if (!entry.returns) {
             entry.ticket = last_ticket_;
         }
+        tell_of_breaker();
         return true;
     }
 
@@ -161,15 +170,24 @@ public:
 
     // Lets no call begin before `duration` has passed.
     void pause(Time duration) noexcept {
+        const boost::intrusive_ptr<Line> kept(this);
         const Time time = now();
+        const Time before = pause_left(time);
         meter_.pause(duration < Time::max() - time ? time + duration : Time::max(), time);
+        const Time remaining = pause_left(time);
         set_gated(true);
         refuse_waiting();
         hand_over();
+        if (observer_ && remaining > before) {
+            observer_->on_paused(name_, remaining, before);
+        }
     }
 
     // The same because the provider asks for it. Whatever it asks for, it is asked again after two minutes.
     void pause_as_asked(Time duration) noexcept { pause(std::min<Time>(duration, std::chrono::minutes(2))); }
+
+    // The time until the pause ends; zero if there is none.
+    Time pause_left(Time time) const noexcept { return std::max(meter_.paused_until(), time) - time; }
 
     const std::optional<BreakerState>& breaker() const noexcept { return breaker_; }
 
@@ -212,24 +230,8 @@ protected:
             SemaphoreState::hand_over();
             return;
         }
-        while (waiting() != 0 && active() < limit()) {
-            const Time time = now();
-            Waiter& head = next();
-            const Time at = due(cost_of(head), time);
-            if (at > time) {
-                at == Time::max() ? disarm() : arm(at);
-                return;
-            }
-            debit(head, time);
-            wake(head, WaitOutcome::granted);
-            if (breaker_ && !breaker_->closed()) {
-                refuse_waiting();  // there may be no place for a further probe
-            }
-        }
-        disarm();
-        if (!is_limited_ && meter_.paused_until() <= now()) {
-            set_gated(false);
-        }
+        grant_what_is_due();
+        tell_of_breaker();
     }
 
     void line_up(IntrusiveList<Waiter>& waiting, Waiter& waiter) noexcept override {
@@ -262,6 +264,38 @@ protected:
     }
 
 private:
+    void grant_what_is_due() noexcept {
+        while (waiting() != 0 && active() < limit()) {
+            const Time time = now();
+            Waiter& head = next();
+            const Time at = due(cost_of(head), time);
+            if (at > time) {
+                at == Time::max() ? disarm() : arm(at);
+                return;
+            }
+            debit(head, time);
+            wake(head, WaitOutcome::granted);
+            if (breaker_ && !breaker_->closed()) {
+                refuse_waiting();  // there may be no place for a further probe
+            }
+        }
+        disarm();
+        if (!is_limited_ && meter_.paused_until() <= now()) {
+            set_gated(false);
+        }
+    }
+
+    // Tells the observer what the breaker has become since the last time.
+    void tell_of_breaker() noexcept {
+        if (!observer_ || !breaker_ || breaker_->generation() == told_generation_) [[likely]] {
+            return;
+        }
+        const boost::intrusive_ptr<Line> kept(this);
+        const BreakerStatus after = breaker_->status(breaker_->since());
+        told_generation_ = after.generation;
+        observer_->on_breaker(name_, std::exchange(told_state_, after.state), after);
+    }
+
     // The one that is granted next: as a probe, not one that has failed as such before, as long as others wait. It may
     // be the cause of the failure, and would keep the breaker open for all.
     Waiter& next() noexcept {
@@ -344,9 +378,13 @@ private:
                 WaitOutcome::refused);
     }
 
+    const SharedString name_;
+    EndpointObserver* const observer_;
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
     std::optional<RetryBudgetState> retry_budget_;
+    std::uint64_t told_generation_ = 0;  // of the breaker
+    BreakerStatus::State told_state_ = BreakerStatus::closed;
     std::uint64_t closings_ = 0;
     std::uint32_t last_ticket_ = 0;
     bool is_limited_ = false;  // by rates or the breaker
