@@ -41,12 +41,14 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <random>
 #include <ranges>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -1118,6 +1120,18 @@ TEST_CASE("guide: metrics", "[readme]") {
     CHECK(text.find("sluice_pipeline_queries_total{pipeline=\"support\",outcome=\"completed\"} 2\n") !=
           std::string::npos);
     CHECK(text.find("sluice_endpoint_limit{endpoint=\"gpt\"} 8\n") != std::string::npos);
+
+    sluice::Endpoint claude(
+        executor, "claude",
+        sluice::EndpointOptions{.limit = 20, .requests = sluice::Rate(50, 1min), .breaker = sluice::BreakerOptions()});
+    metrics.watch(claude);
+    const sluice::MetricsSnapshot then = metrics.snapshot();
+    const sluice::EndpointMetrics& provider = then.endpoints.front();
+    const bool is_down = provider.breaker && provider.breaker->open != 0;
+    const std::int64_t left = provider.rate(sluice::Rate::requests).periods.front().left;  // negative for a debt
+
+    CHECK_FALSE(is_down);
+    CHECK(left == 1);
 }
 
 struct ConnectionError : std::runtime_error {
@@ -1182,6 +1196,13 @@ TEST_CASE("guide: a model reports what its provider says", "[readme]") {
     CHECK(task.succeeded());
 }
 
+struct Alarms : sluice::EndpointObserver {
+    void on_breaker(const sluice::SharedString& endpoint, sluice::BreakerStatus::State,
+                    const sluice::BreakerStatus& after) noexcept override {
+        std::clog << endpoint << ": " << to_string(after.state) << ", " << to_string(after.cause) << '\n';
+    }
+};
+
 TEST_CASE("guide: the limits of a provider", "[readme]") {
     asio::io_context context;
     const auto executor = context.get_executor();
@@ -1197,6 +1218,16 @@ TEST_CASE("guide: the limits of a provider", "[readme]") {
     context.run();
     CHECK(task.succeeded());
     CHECK(claude.breaker().status().calls == 1);
+
+    std::ostringstream said;
+    std::streambuf* const before = std::clog.rdbuf(said.rdbuf());
+    Alarms alarms;
+    sluice::Endpoint watched(
+        executor, "claude",
+        sluice::EndpointOptions{.limit = 20, .breaker = sluice::BreakerOptions(), .observer = &alarms});
+    watched.breaker().force_open();
+    std::clog.rdbuf(before);
+    CHECK(said.str() == "claude: open, forced\n");
 }
 
 TEST_CASE("guide: a line that is too long", "[readme]") {

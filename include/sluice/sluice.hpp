@@ -26,6 +26,7 @@
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/deadline_error.hpp>
 #include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_observer.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/rate.hpp>

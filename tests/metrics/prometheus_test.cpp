@@ -112,7 +112,8 @@ private:
         expect(is_name(name) && name.starts_with("sluice_"), "a bad name");
         expect(type == "counter" || type == "gauge" || type == "histogram", "an unknown type");
         expect((type == "counter") == name.ends_with("_total"), "_total is the end of counters, and of nothing else");
-        expect((type == "histogram") == name.ends_with("_seconds"), "a time is in seconds");
+        const bool is_time = type == "histogram" || name == "sluice_endpoint_pause_left_seconds";
+        expect(is_time == name.ends_with("_seconds"), "a time is in seconds, and nothing else is");
         for (const char* reserved : {"_count", "_sum", "_bucket"}) {
             expect(!name.ends_with(reserved), "a reserved ending");
         }
@@ -243,7 +244,7 @@ TEST_CASE("prometheus: the text of a run is valid, and has its numbers", "[metri
     const TextChecker end(text);
     INFO(text);
     CHECK(end.problem.empty());
-    CHECK(end.types.size() == 20);
+    CHECK(end.types.size() == 21);
     CHECK(end.at("sluice_stage_entered_total", {{"stage", "classify"}}) == 6);
     CHECK(end.at("sluice_stage_attempts_total", {{"stage", "classify"}}) == 8);
     CHECK(end.at("sluice_stage_failed_attempts_total", {{"stage", "classify"}}) == 3);
@@ -379,6 +380,60 @@ TEST_CASE("prometheus: each number has its own family and label", "[metrics]") {
                          "sluice_pipeline_queries_total{pipeline=\"p\",outcome=\"cancelled\"} 31",
                          "sluice_pipeline_queries_total{pipeline=\"p\",outcome=\"unfinished\"} 32",
                      });
+}
+
+TEST_CASE("prometheus: each number of an endpoint's policies has its own family and label", "[metrics]") {
+    MetricsSnapshot snapshot;
+    sluice::EndpointMetrics& endpoint = snapshot.endpoints.emplace_back();
+    endpoint.endpoint = "e";
+    endpoint.pause_left = 1500ms;
+    endpoint.breaker = {.closed = 1, .open = 2, .half_open = 3, .forced_open = 4, .forced_closed = 5, .openings = 6};
+    endpoint.rates[0] = {.periods = {{1ms, 10, 11}, {1min, -12, 13}},
+                         .granted = 14,
+                         .debt = 98,
+                         .settled = 15,
+                         .refunded = 99,
+                         .outstanding = 16};
+    endpoint.rates[1] = {.periods = {{24h, 20, 21}}, .granted = 22, .settled = 23, .outstanding = 24};
+    endpoint.rates[2] = {.periods = {}, .granted = 25, .settled = 25};  // it had a rate
+    snapshot.endpoints.push_back({.endpoint = "plain"});
+    const std::string text = prometheus(snapshot);
+    INFO(text);
+    CHECK(TextChecker(text).problem.empty());
+    std::istringstream in(text);
+    std::vector<std::string> samples;
+    for (std::string line; std::getline(in, line);) {
+        if (!line.starts_with('#') && !line.ends_with(" 0")) {
+            samples.push_back(line);
+        }
+    }
+    CHECK(samples == std::vector<std::string>{
+                         "sluice_endpoint_pause_left_seconds{endpoint=\"e\"} 1.5",
+                         "sluice_endpoint_breaker_state{endpoint=\"e\",state=\"closed\"} 1",
+                         "sluice_endpoint_breaker_state{endpoint=\"e\",state=\"open\"} 2",
+                         "sluice_endpoint_breaker_state{endpoint=\"e\",state=\"half_open\"} 3",
+                         "sluice_endpoint_breaker_state{endpoint=\"e\",state=\"forced_open\"} 4",
+                         "sluice_endpoint_breaker_state{endpoint=\"e\",state=\"forced_closed\"} 5",
+                         "sluice_endpoint_breaker_openings_total{endpoint=\"e\"} 6",
+                         "sluice_endpoint_requests_left{endpoint=\"e\",period_seconds=\"0.001\"} 10",
+                         "sluice_endpoint_requests_left{endpoint=\"e\",period_seconds=\"60\"} -12",
+                         "sluice_endpoint_requests_burst{endpoint=\"e\",period_seconds=\"0.001\"} 11",
+                         "sluice_endpoint_requests_burst{endpoint=\"e\",period_seconds=\"60\"} 13",
+                         "sluice_endpoint_requests_granted_total{endpoint=\"e\"} 14",
+                         "sluice_endpoint_requests_settled_total{endpoint=\"e\"} 15",
+                         "sluice_endpoint_requests_outstanding{endpoint=\"e\"} 16",
+                         "sluice_endpoint_input_tokens_left{endpoint=\"e\",period_seconds=\"86400\"} 20",
+                         "sluice_endpoint_input_tokens_burst{endpoint=\"e\",period_seconds=\"86400\"} 21",
+                         "sluice_endpoint_input_tokens_granted_total{endpoint=\"e\"} 22",
+                         "sluice_endpoint_input_tokens_settled_total{endpoint=\"e\"} 23",
+                         "sluice_endpoint_input_tokens_outstanding{endpoint=\"e\"} 24",
+                         "sluice_endpoint_output_tokens_granted_total{endpoint=\"e\"} 25",
+                         "sluice_endpoint_output_tokens_settled_total{endpoint=\"e\"} 25",
+                     });
+    // An endpoint without a policy has no samples of it.
+    CHECK(text.find("sluice_endpoint_breaker_state{endpoint=\"plain\"") == std::string::npos);
+    CHECK(text.find("sluice_endpoint_requests_granted_total{endpoint=\"plain\"") == std::string::npos);
+    CHECK(text.find("sluice_endpoint_pause_left_seconds{endpoint=\"plain\"} 0\n") != std::string::npos);
 }
 
 TEST_CASE("prometheus: the checker of these tests objects to what is wrong", "[metrics]") {

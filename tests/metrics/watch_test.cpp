@@ -2,7 +2,11 @@
 #include <sluice/metrics/metrics.hpp>
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/pipeline/pipeline.hpp>
+#include <sluice/stage/attempt.hpp>
+#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_options.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/testing/run.hpp>
 
@@ -206,6 +210,239 @@ TEST_CASE("watch: metrics, an endpoint and its context are destroyed in any orde
             CHECK(metrics->snapshot().endpoints.size() == (context_gone ? 0 : 1));
         }
     }
+}
+
+TEST_CASE("watch: how long an endpoint is still paused", "[metrics][pause]") {
+    asio::io_context context;
+    Metrics metrics;
+    const auto executor = test::timed(context.get_executor());
+    WatchedEndpoint gpt(executor, "gpt", sluice::EndpointOptions{.limit = 2});
+    metrics.watch(gpt);
+    CHECK(only_endpoint(metrics).pause_left == 0s);
+    gpt.pause(5s);
+    CHECK(only_endpoint(metrics).pause_left == 5s);
+    WatchedEndpoint other(executor, "gpt", sluice::EndpointOptions{.limit = 2});
+    other.pause(4s);
+    metrics.watch(other);
+    CHECK(only_endpoint(metrics).pause_left == 5s);
+    run_until(context, 3s);
+    CHECK(only_endpoint(metrics).pause_left == 2s);
+    run_until(context, 6s);
+    CHECK(only_endpoint(metrics).pause_left == 0s);
+    CHECK_FALSE(only_endpoint(metrics).breaker);
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::requests).periods.empty());
+}
+
+TEST_CASE("watch: the state of a breaker, and how often it has opened", "[metrics][breaker]") {
+    WatchedPipeline bench;
+    Metrics metrics;
+    WatchedEndpoint gpt(
+        test::timed(bench.context.get_executor()), "gpt",
+        sluice::EndpointOptions{.limit = 2, .breaker = sluice::BreakerOptions{.minimum_calls = 2, .jitter = 0}});
+    metrics.watch(gpt);
+    const WatchedStage stage(gpt, "s", test::Endpoint{&bench.model});
+    bench.model.failures["t"] = 2;
+    // Of closed, open, half-open, forced open and forced closed; then the number of openings.
+    const auto numbers = [&] {
+        const sluice::BreakerMetrics now = only_endpoint(metrics).breaker.value();
+        return std::vector<std::uint64_t>{now.closed,      now.open,          now.half_open,
+                                          now.forced_open, now.forced_closed, now.openings};
+    };
+    using Numbers = std::vector<std::uint64_t>;
+    CHECK(numbers() == Numbers{1, 0, 0, 0, 0, 0});
+    std::deque<test::Task<sluice::StageResult<std::string>>> tasks;
+    for (int i = 0; i != 2; ++i) {
+        tasks.emplace_back(bench.context.get_executor(), [&] { return stage.run("q", std::string("t")); });
+    }
+    run_until(bench.context, 20ms);
+    CHECK(numbers() == Numbers{0, 1, 0, 0, 0, 1});
+    run_until(bench.context, 11s);
+    CHECK(numbers() == Numbers{0, 0, 1, 0, 0, 1});
+    gpt.breaker().force_open();
+    CHECK(numbers() == Numbers{0, 0, 0, 1, 0, 2});
+    gpt.breaker().force_open();
+    CHECK(numbers() == Numbers{0, 0, 0, 1, 0, 2});
+    gpt.breaker().force_closed();
+    CHECK(numbers() == Numbers{0, 0, 0, 0, 1, 2});
+    gpt.breaker().reset();
+    CHECK(numbers() == Numbers{1, 0, 0, 0, 0, 2});
+    SECTION("of two endpoints") {
+        const WatchedEndpoint other(test::timed(bench.context.get_executor()), "gpt",
+                                    sluice::EndpointOptions{.limit = 1, .breaker = sluice::BreakerOptions()});
+        metrics.watch(other);
+        other.breaker().force_open();
+        CHECK(numbers() == Numbers{1, 0, 0, 1, 0, 3});
+    }
+    SECTION("of one that has none") {
+        const WatchedEndpoint other(test::timed(bench.context.get_executor()), "gpt",
+                                    sluice::EndpointOptions{.limit = 1});
+        metrics.watch(other);
+        CHECK(numbers() == Numbers{1, 0, 0, 0, 0, 2});
+    }
+}
+
+namespace {
+
+// Whether nothing that was granted has disappeared.
+bool is_balanced(const sluice::RateMetrics& rate) {
+    return rate.granted + rate.debt == rate.settled + rate.refunded + rate.outstanding;
+}
+
+// Costs 100 input tokens, and uses 150.
+struct TokenModel {
+    static sluice::Cost cost(const std::string&) { return {.input_tokens = 100}; }
+    asio::awaitable<std::string> operator()(const std::string& text, sluice::Attempt& attempt) const {
+        return call(text, attempt);
+    }
+    static asio::awaitable<std::string> call(std::string text, sluice::Attempt& attempt) {
+        co_await test::sleep(10ms);
+        attempt.used({.input_tokens = 150});
+        co_return text;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("watch: what is left of rates, and what was taken of them", "[metrics][rate]") {
+    asio::io_context context;
+    Metrics metrics;
+    WatchedEndpoint gpt(test::timed(context.get_executor()), "gpt",
+                        sluice::EndpointOptions{.limit = 9,
+                                                .requests = sluice::Rate(60, 1min, 5).also(10, 1s, 10),
+                                                .input_tokens = sluice::Rate(6000, 1min, 120)});
+    metrics.watch(gpt);
+    const sluice::Stage<TokenModel, test::VirtualTimer> stage(gpt, "s", TokenModel());
+    const test::Task<sluice::StageResult<std::string>> first(context.get_executor(),
+                                                             [&] { return stage.run("q", std::string("t")); });
+    run_until(context, 1ms);
+    sluice::RateMetrics requests = only_endpoint(metrics).rate(sluice::Rate::requests);
+    REQUIRE(requests.periods.size() == 2);
+    CHECK(requests.periods[0].per == 1s);
+    CHECK(requests.periods[0].left == 9);
+    CHECK(requests.periods[0].burst == 10);
+    CHECK(requests.periods[1].per == 1min);
+    CHECK(requests.periods[1].left == 4);
+    CHECK(requests.periods[1].burst == 5);
+    CHECK(requests.granted == 1);
+    CHECK(requests.outstanding == 1);
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).periods.at(0).left == 20);
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::output_tokens).periods.empty());
+    run_until(context, 10ms);
+    const sluice::RateMetrics tokens = only_endpoint(metrics).rate(sluice::Rate::input_tokens);
+    CHECK(tokens.periods.at(0).left == -29);  // 1 has come in 10 ms
+    CHECK(tokens.granted == 100);
+    CHECK(tokens.debt == 50);
+    CHECK(tokens.settled == 150);
+    CHECK(tokens.refunded == 0);
+    CHECK(tokens.outstanding == 0);
+    CHECK(is_balanced(tokens));
+    run_until(context, 310ms);  // nothing happens, but time passes
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).periods.at(0).left == 1);
+    gpt.set_rate(sluice::Rate::input_tokens, sluice::Rate::unlimited);
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).periods.empty());
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::input_tokens).settled == 150);
+    gpt.pause(1min);
+    requests = only_endpoint(metrics).rate(sluice::Rate::requests);
+    CHECK(requests.periods[0].left == 0);
+    CHECK(requests.settled == 1);
+}
+
+TEST_CASE("watch: of periods of one length the one counts of which less is left", "[metrics][rate]") {
+    asio::io_context context;
+    Metrics metrics;
+    const bool turned = GENERATE(false, true);
+    const sluice::Rate rate = turned ? sluice::Rate(50, 1s, 7).also(10, 1min, 3).also(50, 1s, 5)
+                                     : sluice::Rate(50, 1s, 5).also(10, 1min, 3).also(50, 1s, 7);
+    const sluice::EndpointOptions options{.limit = 9, .requests = rate};
+    const WatchedEndpoint first(test::timed(context.get_executor()), "gpt", options);
+    metrics.watch(first);
+    auto periods = only_endpoint(metrics).rate(sluice::Rate::requests).periods;
+    REQUIRE(periods.size() == 2);
+    CHECK(periods[0].left == 5);
+    CHECK(periods[0].burst == 5);
+    CHECK(periods[1].left == 3);
+    // Those of several endpoints are added up.
+    const WatchedEndpoint second(
+        test::timed(context.get_executor()), "gpt",
+        sluice::EndpointOptions{.limit = 9, .requests = sluice::Rate(1, 2s, 1).also(50, 1s, 6)});
+    metrics.watch(second);
+    periods = only_endpoint(metrics).rate(sluice::Rate::requests).periods;
+    REQUIRE(periods.size() == 3);
+    CHECK(periods[0].left == 11);
+    CHECK(periods[0].burst == 11);
+    CHECK(periods[1].per == 2s);
+    CHECK(periods[1].left == 1);
+    CHECK(periods[2].left == 3);
+}
+
+TEST_CASE("watch: what endpoints that were destroyed have taken counts as long as one of the name is left",
+          "[metrics][rate][breaker]") {
+    asio::io_context context;
+    Metrics metrics;
+    const auto executor = test::timed(context.get_executor());
+    const sluice::EndpointOptions options{
+        .limit = 9, .requests = sluice::Rate(60, 1min, 5), .breaker = sluice::BreakerOptions()};
+    const auto use = [&](const WatchedEndpoint& endpoint) {
+        const sluice::Stage<TokenModel, test::VirtualTimer> stage(endpoint, "s", TokenModel());
+        const test::Task<sluice::StageResult<std::string>> task(context.get_executor(),
+                                                                [&] { return stage.run("q", std::string("t")); });
+        sluice::testing::run(context);
+        endpoint.breaker().force_open();
+    };
+    const auto check = [&](std::uint64_t times) {
+        const EndpointMetrics now = only_endpoint(metrics);
+        CHECK(now.rate(sluice::Rate::requests).granted == times);
+        CHECK(now.rate(sluice::Rate::requests).settled == times);
+        CHECK(is_balanced(now.rate(sluice::Rate::requests)));
+        CHECK(now.breaker.value().openings == times);
+    };
+    std::optional<WatchedEndpoint> first(std::in_place, executor, "gpt", options);
+    metrics.watch(*first);
+    use(*first);
+    std::optional<WatchedEndpoint> second(std::in_place, executor, "gpt", options);
+    metrics.watch(*second);
+    use(*second);
+    check(2);
+    first.reset();
+    check(2);
+    CHECK(only_endpoint(metrics).limit == 9);
+    CHECK(only_endpoint(metrics).breaker.value().forced_open == 1);
+    CHECK(only_endpoint(metrics).rate(sluice::Rate::requests).periods.at(0).burst == 5);
+    first.emplace(executor, "gpt", options);
+    metrics.watch(*first);  // drops the line of the one before
+    check(2);
+    first.reset();
+    second.reset();
+    CHECK(metrics.snapshot().endpoints.empty());
+    second.emplace(executor, "gpt", options);
+    metrics.watch(*second);
+    check(2);
+    use(*second);
+    check(3);
+}
+
+TEST_CASE("watch: the clock of an endpoint stands still once its context is gone", "[metrics][shutdown]") {
+    auto context = std::make_unique<asio::io_context>(1);
+    Metrics metrics;
+    WatchedEndpoint gpt(test::timed(context->get_executor()), "gpt",
+                        sluice::EndpointOptions{
+                            .limit = 2, .requests = sluice::Rate(60, 1min, 5), .breaker = sluice::BreakerOptions()});
+    const sluice::Stage<TokenModel, test::VirtualTimer> stage(gpt, "s", TokenModel());
+    metrics.watch(gpt);
+    const test::Task<sluice::StageResult<std::string>> task(context->get_executor(),
+                                                            [&] { return stage.run("q", std::string("t")); });
+    run_until(*context, 5ms);
+    gpt.pause(5s);
+    gpt.breaker().force_open();
+    context.reset();
+    const EndpointMetrics now = only_endpoint(metrics);
+    CHECK(now.limit == 2);
+    CHECK(now.active == 0);
+    CHECK(now.pause_left == 5s);
+    CHECK(now.breaker.value().forced_open == 1);
+    CHECK(now.rate(sluice::Rate::requests).periods.at(0).left == 0);
+    CHECK(now.rate(sluice::Rate::requests).outstanding == 0);
+    CHECK(is_balanced(now.rate(sluice::Rate::requests)));
 }
 
 // Pipelines

@@ -817,6 +817,69 @@ TEST_CASE("breaker: an outage loses only those that fail before it opens, and wi
     CHECK(lost == (retries == 0 ? 9 : 0));
 }
 
+TEST_CASE("breaker: its status says why it is in its state, and how often it has opened", "[breaker]") {
+    using Cause = BreakerStatus::Cause;
+    BreakerOptions options = touchy;
+    options.slow = 1s;
+    BreakerBench bench(options);
+    const auto is = [&](BreakerStatus::State state, Cause cause, std::uint64_t openings) {
+        CHECK(bench.status().state == state);
+        CHECK(to_string(bench.status().cause) == to_string(cause));
+        CHECK(bench.status().openings == openings);
+    };
+    is(BreakerStatus::closed, Cause::none, 0);
+    bench.open();
+    is(BreakerStatus::open, Cause::failure_rate, 1);
+    bench.now += bench.wait();
+    is(BreakerStatus::half_open, Cause::open_time_ended, 1);
+    bench.call(failure);
+    is(BreakerStatus::open, Cause::probes_failed, 2);
+    bench.now += bench.wait();
+    bench.call(success, 2s);
+    is(BreakerStatus::open, Cause::probes_failed, 3);
+    bench.now += bench.wait();
+    bench.calls(2, success);
+    is(BreakerStatus::closed, Cause::probes_succeeded, 3);
+    bench.call(success, 2s);
+    bench.call(success, 2s);
+    is(BreakerStatus::open, Cause::slow_rate, 4);
+    bench.breaker.reset(bench.now);
+    is(BreakerStatus::closed, Cause::reset, 4);
+    bench.call(failure, 2s);
+    bench.call(failure, 2s);
+    is(BreakerStatus::open, Cause::failure_rate, 5);  // rather than that of slow ones
+    bench.now += bench.wait();
+    bench.call(trips);
+    is(BreakerStatus::open, Cause::exhausted, 6);
+    bench.breaker.force_open(bench.now);
+    is(BreakerStatus::open, Cause::forced, 6);
+    bench.breaker.force_closed(bench.now);
+    is(BreakerStatus::closed, Cause::forced, 6);
+    bench.breaker.force_open(bench.now);
+    is(BreakerStatus::open, Cause::forced, 7);
+    bench.breaker.reset(bench.now);
+    bench.call(trips);
+    is(BreakerStatus::open, Cause::exhausted, 8);
+}
+
+TEST_CASE("breaker: the names of states and causes", "[breaker]") {
+    using Cause = BreakerStatus::Cause;
+    CHECK(to_string(BreakerStatus::closed) == "closed");
+    CHECK(to_string(BreakerStatus::open) == "open");
+    CHECK(to_string(BreakerStatus::half_open) == "half_open");
+    CHECK(to_string(BreakerStatus::State(3)) == "unknown");
+    CHECK(to_string(Cause::none) == "none");
+    CHECK(to_string(Cause::failure_rate) == "failure_rate");
+    CHECK(to_string(Cause::slow_rate) == "slow_rate");
+    CHECK(to_string(Cause::exhausted) == "exhausted");
+    CHECK(to_string(Cause::open_time_ended) == "open_time_ended");
+    CHECK(to_string(Cause::probes_failed) == "probes_failed");
+    CHECK(to_string(Cause::probes_succeeded) == "probes_succeeded");
+    CHECK(to_string(Cause::forced) == "forced");
+    CHECK(to_string(Cause::reset) == "reset");
+    CHECK(to_string(Cause(9)) == "unknown");
+}
+
 TEST_CASE("breaker: forced open it admits nothing, however long it takes, until it is reset", "[breaker]") {
     BreakerBench bench;
     bench.call(failure);

@@ -66,8 +66,9 @@ concept Watchable = requires(const Pipeline& pipeline) {
 ///
 /// @par Lifetime
 /// As an observer, it must outlive the coroutines that run the stages and pipelines that have its address. What it
-/// watches it keeps in no way: either may be destroyed first, and so may the execution context. An endpoint or pipeline
-/// is watched, through whichever handle, until it is destroyed: the last handle is gone, and nothing runs in it.
+/// watches it does not keep alive: either may be destroyed first, and so may the execution context. An endpoint or
+/// pipeline is watched, through whichever handle, until it is destroyed: the last handle is gone, and nothing runs in
+/// it.
 class Metrics final : public Observer {
 public:
     Metrics() = default;

@@ -4,11 +4,14 @@
 #include <sluice/metrics/histogram.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/shared_string.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/stage/verdict.hpp>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace sluice {
@@ -60,12 +63,59 @@ struct DeadLetterMetrics {
 };
 static_assert(to_string(Reason(DeadLetterMetrics::ByReason().size())) == "unknown", "a reason is not counted");
 
-/// The numbers of an endpoint that is watched, or the sums over all of that name.
+/// What an endpoint has of one of its rates, and what has been taken of it since that was set. At any instant,
+///
+///     granted + debt = settled + refunded + outstanding
+///
+/// These are of calls that began while there was a rate; they wrap around after 2^64.
+struct RateMetrics {
+    /// One limit of the rate. Of several that are as long, the one of which less is left.
+    struct Period {
+        std::chrono::nanoseconds per{};
+        std::int64_t left = 0;   ///< What may begin now; if it is negative, a debt, which later calls wait for.
+        std::int64_t burst = 0;  ///< What may be left at most.
+    };
+
+    std::vector<Period> periods;  ///< Sorted by length; none if the rate is unlimited.
+
+    std::uint64_t granted = 0;      ///< Estimated for calls when they began.
+    std::uint64_t debt = 0;         ///< Used beyond that.
+    std::uint64_t settled = 0;      ///< Used by calls that have ended.
+    std::uint64_t refunded = 0;     ///< Granted to calls that have ended, and not used.
+    std::uint64_t outstanding = 0;  ///< Granted to calls that have not ended.
+};
+
+/// The circuit breaker of an endpoint. Of several endpoints of one name, the number of those in each state.
+struct BreakerMetrics {
+    std::uint64_t closed = 0;  ///< 1 if the breaker is closed, and not by force; and so on.
+    std::uint64_t open = 0;
+    std::uint64_t half_open = 0;
+    std::uint64_t forced_open = 0;
+    std::uint64_t forced_closed = 0;
+    std::uint64_t openings = 0;  ///< How often it became open, by itself or by force.
+};
+
+/// The numbers of an endpoint that is watched, or the sums over all of that name. Those that never fall include
+/// endpoints of that name that have been destroyed since they were watched; but if none is left, there are none.
+///
+/// Once the execution context of an endpoint is destroyed, its clock stands still.
 struct EndpointMetrics {
+    /// One for each Rate::Dimension, in its order.
+    using ByDimension = std::array<RateMetrics, static_cast<std::size_t>(Rate::output_tokens) + 1>;
+
     SharedString endpoint;
     std::uint64_t limit = 0;
     std::uint64_t active = 0;
     std::uint64_t waiting = 0;
+
+    /// The time until the pause ends, of several endpoints the longest; zero without a pause.
+    std::chrono::nanoseconds pause_left{0};
+    std::optional<BreakerMetrics> breaker = std::nullopt;  ///< Empty if the endpoint has none.
+    ByDimension rates{};
+
+    const RateMetrics& rate(Rate::Dimension dimension) const noexcept {
+        return rates[static_cast<std::size_t>(dimension)];
+    }
 };
 
 /// The numbers of a pipeline that is watched, or the sums over all of that name. Those that count queries by their ends

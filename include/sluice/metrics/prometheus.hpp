@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/metrics/detail/endpoint_text.hpp>
 #include <sluice/metrics/detail/prometheus_text.hpp>
 #include <sluice/metrics/histogram.hpp>
 #include <sluice/metrics/metrics_snapshot.hpp>
@@ -26,7 +27,14 @@ namespace sluice {
 /// `sluice_stage_queue_seconds` and `sluice_stage_latency_seconds`, with the boundaries 10 ms, 20 ms, 40 ms, ... 81.92
 /// s
 /// @li `stage`: the counters `sluice_dead_letters_total` (also by `reason`) and `sluice_dead_letters_lost_total`
-/// @li `endpoint`: the gauges `sluice_endpoint_limit`, `sluice_endpoint_active` and `sluice_endpoint_waiting`
+/// @li `endpoint`: the gauges `sluice_endpoint_limit`, `sluice_endpoint_active`, `sluice_endpoint_waiting` and
+/// `sluice_endpoint_pause_left_seconds`
+/// @li `endpoint`, of those that have a breaker: the gauge `sluice_endpoint_breaker_state` (also by `state`: 1 for the
+/// state that it is in, 0 for the others); the counter `sluice_endpoint_breaker_openings_total`
+/// @li `endpoint`, of those that have the rate, for `UNIT` = `requests`, `input_tokens` and `output_tokens`: the gauges
+/// `sluice_endpoint_UNIT_left` and `sluice_endpoint_UNIT_burst` (also by `period_seconds`), and
+/// `sluice_endpoint_UNIT_outstanding`; the counters `sluice_endpoint_UNIT_granted_total` and
+/// `sluice_endpoint_UNIT_settled_total`
 /// @li `pipeline`: the gauges `sluice_pipeline_window`, `sluice_pipeline_windows`, `sluice_pipeline_window_in_use` and
 /// `sluice_pipeline_in_work`; the counter `sluice_pipeline_queries_total` (also by `outcome`)
 ///
@@ -81,15 +89,7 @@ inline std::string prometheus(const MetricsSnapshot& snapshot) {
                 snapshot.dead_letters,
                 [&](const DeadLetterMetrics& stage) { text.sample({{"stage", stage.stage}}, stage.lost); });
 
-    const auto endpoints = [&](const char* name, const char* help, auto value) {
-        text.family(name, "gauge", help, snapshot.endpoints, [&](const EndpointMetrics& endpoint) {
-            text.sample({{"endpoint", endpoint.endpoint}}, value(endpoint));
-        });
-    };
-    endpoints("sluice_endpoint_limit", "Attempts that may run at once.", [](auto& endpoint) { return endpoint.limit; });
-    endpoints("sluice_endpoint_active", "Attempts that have a slot.", [](auto& endpoint) { return endpoint.active; });
-    endpoints("sluice_endpoint_waiting", "Queries that wait for a slot.",
-              [](auto& endpoint) { return endpoint.waiting; });
+    detail::write_endpoints(text, snapshot.endpoints);
 
     const auto pipelines = [&](const char* name, const char* help, auto value) {
         text.family(name, "gauge", help, snapshot.pipelines, [&](const PipelineMetrics& pipeline) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <type_traits>
 
 namespace sluice {
@@ -82,6 +83,19 @@ struct BreakerStatus {
     };
     using enum State;
 
+    /// Why it entered its state.
+    enum class Cause : std::uint8_t {
+        none,              ///< It is new, and closed.
+        failure_rate,      ///< Too many calls failed, so it opened.
+        slow_rate,         ///< Too many calls were slow, so it opened.
+        exhausted,         ///< A call found the account exhausted, so it opened.
+        open_time_ended,   ///< It was open long enough, so it is half-open.
+        probes_failed,     ///< Too many probes failed or were slow, so it opened again.
+        probes_succeeded,  ///< Enough probes succeeded, so it closed.
+        forced,            ///< A person opened or closed it.
+        reset              ///< A person reset it, so it is closed.
+    };
+
     State state = closed;
     bool forced = false;   ///< A person opened or closed it; it stays so until it is reset or forced otherwise.
     bool tripped = false;  ///< It last opened because a call found the account exhausted, and has not closed since.
@@ -96,6 +110,46 @@ struct BreakerStatus {
     double failure_rate = 0;       ///< From 0 to 1; 0 if there were no calls.
     double slow_rate = 0;          ///< From 0 to 1; 0 if there were no calls.
     std::uint64_t generation = 0;  ///< The number of changes of its state, so far.
+    Cause cause = Cause::none;     ///< Why it entered this state.
+    std::uint64_t openings = 0;    ///< How often it became open, so far, by itself or by force.
 };
+
+/// Returns the name of the enumerator, such as `half_open`; `unknown` for any other value.
+constexpr std::string_view to_string(BreakerStatus::State state) noexcept {
+    switch (state) {
+        case BreakerStatus::closed:
+            return "closed";
+        case BreakerStatus::open:
+            return "open";
+        case BreakerStatus::half_open:
+            return "half_open";
+    }
+    return "unknown";
+}
+
+/// Returns the name of the enumerator, such as `failure_rate`; `unknown` for any other value.
+constexpr std::string_view to_string(BreakerStatus::Cause cause) noexcept {
+    switch (cause) {
+        case BreakerStatus::Cause::none:
+            return "none";
+        case BreakerStatus::Cause::failure_rate:
+            return "failure_rate";
+        case BreakerStatus::Cause::slow_rate:
+            return "slow_rate";
+        case BreakerStatus::Cause::exhausted:
+            return "exhausted";
+        case BreakerStatus::Cause::open_time_ended:
+            return "open_time_ended";
+        case BreakerStatus::Cause::probes_failed:
+            return "probes_failed";
+        case BreakerStatus::Cause::probes_succeeded:
+            return "probes_succeeded";
+        case BreakerStatus::Cause::forced:
+            return "forced";
+        case BreakerStatus::Cause::reset:
+            return "reset";
+    }
+    return "unknown";
+}
 
 }  // namespace sluice

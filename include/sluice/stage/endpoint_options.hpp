@@ -14,6 +14,8 @@
 
 namespace sluice {
 
+class EndpointObserver;
+
 /// Which of the attempts in the line of an endpoint gets the next slot.
 enum class LineOrder : std::uint8_t {
     first_come,     ///< The one that has waited longest.
@@ -42,6 +44,10 @@ struct EndpointOptions {
 
     /// How many of the stage runs may be retries at once. Default: any number.
     std::optional<RetryBudget> retry_budget = std::nullopt;
+
+    /// Is told of pauses and of what the breaker does; see EndpointObserver, also for how long it must live. Default:
+    /// none.
+    EndpointObserver* observer = nullptr;
 
     /// How many attempts may wait in the line; not negative, and with 0 none waits. If one more would have to, its
     /// stage run fails at once, with Reason::overloaded, and is not retried; in a line of LineOrder::furthest_first

@@ -1,63 +1,77 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/metrics/detail/endpoint_numbers.hpp>
 #include <sluice/metrics/metrics_snapshot.hpp>
 #include <sluice/pipeline/detail/pipeline_numbers.hpp>
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
+#include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/window.hpp>
 
-#include <algorithm>
-#include <cstddef>
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
 #include <cstdint>
-#include <limits>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace sluice::detail {
 
-// Limits may be as great as a number can be.
-inline std::uint64_t saturating_sum(std::uint64_t a, std::uint64_t b) noexcept {
-    return a > std::numeric_limits<std::uint64_t>::max() - b ? std::numeric_limits<std::uint64_t>::max() : a + b;
-}
-
-// Endpoints that are watched. Those that have been destroyed are dropped when another one is added; until then the
-// memory of their state is kept, and nothing else.
+// Endpoints that are watched. The numbers of those that have been destroyed are kept. Their lines, which have them, are
+// dropped when another endpoint is added; nothing else is kept of them until then.
 class EndpointWatchList {
 public:
     void add(const std::shared_ptr<EndpointState>& endpoint) {
         bool is_new = true;
-        std::erase_if(endpoints_, [&](const std::weak_ptr<EndpointState>& each) {
-            const auto known = each.lock();
+        std::erase_if(endpoints_, [&](const Watched& each) {
+            const auto known = each.endpoint.lock();
             is_new = is_new && known != endpoint;
+            if (!known) {
+                add_past(destroyed_[each.name], *each.line);
+            }
             return !known;
         });
         if (is_new) {
-            endpoints_.push_back(endpoint);
+            endpoints_.push_back({endpoint->name, endpoint, endpoint->policies});
         }
     }
 
     std::vector<EndpointMetrics> read() const {
         std::map<SharedString, EndpointMetrics> by_name;
-        for (const std::weak_ptr<EndpointState>& each : endpoints_) {
-            if (const auto endpoint = each.lock()) {
-                EndpointMetrics& metrics = by_name[endpoint->name];
-                metrics.endpoint = endpoint->name;
-                metrics.limit = saturating_sum(metrics.limit, static_cast<std::uint64_t>(endpoint->line.limit()));
-                metrics.active += static_cast<std::uint64_t>(endpoint->line.active());
-                metrics.waiting += endpoint->line.waiting();
+        for (const Watched& each : endpoints_) {
+            if (const auto endpoint = each.endpoint.lock()) {
+                EndpointMetrics& metrics = by_name[each.name];
+                metrics.endpoint = each.name;
+                add_present(metrics, *each.line);
+                add_past(metrics, *each.line);
+            }
+        }
+        for (const Watched& each : endpoints_) {
+            if (const auto found = by_name.find(each.name); each.endpoint.expired() && found != by_name.end()) {
+                add_past(found->second, *each.line);
             }
         }
         std::vector<EndpointMetrics> result;
-        for (const auto& [name, metrics] : by_name) {
-            result.push_back(metrics);
+        for (auto& [name, metrics] : by_name) {
+            if (const auto destroyed = destroyed_.find(name); destroyed != destroyed_.end()) {
+                add_past(metrics, destroyed->second);
+            }
+            result.push_back(std::move(metrics));
         }
         return result;
     }
 
 private:
-    std::vector<std::weak_ptr<EndpointState>> endpoints_;
+    struct Watched {
+        SharedString name;
+        std::weak_ptr<EndpointState> endpoint;
+        boost::intrusive_ptr<Line> line;
+    };
+
+    std::vector<Watched> endpoints_;
+    std::map<SharedString, EndpointMetrics> destroyed_;
 };
 
 // Pipelines of one name that are watched. The numbers of those that have been destroyed are kept.

@@ -117,26 +117,19 @@ public:
     // Opens it until it is forced closed or reset.
     void force_open(std::chrono::nanoseconds now) noexcept {
         settle(now);
-        open(state_ == BreakerStatus::closed ? counts(now) : counts_, now, never);
+        open(state_ == BreakerStatus::closed ? counts(now) : counts_, now, never, Cause::forced);
         forced_ = true;
         tripped_ = false;
     }
 
     // Closes it until it is forced open or reset. Calls are counted, but do not open it.
     void force_closed(std::chrono::nanoseconds now) noexcept {
-        reset(now);
+        close(now, Cause::forced);
         forced_ = true;
     }
 
     // Closes it, with an empty window and the first open time, as if it were new.
-    void reset(std::chrono::nanoseconds now) noexcept {
-        settle(now);
-        enter(BreakerStatus::closed, now);
-        std::visit([](auto& window) { window.clear(); }, window_);
-        forced_ = false;
-        tripped_ = false;
-        rounds_ = 0;
-    }
+    void reset(std::chrono::nanoseconds now) noexcept { close(now, Cause::reset); }
 
     bool closed() const noexcept { return state_ == BreakerStatus::closed; }
 
@@ -154,7 +147,9 @@ public:
                              .calls = shown.calls,
                              .failure_rate = BreakerCounts::share(shown.failed, shown.calls),
                              .slow_rate = BreakerCounts::share(shown.slow, shown.calls),
-                             .generation = generation_ + (ended ? 1 : 0)};
+                             .generation = generation_ + (ended ? 1 : 0),
+                             .cause = ended ? Cause::open_time_ended : cause_,
+                             .openings = openings_};
         if (status.state == BreakerStatus::open && !forced_) {
             status.remaining = until_ - now;
         }
@@ -164,7 +159,14 @@ public:
     // The number of changes of the state, so far. A call that began in another generation is not counted.
     std::uint64_t generation() const noexcept { return generation_; }
 
+    // How often it became open.
+    std::uint64_t openings() const noexcept { return openings_; }
+
+    // When it entered its state.
+    std::chrono::nanoseconds since() const noexcept { return since_; }
+
 private:
+    using Cause = BreakerStatus::Cause;
     using Window = std::variant<TimeWindow, CountWindow>;
 
     static Window make_window(const BreakerOptions& options) {
@@ -174,7 +176,7 @@ private:
     // Makes a breaker half-open whose open time has ended, as of then: so it does not matter when somebody asks.
     void settle(std::chrono::nanoseconds now) noexcept {
         if (state_ == BreakerStatus::open && until_ <= now) {
-            enter(BreakerStatus::half_open, until_);
+            enter(BreakerStatus::half_open, until_, Cause::open_time_ended);
             counts_ = {};
             places_ = options_.probes;
         }
@@ -186,7 +188,11 @@ private:
             times ? times->add(now, failed, slow) : std::get_if<CountWindow>(&window_)->add(now, failed, slow);
         report.opened = !forced_ && (trips || (counted.calls >= options_.minimum_calls && reaches_a_rate(counted)));
         if (report.opened) {
-            open_for_a_time(counted, trips, now);
+            open_for_a_time(counted,
+                            trips                           ? Cause::exhausted
+                            : reaches_failure_rate(counted) ? Cause::failure_rate
+                                                            : Cause::slow_rate,
+                            now);
         }
     }
 
@@ -197,18 +203,21 @@ private:
         report.closed =
             !report.opened && !reaches_a_rate({options_.probes, counts_.failed + missing, counts_.slow + missing});
         if (report.opened) {
-            open_for_a_time(counts_, trips, now);
+            open_for_a_time(counts_, trips ? Cause::exhausted : Cause::probes_failed, now);
         } else if (report.closed) {
-            reset(now);
+            close(now, Cause::probes_succeeded);
         }
     }
 
+    bool reaches_failure_rate(const BreakerCounts& counted) const noexcept {
+        return BreakerCounts::share(counted.failed, counted.calls) >= options_.failure_rate;
+    }
     bool reaches_a_rate(const BreakerCounts& counted) const noexcept {
-        return BreakerCounts::share(counted.failed, counted.calls) >= options_.failure_rate ||
+        return reaches_failure_rate(counted) ||
                (options_.slow && BreakerCounts::share(counted.slow, counted.calls) >= options_.slow_rate);
     }
 
-    void open_for_a_time(const BreakerCounts& why, bool trips, std::chrono::nanoseconds now) noexcept {
+    void open_for_a_time(const BreakerCounts& counted, Cause cause, std::chrono::nanoseconds now) noexcept {
         using std::chrono::nanoseconds;
         rounds_ = std::min(rounds_ + 1, 64);  // 2^63 ns is more than any cap
         const RetryPolicy doubling{.backoff = {.initial = options_.open_time,
@@ -216,19 +225,31 @@ private:
                                                .jitter = options_.jitter,
                                                .seed = options_.seed}};
         const nanoseconds time = std::max(doubling.delay(rounds_, generation_), nanoseconds(1));
-        open(why, now, time < never - now ? now + time : never);
-        tripped_ = trips;
+        open(counted, now, time < never - now ? now + time : never, cause);
+        tripped_ = cause == Cause::exhausted;
     }
 
-    void open(const BreakerCounts& why, std::chrono::nanoseconds now, std::chrono::nanoseconds until) noexcept {
-        counts_ = why;
+    void open(const BreakerCounts& counted, std::chrono::nanoseconds now, std::chrono::nanoseconds until,
+              Cause cause) noexcept {
+        counts_ = counted;
         until_ = until;
-        enter(BreakerStatus::open, now);
+        openings_ += state_ != BreakerStatus::open ? 1 : 0;
+        enter(BreakerStatus::open, now, cause);
         opened_ = generation_;
     }
 
-    void enter(BreakerStatus::State state, std::chrono::nanoseconds now) noexcept {
+    void close(std::chrono::nanoseconds now, Cause cause) noexcept {
+        settle(now);
+        enter(BreakerStatus::closed, now, cause);
+        std::visit([](auto& window) { window.clear(); }, window_);
+        forced_ = false;
+        tripped_ = false;
+        rounds_ = 0;
+    }
+
+    void enter(BreakerStatus::State state, std::chrono::nanoseconds now, Cause cause) noexcept {
         state_ = state;
+        cause_ = cause;
         since_ = now;
         ++generation_;
     }
@@ -239,14 +260,16 @@ private:
 
     const BreakerOptions options_;
     BreakerStatus::State state_ = BreakerStatus::closed;
+    Cause cause_ = Cause::none;  // why it entered that
     bool forced_ = false;
     bool tripped_ = false;
     int rounds_ = 0;  // how often it has opened since it was last closed, up to 64
     int places_ = 0;  // if half-open: the probes that have yet to begin
     std::uint64_t generation_ = 0;
-    std::uint64_t opened_ = 0;  // the generation that began when it last opened
-    Window window_;             // if closed
-    BreakerCounts counts_;      // if half-open, of the probes that have ended; if open, of what opened it
+    std::uint64_t opened_ = 0;    // the generation that began when it last opened
+    std::uint64_t openings_ = 0;  // how often it became open
+    Window window_;               // if closed
+    BreakerCounts counts_;        // if half-open, of the probes that have ended; if open, of what opened it
     std::chrono::nanoseconds since_;
     std::chrono::nanoseconds until_{0};  // if open: when it becomes half-open
 };

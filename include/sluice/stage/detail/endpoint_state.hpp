@@ -76,8 +76,8 @@ struct EndpointState {
             options.breaker->seed = HasNow<T> ? std::hash<std::string>()(name.str()) : random_seed();
         }
         const typename T::executor_type of_timer(executor);
-        return std::make_shared<EndpointState>(
-            std::move(name), make_queue<TimedLine<T>>(kind, std::move(executor), of_timer, options), options.verdict);
+        const auto line = make_queue<TimedLine<T>>(kind, std::move(executor), of_timer, options, name);
+        return std::make_shared<EndpointState>(std::move(name), line, options.verdict);
     }
 
     EndpointState(SharedString endpoint_name, const boost::intrusive_ptr<Line>& its_policies, VerdictFunction function)

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/shared_string.hpp>
+#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
 #include <sluice/stage/detail/call_times.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
+#include <sluice/stage/endpoint_observer.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -77,14 +80,19 @@ struct LineEntry : Waiter {
 // If those that have completed more steps go first, whoever comes is placed ahead of all that have completed fewer. So
 // the head is the first to be granted here too.
 //
+// The observer is called last in each operation, since it may begin any other, and drop the last reference to the line.
+//
 // `now()` counts from an origin, and never decreases.
 class Line : public SemaphoreState {
 public:
     using Time = std::chrono::nanoseconds;
 
-    // `options` are valid.
-    explicit Line(const EndpointOptions& options)
-        : SemaphoreState(options.limit), meter_(options.requests, options.input_tokens, options.output_tokens) {
+    // `options` are valid, and `name` is that of the endpoint.
+    explicit Line(const EndpointOptions& options, SharedString name = {})
+        : SemaphoreState(options.limit),
+          name_(std::move(name)),
+          observer_(options.observer),
+          meter_(options.requests, options.input_tokens, options.output_tokens) {
         if (options.breaker) {
             breaker_.emplace(*options.breaker);
         }
@@ -138,6 +146,7 @@ public:
         if (!entry.returns) {
             entry.ticket = ++last_ticket_;
         }
+        tell_of_breaker();
         return true;
     }
 
@@ -191,15 +200,24 @@ public:
 
     // Lets no call begin before `duration` has passed.
     void pause(Time duration) noexcept {
+        const boost::intrusive_ptr<Line> kept(this);
         const Time time = now();
+        const Time before = pause_left(time);
         meter_.pause(duration < Time::max() - time ? time + duration : Time::max(), time);
+        const Time remaining = pause_left(time);
         set_gated(true);
         refuse_waiting();
         hand_over();
+        if (observer_ && remaining > before) {
+            observer_->on_paused(name_, remaining, before);
+        }
     }
 
     // The same because the provider asks for it. Whatever it asks for, it is asked again after two minutes.
     void pause_as_asked(Time duration) noexcept { pause(std::min<Time>(duration, std::chrono::minutes(2))); }
+
+    // The time until the pause ends; zero if there is none.
+    Time pause_left(Time time) const noexcept { return std::max(meter_.paused_until(), time) - time; }
 
     const std::optional<BreakerState>& breaker() const noexcept { return breaker_; }
 
@@ -249,6 +267,48 @@ protected:
             SemaphoreState::hand_over();
             return;
         }
+        grant_what_is_due();
+        tell_of_breaker();
+    }
+
+    void line_up(IntrusiveList<Waiter>& waiting, Waiter& waiter) noexcept override {
+        const auto comes_after = [&](const Waiter& other) { return goes_before(waiter, other); };
+        if (waiter.returns) {
+            waiting.insert(waiter, comes_after);
+        } else {
+            waiter.ticket = ++last_ticket_;
+            waiting.insert_back(waiter, comes_after);
+        }
+        if (gated()) {
+            grant_what_is_due();
+        }
+        if (waiter.outcome == WaitOutcome::waiting && !waiter.returns && this->waiting() > max_waiting_) {
+            static_cast<LineEntry&>(waiter).refusal = LineEntry::Refusal::full;
+            wake(waiter, WaitOutcome::refused);
+            if (gated()) {
+                grant_what_is_due();  // the timer may be that of this one
+            }
+        }
+        tell_of_breaker();
+    }
+
+    void on_cancel(Waiter& waiter) noexcept override {
+        if (waiter.outcome == WaitOutcome::granted && waiter.is_line_entry && static_cast<LineEntry&>(waiter).line) {
+            give_up(static_cast<LineEntry&>(waiter), false);
+        }
+        SemaphoreState::on_cancel(waiter);
+        if (gated()) {
+            hand_over();  // another head may be due earlier
+        }
+    }
+
+    void on_context_gone() noexcept override {
+        disarm();
+        WaitQueue::on_context_gone();
+    }
+
+private:
+    void grant_what_is_due() noexcept {
         while (waiting() != 0 && active() < limit()) {
             const Time time = now();
             Waiter& head = next();
@@ -273,42 +333,17 @@ protected:
         }
     }
 
-    void line_up(IntrusiveList<Waiter>& waiting, Waiter& waiter) noexcept override {
-        const auto comes_after = [&](const Waiter& other) { return goes_before(waiter, other); };
-        if (waiter.returns) {
-            waiting.insert(waiter, comes_after);
-        } else {
-            waiter.ticket = ++last_ticket_;
-            waiting.insert_back(waiter, comes_after);
+    // Tells the observer what the breaker has become since the last time.
+    void tell_of_breaker() noexcept {
+        if (!observer_ || !breaker_ || breaker_->generation() == told_generation_) [[likely]] {
+            return;
         }
-        if (gated()) {
-            hand_over();
-        }
-        if (waiter.outcome == WaitOutcome::waiting && !waiter.returns && this->waiting() > max_waiting_) {
-            static_cast<LineEntry&>(waiter).refusal = LineEntry::Refusal::full;
-            wake(waiter, WaitOutcome::refused);
-            if (gated()) {
-                hand_over();  // the timer may be that of this one
-            }
-        }
+        const boost::intrusive_ptr<Line> kept(this);
+        const BreakerStatus after = breaker_->status(breaker_->since());
+        told_generation_ = after.generation;
+        observer_->on_breaker(name_, std::exchange(told_state_, after.state), after);
     }
 
-    void on_cancel(Waiter& waiter) noexcept override {
-        if (waiter.outcome == WaitOutcome::granted && waiter.is_line_entry && static_cast<LineEntry&>(waiter).line) {
-            give_up(static_cast<LineEntry&>(waiter), false);
-        }
-        SemaphoreState::on_cancel(waiter);
-        if (gated()) {
-            hand_over();  // another head may be due earlier
-        }
-    }
-
-    void on_context_gone() noexcept override {
-        disarm();
-        WaitQueue::on_context_gone();
-    }
-
-private:
     // The one that is granted next: as a probe, not one that has failed as such before, as long as others wait. It may
     // be the cause of the failure, and would keep the breaker open for all.
     Waiter& next() noexcept {
@@ -420,12 +455,16 @@ private:
 
     static constexpr std::size_t any_number = std::numeric_limits<std::size_t>::max();
 
+    const SharedString name_;
+    EndpointObserver* const observer_;
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
     std::optional<RetryBudgetState> retry_budget_;
     std::optional<CallTimes> call_times_;  // if queries are refused that could not be done in time
     std::size_t max_waiting_ = any_number;
     std::optional<Time> max_wait_;
+    std::uint64_t told_generation_ = 0;  // of the breaker
+    BreakerStatus::State told_state_ = BreakerStatus::closed;
     std::uint64_t closings_ = 0;
     std::uint32_t last_ticket_ = 0;
     bool furthest_first_ = false;

@@ -3,6 +3,7 @@
 
 #include <sluice/stage/detail/rate_buckets.hpp>
 #include <sluice/stage/detail/rate_options.hpp>
+#include <sluice/stage/detail/token_bucket.hpp>
 #include <sluice/stage/detail/token_ledger.hpp>
 #include <sluice/stage/rate.hpp>
 
@@ -150,13 +151,18 @@ public:
     // The number of periods that limit a dimension; 0 if it is unlimited.
     std::size_t periods(Rate::Dimension dimension) const noexcept { return buckets_.of(dimension).size(); }
 
-    // What may begin at `now` in a period, in whole tokens, rounded down; negative for a debt. `period` is less than
-    // periods().
-    std::int64_t balance(Rate::Dimension dimension, std::size_t period, Time now) const noexcept {
+    // The bucket of a period as it is at `now`. `period` is less than periods().
+    TokenBucket bucket(Rate::Dimension dimension, std::size_t period, Time now) const noexcept {
         BOOST_ASSERT(period < periods(dimension));
         TokenBucket bucket = buckets_.of(dimension)[period].bucket;
         bucket.refill(std::max(now, now_));
-        return bucket.level();
+        return bucket;
+    }
+
+    // What may begin at `now` in a period, in whole tokens, rounded down; negative for a debt. `period` is less than
+    // periods().
+    std::int64_t balance(Rate::Dimension dimension, std::size_t period, Time now) const noexcept {
+        return bucket(dimension, period, now).level();
     }
 
     const TokenLedger& ledger(Rate::Dimension dimension) const noexcept {

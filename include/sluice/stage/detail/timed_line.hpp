@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/sync/detail/clock.hpp>
@@ -23,8 +24,8 @@ namespace sluice::detail {
 template <class T>
 class TimedLine : public Line {
 public:
-    TimedLine(typename T::executor_type executor, const EndpointOptions& options)
-        : Line(options), executor_(std::move(executor)), origin_(detail::now<T>(*executor_)) {}
+    TimedLine(typename T::executor_type executor, const EndpointOptions& options, SharedString name = {})
+        : Line(options, std::move(name)), executor_(std::move(executor)), origin_(detail::now<T>(*executor_)) {}
 
     Time now() noexcept override {
         if (!context_gone()) {
