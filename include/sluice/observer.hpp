@@ -56,7 +56,7 @@ public:
     /// The way in which a stage run ended.
     enum class Outcome {
         succeeded,
-        failed,    ///< The last attempt failed, the endpoint was closed, or an argument was missing.
+        failed,    ///< The last attempt failed, or none could begin: see Reason.
         cancelled  ///< Stage::run() throws instead of returning a result; also if a drain cuts it short.
     };
 

@@ -22,9 +22,10 @@ struct Query {
 
     /// How long the query may take, from when its pipeline takes it in, the wait for a place in the window included.
     /// Then it is late: an attempt that runs is cancelled, as by the timeout of its stage; no wait for a slot, a rate,
-    /// a pause, a breaker, a backoff or a place lasts longer; and no further stage run begins. The stage run fails with
-    /// Reason::deadline. It fails before that if it could only wait until then: in a backoff, a pause, or the open time
-    /// of a breaker that would end too late. What else a route awaits is not cut short, and dead letters are delivered.
+    /// a pause, a breaker, a backoff or a place lasts longer; and no further attempt begins. The stage run fails with
+    /// Reason::deadline. It fails before that if it is certain to wait until then: in a backoff, a pause, or the open
+    /// time of a breaker that would end too late. (How long a slot or a rate takes depends on the calls that run.) What
+    /// else a route awaits is not cut short, and dead letters are delivered.
     ///
     /// Zero and less: it is late at once. One of more than a century is a century. Default: no timeout. A query that
     /// goes through a pipeline again, such as a redriven dead letter, begins with the whole timeout.

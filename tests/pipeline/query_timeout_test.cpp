@@ -30,6 +30,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <deque>
@@ -37,6 +38,7 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -394,7 +396,7 @@ TEST_CASE("query timeout: whoever was throttled does not wait for a pause that e
     const std::size_t query = trip.start(10s);
     trip.run();
     CHECK(trip.is_late(query, 1s));
-    CHECK(message_of(trip.last(query)) == "the query's timeout of 10000 ms is over: too fast");
+    CHECK(message_of(trip.last(query)) == "too fast");
 }
 
 TEST_CASE("query timeout: an attempt ends at the earlier of its timeout and that of the query", "[query_timeout]") {
@@ -404,7 +406,7 @@ TEST_CASE("query timeout: an attempt ends at the earlier of its timeout and that
     trip.run();
     CHECK(trip.is_late(query, 5s));
     CHECK(trip.last(query).attempts == 2);
-    CHECK(message_of(trip.last(query)) == "the query's timeout of 5000 ms is over");
+    CHECK(message_of(trip.last(query)) == "the query's timeout of 5000 ms is over: timed out after 3000 ms");
 }
 
 TEST_CASE("query timeout: the model sees how much time is left", "[query_timeout]") {
@@ -584,6 +586,182 @@ TEST_CASE("query timeout: a call that it cuts short fails for the breaker only i
     CHECK(trip.endpoint.breaker().status().state ==
           (has_timeout ? sluice::BreakerStatus::closed : sluice::BreakerStatus::open));
     trip.run();
+}
+
+namespace {
+
+// Delivers each query at its time.
+struct TimedSource {
+    std::vector<std::pair<nanoseconds, Query>>* items;
+    std::size_t next_item = 0;
+
+    asio::awaitable<std::optional<Query>> next() { return deliver(*this); }
+    static asio::awaitable<std::optional<Query>> deliver(TimedSource& source) {
+        if (source.next_item == source.items->size()) {
+            co_return std::nullopt;
+        }
+        auto& item = source.items->at(source.next_item);
+        const auto now = VirtualTimer::now(co_await asio::this_coro::executor).time_since_epoch();
+        if (now < item.first) {
+            co_await test::sleep(item.first - now);
+        }
+        ++source.next_item;
+        co_return item.second;
+    }
+};
+
+struct SlowSink {
+    nanoseconds time;
+    int running = 0;
+    int peak = 0;
+
+    asio::awaitable<void> put(const Query&, const sluice::StageResult<>&) { return run(*this); }
+    static asio::awaitable<void> run(SlowSink& sink) {
+        sink.peak = std::max(sink.peak, ++sink.running);
+        co_await test::sleep(sink.time);
+        --sink.running;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("query timeout: the error before is nested in that of a query whose later attempt is cut short",
+          "[query_timeout]") {
+    Trip trip({.limit = 1}, {.retry = {.max_retries = 3, .backoff = {.initial = 1s, .jitter = 0}}});
+    trip.first = [](std::size_t call) { return call == 0 ? fail_after(1s, "no answer") : answer_after(60s); };
+    const std::size_t query = trip.start(5s);
+    trip.run();
+    CHECK(trip.is_late(query, 5s));
+    CHECK(trip.last(query).attempts == 2);
+    CHECK(message_of(trip.last(query)) == "the query's timeout of 5000 ms is over: no answer");
+}
+
+TEST_CASE("query timeout: a stream whose results nobody takes takes in no more than window and backoffs allow",
+          "[query_timeout]") {
+    const bool has_timeout = GENERATE(false, true);
+    asio::io_context context(1);
+    int calls = 0;
+    std::set<std::string> seen;
+    const auto model = [&](const std::string& text) {
+        ++calls;
+        seen.insert(text);
+        return fail_after(1s, "no answer");
+    };
+    sluice::Stage stage(
+        timed(context.get_executor()), "first", 9, model,
+        StageOptions{.retry = {.max_retries = 5, .backoff = {.initial = 500ms, .cap = 500ms, .jitter = 0}}});
+    test::DeadLetters dead_letters;
+    sluice::Pipeline pipeline(
+        timed(context.get_executor()),
+        [&](PairRun& run) -> asio::awaitable<void> { co_await run.step(&Pair::first, stage, run.query().text); },
+        dead_letters, 1, sluice::PipelineOptions{.max_in_backoff = 2});
+    std::vector<Query> queries;
+    for (int i = 0; i != 200; ++i) {
+        queries.push_back(
+            with_timeout(std::to_string(i), has_timeout ? std::optional<nanoseconds>(1900ms) : std::nullopt));
+    }
+    const Task task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        auto stream = pipeline.process_stream(queries);
+        co_await stream.next();
+        co_await test::sleep(1000s);  // a slow consumer
+        CHECK(seen.size() <= 5);      // one taken, one in the window, two in backoff (and one on its way)
+        co_await stream.close();
+    });
+    sluice::testing::run(context);
+    CHECK(task.done());
+}
+
+TEST_CASE("query timeout: no more dead letters are delivered at once than window and backoffs allow",
+          "[query_timeout]") {
+    const bool has_timeout = GENERATE(false, true);
+    asio::io_context context(1);
+    const auto model = [&](const std::string&) { return fail_after(1s, "no answer"); };
+    sluice::Stage stage(
+        timed(context.get_executor()), "first", 9, model,
+        StageOptions{.retry = {.max_retries = 5, .backoff = {.initial = 500ms, .cap = 500ms, .jitter = 0}}});
+    SlowSink sink{100s};
+    sluice::Pipeline pipeline(
+        timed(context.get_executor()),
+        [&](PairRun& run) -> asio::awaitable<void> { co_await run.step(&Pair::first, stage, run.query().text); }, sink,
+        1, sluice::PipelineOptions{.max_in_backoff = 2});
+    std::vector<Query> queries;
+    for (int i = 0; i != 80; ++i) {
+        queries.push_back(
+            with_timeout(std::to_string(i), has_timeout ? std::optional<nanoseconds>(1900ms) : std::nullopt));
+    }
+    const Task task(context.get_executor(),
+                    [&]() -> asio::awaitable<void> { co_await pipeline.process_batch(queries); });
+    sluice::testing::run(context);
+    CHECK(task.done());
+    CHECK(sink.peak <= 3);
+}
+
+TEST_CASE("query timeout: a call that is slow counts as slow, although its query cuts it short",
+          "[query_timeout][breaker]") {
+    const bool stage_timeout = GENERATE(false, true);
+    Trip trip({.limit = 9, .breaker = sluice::BreakerOptions{.minimum_calls = 4, .slow = 2s}},
+              {.timeout = stage_timeout ? std::optional<nanoseconds>(1min) : std::nullopt});
+    trip.first = [](std::size_t) { return answer_after(10min); };
+    for (int i = 0; i != 8; ++i) {
+        trip.start(20s);
+    }
+    trip.run_until(21s);
+    CHECK(trip.endpoint.breaker().status().state == sluice::BreakerStatus::open);
+    trip.run();
+}
+
+TEST_CASE("query timeout: no backoff before a pause that ends too late", "[query_timeout][rate]") {
+    Trip trip({.limit = 9}, {.retry = {.max_retries = 5, .backoff = {.initial = 5s, .jitter = 0}}});
+    trip.first = [](std::size_t) { return fail_after(1s, "no answer"); };
+    const std::size_t query = trip.start(10s);
+    trip.run_until(500ms);
+    trip.endpoint.pause(1min);
+    trip.run();
+    CHECK(trip.is_late(query, 1s));
+    CHECK(message_of(trip.last(query)) == "no answer");
+}
+
+TEST_CASE("query timeout: a delivered query does not wait for a place for longer", "[query_timeout]") {
+    const auto timeout = GENERATE(std::optional<nanoseconds>(2s), std::optional<nanoseconds>());
+    Trip trip({.limit = 9}, {.retry = {.max_retries = 5, .backoff = {.initial = 1s, .jitter = 0}}}, 1);
+    trip.first = [](std::size_t call) { return call == 0 ? fail_after(1s, "no answer") : answer_after(60s); };
+    // the first is away from 1 s to 2 s, and then has its place; the second comes at 3 s while the source was asked.
+    std::vector<std::pair<nanoseconds, Query>> items{{0s, with_timeout("a", std::nullopt)},
+                                                     {3s, with_timeout("b", timeout)}};
+    std::vector<std::pair<std::size_t, nanoseconds>> ends;
+    std::vector<PairResult> results;
+    const Task task(trip.context.get_executor(), [&]() -> asio::awaitable<void> {
+        TimedSource source{&items};
+        auto stream = trip.pipeline.process_stream(source);
+        while (auto item = co_await stream.next()) {
+            ends.emplace_back(item->index, test::now(trip.context));
+            results.push_back(std::move(item->result));
+        }
+    });
+    trip.run();
+    REQUIRE(ends.size() == 2);
+    if (timeout) {
+        CHECK(ends.at(0) == std::pair(std::size_t(1), nanoseconds(5s)));
+        CHECK(results.at(0).failure()->reason == Reason::deadline);
+        CHECK(results.at(0).failure()->attempts == 0);
+    }
+}
+
+TEST_CASE("query timeout: a verdict function that throws on the error of a late query is reported", "[query_timeout]") {
+    const bool late = GENERATE(false, true);
+    const auto verdict = [](const std::exception_ptr&) -> Verdict { throw std::logic_error("bug"); };
+    Trip trip({.limit = 1, .verdict = verdict}, {.retry = {.max_retries = 3}});
+    trip.first = [](std::size_t) -> asio::awaitable<std::string> {
+        try {
+            co_await test::sleep(3s);
+        } catch (const std::exception&) {
+        }
+        throw std::runtime_error("lost the connection");
+    };
+    const std::size_t query = trip.start(late ? 2s : 20s);
+    trip.run();
+    CAPTURE(message_of(trip.last(query)));
+    CHECK(message_of(trip.last(query)).find("bug") != std::string::npos);
 }
 
 TEST_CASE("query timeout: its context may be destroyed at every step", "[query_timeout][shutdown]") {

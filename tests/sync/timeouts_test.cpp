@@ -42,6 +42,7 @@
 
 #include <chrono>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -508,11 +509,11 @@ TEST_CASE("timeouts: a timer may be coarse and of a typed executor", "[timeouts]
     const auto timeouts = make_timeouts<CoarseTimer>(2500ms);
     Log log;
     for (const auto& [begin, duration] :
-         {std::pair(0ms, 1999ms), std::pair(0ms, 2001ms), std::pair(1300ms, 1h / 1ms * 1ms)}) {
+         {std::pair(0ms, 2499ms), std::pair(0ms, 3001ms), std::pair(1300ms, 1h / 1ms * 1ms)}) {
         asio::co_spawn(context, coarse_call(timeouts, begin, duration, log), asio::detached);
     }
     run(context);
-    CHECK(log == Log{"1999", "2000 expired", "4000 expired"});  // the third at 3300, rounded up to whole seconds
+    CHECK(log == Log{"2499", "3000 expired", "4000 expired"});  // at 2500 and 3800, rounded up to whole seconds
 }
 
 TEST_CASE("timeouts: zero and less expire at once, and the longest timeout does not overflow", "[timeouts]") {
@@ -597,6 +598,68 @@ TEST_CASE("timeouts: a wait in a queue is cut short", "[timeouts]") {
     CHECK(log == Log{"5 cancelled", "10 expired", "15 granted"});
     CHECK(semaphore.active() == 0);
     CHECK(VirtualTimer::now(context).time_since_epoch() == 15ms);
+}
+
+namespace {
+
+// A timer that has no memory for a wait when it is told so.
+class PoorTimer {
+public:
+    using executor_type = asio::any_io_executor;
+    using duration = VirtualTimer::duration;
+    using time_point = VirtualTimer::time_point;
+    static inline bool poor = false;
+
+    explicit PoorTimer(const executor_type& executor) : timer_(executor) {}
+    static time_point now(asio::execution_context& context) { return VirtualTimer::now(context); }
+    void expires_after(duration after) { timer_.expires_after(after); }
+    template <class Token>
+    auto async_wait(Token&& token) {
+        return asio::async_initiate<Token, void(boost::system::error_code)>(
+            [](auto handler, PoorTimer* timer) {
+                if (poor) {
+                    throw std::bad_alloc();
+                }
+                timer->timer_.async_wait(std::move(handler));
+            },
+            token, this);
+    }
+
+private:
+    VirtualTimer timer_;
+};
+
+}  // namespace
+
+TEST_CASE("timeouts: a timer that cannot wait for an earlier time still waits for the others", "[timeouts]") {
+    using PoorTimeouts = sluice::detail::Timeouts<PoorTimer>;
+    asio::io_context context(1);
+    const boost::intrusive_ptr<PoorTimeouts> timeouts(new PoorTimeouts(WhenIdle::cancel));
+    const auto timed_call = [&](nanoseconds due, nanoseconds& end) -> Void {
+        const asio::any_io_executor executor = co_await this_coro::executor;
+        PoorTimeouts::Call running(*timeouts, executor, PoorTimer::time_point(due));
+        Done done;
+        try {
+            co_await cancelled_by(running, done, test::sleep(60s));
+        } catch (const system_error&) {
+            end = VirtualTimer::now(executor).time_since_epoch();
+        }
+    };
+    nanoseconds first_end{};
+    nanoseconds second_end{};
+    Task first(context.get_executor(), [&] { return timed_call(10s, first_end); });
+    Task early(context.get_executor(), [&]() -> Void {
+        co_await test::sleep(1s);
+        PoorTimer::poor = true;
+        co_await timed_call(5s, second_end);
+    });
+    Task other(context.get_executor(), [&]() -> Void {
+        co_await test::sleep(2s);
+        PoorTimer::poor = false;
+    });
+    run(context);
+    CHECK(early.failed_with<std::bad_alloc>());
+    CHECK(first_end == 10s);
 }
 
 TEST_CASE("timeouts: a strand may be destroyed before the timeouts that were used on it", "[timeouts][shutdown]") {

@@ -40,6 +40,7 @@ struct PipelineOptions {
     /// The number of queries of each batch and each stream that may be in backoff and hold no place in the window; not
     /// negative. A query beyond it keeps its place during its backoff, so that memory stays bounded. One that has left
     /// its place waits for another before its next attempt or step, and before it completes or becomes a dead letter.
+    /// If it is late, by Query::timeout, it ends without one, and is one of this number until its result is taken.
     std::ptrdiff_t max_in_backoff = 1000;
 
     /// Observes every dead letter, and each step of a stage that has no observer of its own. It must outlive the

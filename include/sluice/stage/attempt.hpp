@@ -32,7 +32,8 @@ public:
     const SharedString& stage() const noexcept { return stage_run_.stage; }
     int number() const noexcept { return stage_run_.attempts; }  ///< From 1.
 
-    /// The time until the timeout of the attempt; zero if that has passed. Empty without a timeout.
+    /// The time until the attempt is cancelled, by the timeout of its stage or that of its query; zero if that has
+    /// passed. Empty without a timeout.
     virtual std::optional<std::chrono::nanoseconds> time_left() const = 0;
 
     /// Says what the call has taken, as the provider reports it. It replaces the estimate when the attempt ends,

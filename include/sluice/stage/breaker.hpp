@@ -21,9 +21,10 @@ namespace sluice {
 /// @li *half-open*: `probes` calls begin. As soon as the outcome is certain, the breaker opens again, for twice the
 /// time, if their results reach one of the two rates, and otherwise closes with an empty window.
 ///
-/// A call that is throttled, refused as invalid or cancelled is not counted, and a probe that ends so is replaced. The
-/// result of a call that began before the last change of the state is not counted either. For a breaker that opens
-/// after 3 failures in a row, write:
+/// A call that is throttled, refused as invalid or cancelled is not counted, and a probe that ends so is replaced. One
+/// that Query::timeout cuts short has failed if its stage has no timeout, and is not counted otherwise, unless it was
+/// slow. The result of a call that began before the last change of the state is not counted either. For a breaker that
+/// opens after 3 failures in a row, write:
 ///
 /// @code
 /// const sluice::BreakerOptions options{.failure_rate = 1, .minimum_calls = 3, .window_calls = 3};
@@ -48,8 +49,8 @@ struct BreakerOptions {
     /// 1,000,000, a byte each.
     std::optional<int> window_calls = std::nullopt;
 
-    /// A call that takes longer, from when it gets its slot, is slow, even if it fails; positive. Default: none is,
-    /// since the time that a language model takes depends on the length of its answer.
+    /// A call that takes longer, from when it gets its slot, is slow, even if it fails or Query::timeout cuts it short;
+    /// positive. Default: none is, since the time that a language model takes depends on the length of its answer.
     std::optional<std::chrono::nanoseconds> slow = std::nullopt;
     double slow_rate = 0.5;  ///< Of the calls in the window, if `slow` is set; more than 0, at most 1.
 

@@ -80,7 +80,7 @@ public:
         }
     }
 
-    // A query with a timeout waits for a place in its window, or until it is late: it needs none to fail.
+    // A query with a timeout waits for a place in its window, or until it is late, if one more may be without a place.
     static boost::asio::awaitable<void, Executor> wait_for_place(Pooled, PipelineState& state, Job& job) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         StageSemaphore& places = job.window->places();
@@ -92,6 +92,10 @@ public:
             job.place = granted_slot(places);
         } else if (!wait.expired()) {
             throw operation_aborted("QueryWindow");
+        } else if (Slot permit = job.window->permit_absence()) {
+            job.stay_away(std::move(permit));
+        } else {
+            job.place = co_await places.acquire();
         }
     }
 

@@ -121,14 +121,13 @@ private:
             if (job.has_left()) {  // the route has cut short a step in backoff
                 const bool cancelled = is_cancelled(co_await boost::asio::this_coro::cancellation_state);
                 try {
-                    if (!cancelled) {
+                    if (cancelled) {
+                        job.come_back(Slot());
+                    } else {  // or until the query is late: it ends without a place then
                         co_await BackoffWait<typename State::Timer>::template come_back<Executor>(Pooled(),
                                                                                                   *state.timeouts, job);
                     }
                 } catch (...) {  // cancelled, so that no other query comes for the place; or without memory to wait
-                    job.come_back(Slot());
-                }
-                if (job.has_left()) {  // cancelled, or late
                     job.come_back(Slot());
                 }
             }

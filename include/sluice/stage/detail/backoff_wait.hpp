@@ -61,16 +61,16 @@ public:
     // Waits until the query has a place again, which it has left in a backoff, or is late.
     template <class Executor>
     static boost::asio::awaitable<void, Executor> come_back(Pooled, Timeouts<T>& timeouts, QueryPlace& at) {
-        if (!at.deadline) {
+        const auto* const deadline = DeadlineOf<T>::of(at.deadline);
+        if (!deadline) {
             co_await come_back<Executor>(Pooled(), at);
             co_return;
         }
         const Executor executor = co_await boost::asio::this_coro::executor;
-        const auto& deadline = static_cast<const DeadlineOf<T>&>(*at.deadline);
-        if (deadline.is_over(now<T>(executor))) {
+        if (deadline->is_over(now<T>(executor))) {
             co_return;
         }
-        typename Timeouts<T>::Call call(timeouts, executor, deadline.due);
+        typename Timeouts<T>::Call call(timeouts, executor, deadline->due);
         std::optional<std::monostate> done;
         try {
             co_await cancelled_by(call, done, come_back<Executor>(Pooled(), at));

@@ -19,8 +19,9 @@ namespace sluice::detail {
 enum class BreakerResult : std::uint8_t {
     success,
     failure,
-    ignored,  // nothing
-    trips,    // no call will work until a person acts
+    ignored,    // nothing
+    cut_short,  // nothing but that it was slow, if it was
+    trips,      // no call will work until a person acts
 };
 
 // A call that has begun.
@@ -90,14 +91,14 @@ public:
 
     // Ends a call that began here. It is slow if `now` is later than its start by more than BreakerOptions::slow.
     BreakerReport end(const BreakerCall& call, BreakerResult result, std::chrono::nanoseconds now) noexcept {
-        if (result == BreakerResult::ignored) {
+        const bool slow = options_.slow && now - call.started > *options_.slow;
+        if (result == BreakerResult::ignored || (result == BreakerResult::cut_short && !slow)) {
             return {.stale = !cancel(call)};
         }
-        const bool failed = result != BreakerResult::success;
+        const bool failed = result == BreakerResult::failure || result == BreakerResult::trips;
         BreakerReport report{.failed_probe = failed && call.probe, .stale = call.generation != generation_};
         if (!report.stale) {
             const bool trips = result == BreakerResult::trips;
-            const bool slow = options_.slow && now - call.started > *options_.slow;
             call.probe ? end_probe(report, failed, slow, trips, now) : end_call(report, failed, slow, trips, now);
         }
         report.in_outage = failed && (call.probe || call.generation < opened_);

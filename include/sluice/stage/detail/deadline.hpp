@@ -4,6 +4,7 @@
 #include <sluice/sync/detail/timeouts.hpp>
 
 #include <chrono>
+#include <memory>
 
 namespace sluice::detail {
 
@@ -26,6 +27,11 @@ public:
 
     DeadlineOf(Time taken_in, std::chrono::nanoseconds its_timeout)
         : timeout(its_timeout), due(due_after<T>(taken_in, its_timeout)) {}
+
+    // Null if there is none. A stage must have the timer of its pipeline; on another clock it would mean nothing.
+    static const DeadlineOf* of(const std::unique_ptr<Deadline>& deadline) noexcept {
+        return dynamic_cast<const DeadlineOf*>(deadline.get());
+    }
 
     bool is_over(Time now) const noexcept { return now >= due; }
 

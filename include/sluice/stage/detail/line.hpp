@@ -234,6 +234,13 @@ public:
                (while_open == WhileOpen::hold_unless_exhausted && !breaker_->tripped());
     }
 
+    // How long an attempt waits at least, unless somebody opens the line before.
+    Time closed_for(WhileOpen while_open) noexcept {
+        const Time time = now();
+        const Time until = breaker_ && !holds(while_open) ? meter_.paused_until() : closed_until(time);
+        return until > time ? until - time : Time(0);
+    }
+
     // How often probes have closed the breaker.
     std::uint64_t closings() const noexcept { return closings_; }
 

@@ -93,6 +93,12 @@ public:
         place = std::move(new_place);
     }
 
+    // A query that is late has none: what permits it to be without one stands for it from now on.
+    void stay_away(Slot permit) noexcept { away_ = std::move(permit); }
+
+    // What the query holds of its window when it ends.
+    Slot take_place() noexcept { return std::move(away_ ? away_ : place); }
+
     // Instead of one stage run there are `count` side by side. Each but the last calls end_one() when it ends. When no
     // further one will begin, end_side_by_side() is told how many have not.
     void begin_side_by_side(int count) noexcept { active_ += count - 1; }
@@ -154,9 +160,7 @@ public:
     typename T::time_point last_reading() const noexcept { return last_reading_; }
 
     // Null if the query has no timeout.
-    const DeadlineOf<T>* deadline() const noexcept {
-        return place ? static_cast<const DeadlineOf<T>*>(place->deadline.get()) : nullptr;
-    }
+    const DeadlineOf<T>* deadline() const noexcept { return place ? DeadlineOf<T>::of(place->deadline) : nullptr; }
 
     // Which the query has completed.
     std::uint16_t steps() const noexcept { return place ? place->steps : std::uint16_t{0}; }

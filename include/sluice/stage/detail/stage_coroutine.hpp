@@ -187,6 +187,7 @@ public:
                              (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
                         if (failure.error && !cancelled) {
                             stage.judge(failure);  // before its slot is handed on
+                            State::nest_if_late(failure, deadline, previous);
                         }
                         stage.report(entry, failure, cancelled, usage_of(attempt));
                         if (failure.spared && outage != policies->closings()) {

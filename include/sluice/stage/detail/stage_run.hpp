@@ -139,7 +139,7 @@ private:
     // A parameter that needed a temporary needs a coroutine to keep it.
     bool may_run_in_place() noexcept {
         return runs_in_place && !stage_.options_.timeout && target_.may_run_in_place() && !in_place().taken &&
-               !target_.query().deadline() && !policies().needs_entries() && !line().closed();
+               !target_.query().place->deadline && !policies().needs_entries() && !line().closed();
     }
 
     Awaitable coroutine(InPlaceRun* begun) {

@@ -271,6 +271,13 @@ private:
         }
     }
 
+    // An attempt that was cut short for its query, and has no error of its own, has that of the attempt before.
+    static void nest_if_late(Failure& failure, const DeadlineOf<T>* deadline, const std::exception_ptr& previous) {
+        if (failure.reason == Reason::deadline && previous && !nested_exception(failure.error)) {
+            failure.error = nest(DeadlineError(deadline->timeout), previous);
+        }
+    }
+
     // The attempt has no slot.
     void not_granted(const LineEntry& entry, Failure& failure, const DeadlineOf<T>* deadline,
                      const std::exception_ptr& previous) const {
@@ -327,12 +334,12 @@ private:
             line.cancel_call(entry, true);
             return;
         }
-        // Of a call that was cut short for its query, only the timeout of the stage could tell whether it took too
-        // long.
-        const bool says_nothing = failure.reason == Reason::deadline && options_.timeout;
-        const BreakerResult result = cancelled || says_nothing ? BreakerResult::ignored
-                                     : failure.error           ? call_result(failure.verdict)
-                                                               : BreakerResult::success;
+        // Of a call that was cut short for its query, the timeout of the stage could tell whether it took too long.
+        const bool cut_short = failure.reason == Reason::deadline && options_.timeout;
+        const BreakerResult result = cancelled       ? BreakerResult::ignored
+                                     : cut_short     ? BreakerResult::cut_short
+                                     : failure.error ? call_result(failure.verdict)
+                                                     : BreakerResult::success;
         if (!usage && failure.error && is_throttled(failure.verdict)) {
             usage = Cost{.requests = entry.charge.granted.requests};  // it has got no answer
         }
@@ -464,7 +471,7 @@ private:
 
     std::optional<std::chrono::nanoseconds> delay_before_retry(const QueryRun<T>& query, RetryDecision& decision,
                                                                std::uint64_t number, Failure& failure) const {
-        if (failure.reason == Reason::deadline) {
+        if (failure.reason == Reason::deadline && !failure.verdict_error) {
             return std::nullopt;
         }
         auto delay = decision.after(options_.retry, number, failure.error, failure.spared,
@@ -479,7 +486,8 @@ private:
         }
         if (const DeadlineOf<T>* const deadline = query.deadline(); deadline && delay) {
             const auto time = now<T>(state_of(endpoint->line)->context());
-            if (deadline->is_over(time) || *delay >= deadline->left(time)) {
+            const auto closed = endpoint->policies->closed_for(options_.while_open);
+            if (deadline->is_over(time) || std::max(*delay, closed) >= deadline->left(time)) {
                 failure.reason = Reason::deadline;
                 return std::nullopt;
             }

@@ -13,8 +13,9 @@ namespace sluice::detail {
 //
 // A query in backoff leaves its place to another. When the backoff ends it waits in line for a place, ahead of every
 // new query but one that a source has already delivered: new ones only take a place that is free while nothing waits.
-// If the route ends the backoff, the query waits before its next step, or before its result or dead letter. How many
-// queries are away in this way is bounded too; a query beyond that bound keeps its place during its backoff.
+// If the route ends the backoff, the query waits before its next step, or before its result or dead letter; unless it
+// is late, and then it ends without a place. How many queries are away in this way is bounded too; a query beyond that
+// bound keeps its place during its backoff. What a query holds when it ends goes with its result.
 class Window : public ListHook {
 public:
     template <class Executor>
@@ -39,6 +40,9 @@ public:
         }
         return away;
     }
+
+    // The same for a query that has no place; empty if too many are away.
+    Slot permit_absence() noexcept { return backoffs_.try_acquire(); }
 
     void give_back(Slot& place) {
         place.release();

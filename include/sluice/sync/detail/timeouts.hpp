@@ -13,6 +13,7 @@
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -37,7 +38,7 @@ enum class WhenIdle {
 // At a tie the function wins: what is ready when the time is up runs before the call is cancelled. Those that are due
 // at the same time expire in the order in which they began.
 //
-// O(log n) to begin and O(1) to end, among n.
+// O(log n) to begin and to end, among n.
 template <class T>
 class Timeouts final : public ContextBound {
     using Time = typename T::time_point;
@@ -50,7 +51,7 @@ public:
         Entry(const Entry&) = delete;
         Entry& operator=(const Entry&) = delete;
 
-        // Whether the time was up before it ended or was cancelled from outside.
+        // Whether the time was up before it ended.
         bool expired() const noexcept { return expired_; }
 
     protected:
@@ -120,6 +121,7 @@ private:
         template <class Executor>
         explicit TimerOf(Executor coroutine_executor)
             : executor(std::move(coroutine_executor)), timer(executor), post(&Timeouts::post<Executor>) {}
+        TimerOf(const TimerOf& other) : executor(other.executor), timer(executor), post(other.post) {}
 
         typename T::executor_type executor;
         T timer;
@@ -132,23 +134,28 @@ private:
         if (context_gone()) {  // or none yet
             bind_to(executor);
         }
-        if (!timer_) {
-            timer_.emplace(executor);
-        }
-        if (!pending_ || entry.due_ < wakes_at_) {
-            wait_until(entry.due_);
+        if (!timer()) {
+            timer().emplace(executor);
         }
         entries_.insert(entry);
+        if (!pending_ || entry.due_ < wakes_at_) {
+            try {
+                wait_until(entries_.begin()->due_);
+            } catch (...) {
+                static_cast<Hook&>(entry).unlink();
+                throw;
+            }
+        }
     }
 
     void removed() noexcept {
-        if (!entries_.empty() || !pending_ || !timer_ || context_gone()) {
+        if (!entries_.empty() || !pending_ || !timer() || context_gone()) {
             return;
         }
         if (when_idle_ == WhenIdle::cancel) {
             stop();
         } else if (!std::exchange(check_posted_, true)) {
-            timer_->post(*this, &Timeouts::check);
+            timer()->post(*this, &Timeouts::check);
         }
     }
 
@@ -163,7 +170,7 @@ private:
     template <class Executor>
     static void post(Timeouts& timeouts, Step step) {
         auto handler = [self = boost::intrusive_ptr<Timeouts>(&timeouts), step] { ((*self).*step)(); };
-        const auto& executor = timeouts.timer_->executor;
+        const auto& executor = timeouts.timer()->executor;
         if constexpr (requires { executor.template target<Executor>(); }) {
             if (const auto* const typed = executor.template target<Executor>()) {
                 boost::asio::post(*typed, std::move(handler));
@@ -173,29 +180,42 @@ private:
         boost::asio::post(executor, std::move(handler));
     }
 
-    // In place of a wait that is pending.
+    // In place of a wait that is pending, which goes on if this throws.
     void wait_until(Time time) {
-        timer_->timer.expires_after(std::max(left(time), Duration::zero()));
-        timer_->timer.async_wait(boost::asio::deferred)(
-            [self = boost::intrusive_ptr<Timeouts>(this), number = ++waits_](const auto&...) {
+        std::optional<TimerOf>& next = timers_[pending_ ? 1 - current_ : current_];
+        if (pending_) {
+            next.emplace(*timer());
+        }
+        next->timer.expires_after(std::max(left(time), Duration::zero()));
+        next->timer.async_wait(boost::asio::deferred)(
+            [self = boost::intrusive_ptr<Timeouts>(this), number = waits_ + 1](const auto&...) {
                 if (number == self->waits_) {
                     self->on_timer();
                 }
             });
+        ++waits_;
+        if (pending_) {
+            timer().reset();
+            current_ = 1 - current_;
+        }
         wakes_at_ = time;
         pending_ = true;
     }
 
+    std::optional<TimerOf>& timer() noexcept { return timers_[current_]; }
+
     void stop() noexcept {
-        timer_.reset();
+        timer().reset();
         ++waits_;
         pending_ = false;
     }
 
     // The wait has ended: in time, or too early for those that are left.
     void on_timer() {
+        pending_ = false;
         if (is_due()) {
-            timer_->post(*this, &Timeouts::expire);
+            timer()->post(*this, &Timeouts::expire);
+            pending_ = true;
         } else {
             wait_for_first();
         }
@@ -224,16 +244,17 @@ private:
     Duration left(Time time) { return std::chrono::ceil<Duration>(time - now<T>(context())); }
 
     void on_context_gone() noexcept override {
-        timer_.reset();
+        timer().reset();
         pending_ = check_posted_ = false;
     }
 
     const WhenIdle when_idle_;
     boost::intrusive::multiset<Entry, boost::intrusive::constant_time_size<false>> entries_;  // that have not expired
-    std::optional<TimerOf> timer_;  // for as long as there are entries, at least
-    Time wakes_at_{};               // when the timer expires, if it is pending
-    std::uint64_t waits_ = 0;       // the number of the latest
-    bool pending_ = false;          // on_timer() or expire() is going to be called
+    std::array<std::optional<TimerOf>, 2> timers_;  // the current one for as long as there are entries, at least
+    unsigned current_ = 0;
+    Time wakes_at_{};          // when the timer expires, if it is pending
+    std::uint64_t waits_ = 0;  // the number of the latest
+    bool pending_ = false;     // on_timer() or expire() is going to be called
     bool check_posted_ = false;
 };
 
@@ -243,10 +264,9 @@ template <class T>
 typename T::time_point due_after(typename T::time_point begun, std::chrono::nanoseconds timeout) {
     using Time = typename T::time_point;
     constexpr std::chrono::nanoseconds century = std::chrono::hours(24 * 36525);
-    const auto duration = std::chrono::duration_cast<typename T::duration>(
-        std::clamp(timeout, std::chrono::nanoseconds::zero(), century));
-    return begun > Time::max() - duration ? Time::max()
-                                          : std::chrono::time_point_cast<typename Time::duration>(begun + duration);
+    const auto duration =
+        std::chrono::ceil<typename Time::duration>(std::clamp(timeout, std::chrono::nanoseconds::zero(), century));
+    return begun > Time::max() - duration ? Time::max() : begun + duration;
 }
 
 }  // namespace sluice::detail
