@@ -38,6 +38,7 @@
 #include <coroutine>
 #include <csignal>
 #include <cstddef>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <iostream>
@@ -1227,6 +1228,33 @@ TEST_CASE("guide: the limits of a provider", "[readme]") {
     watched.breaker().force_open();
     std::clog.rdbuf(before);
     CHECK(said.str() == "claude: open, forced\n");
+}
+
+TEST_CASE("guide: a line that is too long", "[readme]") {
+    asio::io_context context;
+    const auto executor = sluice::timed_by<sluice::testing::VirtualTimer>(context.get_executor());
+    const sluice::EndpointOptions bounded{
+        .limit = 8, .max_waiting = 100, .max_wait = 5s, .shed_late = true, .order = sluice::LineOrder::furthest_first};
+    sluice::Endpoint chat(executor, "chat", bounded);
+    const auto model = [](const std::string& text) -> asio::awaitable<std::string> {
+        co_await sluice::sleep_for<sluice::testing::VirtualTimer>(3s);
+        co_return text;
+    };
+    const sluice::Stage answer(chat, "answer", model);
+    std::deque<test::Task<sluice::StageResult<std::string>>> tasks;
+    for (int i = 0; i < 110; ++i) {
+        tasks.emplace_back(context.get_executor(), [&] { return answer.run("1", std::string("question")); });
+    }
+    sluice::testing::run(context);
+    std::size_t answered = 0;
+    std::size_t refused = 0;
+    for (auto& task : tasks) {
+        const auto& result = task.value();
+        answered += result.success ? 1U : 0U;
+        refused += result.reason == sluice::Reason::overloaded ? 1U : 0U;
+    }
+    CHECK(answered == 16);  // at 0 s and at 3 s; 2 found the line full, and the others have waited for 5 s
+    CHECK(refused == 94);
 }
 
 TEST_CASE("guide: a query has a timeout", "[readme]") {

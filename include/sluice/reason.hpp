@@ -26,6 +26,8 @@ enum class Reason : std::uint8_t {
         7,  ///< The attempt would have cost more than a burst of the endpoint's rates, so it could never begin.
     breaker_open = 8,  ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
     deadline = 9,      ///< The timeout of the query was over, or would have been before anything else; see Query.
+    overloaded = 10,   ///< The line of the endpoint was full, or the attempt had waited there for too long; see
+                       ///< EndpointOptions::max_waiting.
 };
 
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
@@ -51,6 +53,8 @@ constexpr std::string_view to_string(Reason reason) noexcept {
             return "breaker_open";
         case Reason::deadline:
             return "deadline";
+        case Reason::overloaded:
+            return "overloaded";
     }
     return "unknown";
 }

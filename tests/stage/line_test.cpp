@@ -4,6 +4,7 @@
 #include <sluice/stage/detail/timed_line.hpp>
 
 #include "support/models.hpp"
+#include "support/naive_breaker.hpp"
 #include "support/rate_reference.hpp"
 #include "support/task.hpp"
 
@@ -14,6 +15,7 @@
 #include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/sync/detail/bound_queue.hpp>
+#include <sluice/sync/detail/timeouts.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 #include <sluice/testing/run.hpp>
 
@@ -54,6 +56,7 @@ using sluice::detail::WaitOutcome;
 using test::Task;
 using test::VirtualTimer;
 using Nanoseconds = std::chrono::nanoseconds;
+using Timeouts = sluice::detail::Timeouts<VirtualTimer>;
 using LinePointer = boost::intrusive_ptr<sluice::detail::TimedLine<VirtualTimer>>;
 
 // What a caller does in the line.
@@ -65,6 +68,10 @@ struct Visitor {
     BreakerResult result = BreakerResult::success;
     sluice::WhileOpen while_open = sluice::WhileOpen::hold;
     bool throttled_once = false;  // the first call is refused by the provider, and returns to its old place
+    Nanoseconds retry_after = 1s;
+    std::optional<Nanoseconds> timeout = std::nullopt;  // of its query, from its arrival
+    std::uint16_t steps = 0;                            // which that has completed
+    bool failed_probe = false;
 };
 
 // A line in virtual time, and callers.
@@ -74,9 +81,12 @@ struct LineScene {
     std::deque<Task<>> tasks;
     std::map<std::size_t, std::vector<Nanoseconds>> starts;  // of the calls of each caller
     std::map<std::size_t, std::string> ends;
+    std::map<std::size_t, Nanoseconds> end_times;
     std::vector<BreakerReport> reports;
+    std::optional<Nanoseconds> max_wait;
+    boost::intrusive_ptr<Timeouts> timeouts{new Timeouts(sluice::detail::WhenIdle::cancel_later)};
 
-    explicit LineScene(std::ptrdiff_t limit, sluice::EndpointOptions options = {}) {
+    explicit LineScene(std::ptrdiff_t limit, sluice::EndpointOptions options = {}) : max_wait(options.max_wait) {
         options.limit = limit;
         line = sluice::detail::make_queue<sluice::detail::TimedLine<VirtualTimer>>(
             "Line", context.get_executor(), asio::any_io_executor(context.get_executor()), options);
@@ -102,6 +112,48 @@ struct LineScene {
         }
     }
 
+    void end(std::size_t index, std::string how) {
+        ends[index] = std::move(how);
+        end_times[index] = now();
+    }
+
+    static std::string name_of(const LineEntry& entry) {
+        if (entry.outcome != WaitOutcome::refused) {
+            return entry.outcome == WaitOutcome::aborted ? "aborted" : "closed";
+        }
+        switch (entry.refusal) {
+            case LineEntry::Refusal::too_costly:
+                return "too costly";
+            case LineEntry::Refusal::late:
+                return "late";
+            case LineEntry::Refusal::too_late_to_begin:
+                return "too late to begin";
+            case LineEntry::Refusal::full:
+                return "full";
+            case LineEntry::Refusal::waited:
+                return "waited";
+            default:
+                return "breaker open";
+        }
+    }
+
+    // Waits in the line until then, as a stage does.
+    static asio::awaitable<void> wait_until(LineScene& counter, LineEntry& entry, Nanoseconds until) {
+        const Timeouts::Wait wait(*counter.timeouts, counter.context.get_executor(), VirtualTimer::time_point(until),
+                                  entry);
+        co_await counter.line->wait(entry);
+        bool over = wait.expired() && entry.outcome == WaitOutcome::aborted;
+        if (entry.outcome == WaitOutcome::granted && counter.now() >= until) {
+            counter.line->cancel_call(entry, false);
+            counter.line->give_back();
+            over = true;
+        }
+        if (over) {
+            entry.outcome = WaitOutcome::refused;
+            entry.refusal = until == entry.expires ? LineEntry::Refusal::late : LineEntry::Refusal::waited;
+        }
+    }
+
     static asio::awaitable<void> come(LineScene& counter, std::size_t index, Visitor caller) {
         co_await test::sleep(caller.arrival - counter.now());
         std::uint32_t ticket = 0;
@@ -112,14 +164,26 @@ struct LineScene {
             entry.while_open = caller.while_open;
             entry.ticket = ticket;
             entry.returns = returns;
+            entry.steps = caller.steps;
+            entry.failed_probe = caller.failed_probe;
+            if (caller.timeout) {
+                entry.expires = caller.arrival + *caller.timeout;
+            }
+            if (entry.expires <= counter.now()) {
+                counter.end(index, "late");
+                co_return;
+            }
             if (!counter.line->decide(entry)) {
-                co_await counter.line->wait(entry);
+                const Nanoseconds longest = counter.max_wait ? counter.now() + *counter.max_wait : Nanoseconds::max();
+                const Nanoseconds until = std::min(entry.expires, longest);
+                if (until != Nanoseconds::max()) {
+                    co_await wait_until(counter, entry, until);
+                } else {
+                    co_await counter.line->wait(entry);
+                }
             }
             if (entry.outcome != WaitOutcome::granted) {
-                counter.ends[index] = entry.outcome == WaitOutcome::aborted             ? "aborted"
-                                      : entry.outcome == WaitOutcome::closed            ? "closed"
-                                      : entry.refusal == LineEntry::Refusal::too_costly ? "too costly"
-                                                                                        : "breaker open";
+                counter.end(index, name_of(entry));
                 co_return;
             }
             counter.starts[index].push_back(counter.now());
@@ -128,19 +192,19 @@ struct LineScene {
             } catch (...) {
                 counter.line->cancel_call(entry, true);
                 counter.line->give_back();
-                counter.ends[index] = "cancelled";
+                counter.end(index, "cancelled");
                 throw;
             }
             returns = std::exchange(caller.throttled_once, false);
             ticket = entry.ticket;
             if (returns) {
-                counter.line->pause(1s);  // before its slot is handed on
+                counter.line->pause(caller.retry_after);  // before its slot is handed on
             }
             counter.reports.push_back(
                 counter.line->end(entry, caller.usage, returns ? BreakerResult::ignored : caller.result));
             counter.line->give_back();
             if (!returns) {
-                counter.ends[index] = "done";
+                counter.end(index, "done");
                 co_return;
             }
         }
@@ -354,6 +418,67 @@ TEST_CASE("line: an attempt that was refused by the provider returns to its old 
     CHECK(counter.starts[3] == std::vector<Nanoseconds>{2050ms});
 }
 
+TEST_CASE("line: attempts that begin at once return in the order in which they came", "[line]") {
+    const bool gated = GENERATE(false, true);
+    LineScene counter(2, with_requests(gated ? Rate(1000, 1s, 1000) : Rate::unlimited));
+    counter.start({.call = 20ms, .throttled_once = true});
+    counter.start({.call = 10ms, .throttled_once = true});
+    counter.run_until(5ms);
+    counter.line->set_limit(1);
+    counter.run();
+    CHECK(counter.starts[0].back() < counter.starts[1].back());
+    counter.check_idle();
+}
+
+TEST_CASE("line: those that have completed more steps go first, and of as many, the first", "[line][order]") {
+    sluice::EndpointOptions policies;
+    policies.order = sluice::LineOrder::furthest_first;
+    LineScene counter(1, policies);
+    counter.start({});
+    for (const std::uint16_t steps : std::vector<std::uint16_t>{1, 0, 2, 1, 0, 65535, 2}) {
+        counter.start({.steps = steps});
+    }
+    counter.run();
+    const std::vector<std::size_t> order{0, 6, 3, 7, 1, 4, 2, 5};
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        CHECK(counter.start_of(order[i]) == static_cast<int>(i) * 10ms);
+    }
+    counter.check_idle();
+}
+
+TEST_CASE("line: of those that have failed as probes and have completed more steps none probes ahead of others",
+          "[line][order]") {
+    sluice::EndpointOptions policies;
+    policies.order = sluice::LineOrder::furthest_first;
+    policies.breaker = BreakerOptions{.failure_rate = 1, .minimum_calls = 1, .open_time = 1s, .jitter = 0, .probes = 1};
+    LineScene counter(1, policies);
+    counter.start({.result = BreakerResult::failure});
+    counter.start({.steps = 5, .failed_probe = true});
+    counter.start({.steps = 1});
+    counter.start({.steps = 2});
+    counter.run();
+    CHECK(counter.start_of(3) == 1010ms);
+    CHECK(counter.start_of(1) == 1020ms);
+    CHECK(counter.start_of(2) == 1030ms);
+}
+
+TEST_CASE("line: whoever would be the head of a line that is full leaves the timer to the head", "[line][order]") {
+    sluice::EndpointOptions policies;
+    policies.input_tokens = Rate(100, 1s, 100);
+    policies.max_waiting = 1;
+    policies.order = sluice::LineOrder::furthest_first;
+    LineScene counter(9, policies);
+    counter.start({.cost = {.input_tokens = 60}});
+    counter.start({.arrival = 1ms, .cost = {.input_tokens = 50}});
+    counter.start({.arrival = 2ms, .cost = {.input_tokens = 100}, .steps = 1});
+    counter.start({.arrival = 3ms, .cost = {.input_tokens = 1}, .steps = 1});  // need not wait
+    counter.run();
+    CHECK(counter.ends[2] == "full");
+    CHECK(counter.start_of(3) == 3ms);
+    CHECK(counter.start_of(1) == 110ms);
+    counter.check_idle();
+}
+
 TEST_CASE("line: an open breaker holds the line, and a probe at a time tries", "[line]") {
     sluice::EndpointOptions policies;
     policies.breaker = BreakerOptions{.failure_rate = 1, .minimum_calls = 2, .open_time = 1s, .jitter = 0, .probes = 1};
@@ -417,61 +542,120 @@ namespace {
 class LineSimulation {
 public:
     using Reference = test::ReferenceMeter<std::int64_t>;
+    static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
 
     struct Guest {
-        std::int64_t arrival;
-        std::int64_t call;
-        std::int64_t tokens;
-        std::int64_t used;
-        std::int64_t cancel;  // or never
-        std::int64_t start = -1;
-        bool gone = false;
+        std::int64_t arrival = 0;
+        std::int64_t call = 0;
+        std::int64_t tokens = 0;
+        std::int64_t used = 0;
+        std::int64_t cancel = never;
+        std::int64_t deadline = never;
+        std::int64_t steps = 0;
+        std::int64_t throttled = 0;  // its first call, which pauses the endpoint for that time; 0 if it is not
+        bool trips = false;          // the breaker, if its call ends
+
+        std::vector<std::int64_t> starts = {};
+        std::string end = {};
+        std::int64_t end_time = -1;
+
+        bool calls = false;
+        std::int64_t began = 0;  // to wait
+        test::NaiveBreaker::Call permit = {};
     };
     struct Event {
         std::int64_t time;
         enum class Kind { pause, limit, rate, open, reset } kind;
         std::int64_t value;
     };
-    static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
 
     std::vector<Guest> guests;
     std::vector<Event> events;
     Reference meter;
+    std::optional<test::NaiveBreaker> breaker;
     std::int64_t limit = 1;
+    std::int64_t max_waiting = never;
+    std::int64_t max_wait = never;
+    bool sheds = false;
+    bool furthest_first = false;
 
     void run() {
-        std::int64_t now = 0;
-        for (;;) {
-            handle(now);
+        for (Guest& guest : guests) {
+            guest.began = guest.arrival;
+        }
+        for (std::int64_t now = 0; now != never; now = next_instant(now)) {
+            for (const Event& event : events) {
+                if (event.time == now) {
+                    apply(event, now);
+                }
+            }
+            for (Guest& guest : guests) {
+                if (guest.calls && std::min(guest.starts.back() + guest.call, guest.cancel) == now) {
+                    end_call(guest, now);
+                } else if (waits(guest, now)) {
+                    leave_in_time(guest, now);
+                }
+            }
             grant(now);
-            const std::int64_t next = next_event(now);
-            const std::int64_t due = next_due(now, next);
-            now = std::min(next, due);
-            if (now == never) {
-                return;
+            for (Guest& guest : guests) {
+                if (guest.arrival == now && waits(guest, now) && waiting(now) > max_waiting) {
+                    leave(guest, "full", now);
+                }
             }
         }
     }
 
 private:
-    static bool ends_at(const Guest& guest, std::int64_t time) {
-        return guest.start >= 0 && std::min(guest.start + guest.call, guest.cancel) == time;
+    static bool waits(const Guest& guest, std::int64_t now) {
+        return guest.arrival <= now && guest.end.empty() && !guest.calls;
     }
 
-    void handle(std::int64_t now) {
-        for (const Event& event : events) {
-            if (event.time == now) {
-                apply(event, now);
-            }
+    std::int64_t waiting(std::int64_t now) const {
+        return std::ranges::count_if(guests, [&](const Guest& guest) { return waits(guest, now); });
+    }
+
+    static void leave(Guest& guest, const char* how, std::int64_t now) {
+        guest.end = how;
+        guest.end_time = now;
+        guest.calls = false;
+    }
+
+    std::int64_t longest_wait(const Guest& guest) const { return max_wait == never ? never : guest.began + max_wait; }
+
+    // Whoever cannot begin before it is late leaves, even before it is.
+    void leave_in_time(Guest& guest, std::int64_t now) const {
+        const std::int64_t half_open = breaker->earliest(now);
+        if (guest.cancel == now) {
+            leave(guest, "aborted", now);
+        } else if (guest.deadline <= std::max({now, meter.paused_until, half_open})) {
+            leave(guest, "late", now);
+        } else if (longest_wait(guest) <= now) {
+            leave(guest, "waited", now);
         }
-        for (Guest& guest : guests) {
-            if (!guest.gone && ends_at(guest, now)) {
-                guest.gone = true;
-                --active_;
-                const bool cancelled = guest.cancel <= guest.start + guest.call;
-                meter.add(1, guest.tokens - (cancelled ? guest.tokens : guest.used), now);
-            } else if (!guest.gone && guest.start < 0 && guest.cancel == now) {
-                guest.gone = true;
+    }
+
+    void end_call(Guest& guest, std::int64_t now) {
+        using Result = test::NaiveBreaker::Result;
+        const bool cancelled = guest.cancel == now;
+        const bool throttled = !cancelled && guest.throttled != 0 && guest.starts.size() == 1;
+        if (throttled) {
+            meter.pause(now + guest.throttled, now);
+        }
+        meter.add(1, cancelled ? 0 : guest.tokens - guest.used, now);
+        const Result result = cancelled || throttled ? Result::ignored : guest.trips ? Result::trips : Result::success;
+        breaker->end(guest.permit, result, now);
+        if (result == Result::success) {
+            times_.push_back(now - guest.starts.back());
+        }
+        if (throttled) {
+            guest.calls = false;
+            guest.began = now;
+        } else {
+            leave(guest, cancelled ? "cancelled" : "done", now);
+        }
+        for (Guest& other : guests) {
+            if (waits(other, now)) {
+                leave_in_time(other, now);
             }
         }
     }
@@ -488,10 +672,10 @@ private:
                 meter.set(0, {{event.value, 1'000'000, event.value}}, now);
                 break;
             case Event::Kind::open:
-                open_ = true;
+                breaker->force_open(now);
                 break;
             case Event::Kind::reset:
-                open_ = false;
+                breaker->close(now, false);
                 break;
         }
     }
@@ -499,28 +683,59 @@ private:
     Guest* head(std::int64_t now) {
         Guest* first = nullptr;
         for (Guest& guest : guests) {
-            if (!guest.gone && guest.start < 0 && guest.arrival <= now &&
-                (first == nullptr || guest.arrival < first->arrival)) {
+            if (waits(guest, now) && (first == nullptr || rank(guest) < rank(*first))) {
                 first = &guest;
             }
         }
         return first;
     }
 
+    std::pair<std::int64_t, std::int64_t> rank(const Guest& guest) const {
+        return {furthest_first ? -guest.steps : 0, guest.arrival};
+    }
+
+    bool has_slot() const {
+        return std::ranges::count_if(guests, [](const Guest& guest) { return guest.calls; }) < limit;
+    }
+
+    // The time that a call takes, or 0.
+    std::int64_t median() const {
+        if (!sheds || times_.size() < 20) {
+            return 0;
+        }
+        std::vector<std::int64_t> last(times_.end() - std::min<std::ptrdiff_t>(64, std::ssize(times_)), times_.end());
+        std::ranges::sort(last);
+        return last[(last.size() - 1) / 2];
+    }
+
+    bool may_begin(const Guest& guest, std::int64_t now) const {
+        return meter.can_pay({1, guest.tokens, 0}, now) && breaker->may_begin(now);
+    }
+    bool is_hopeless(const Guest& guest, std::int64_t now) const {
+        return guest.deadline != never && guest.deadline - now < median();
+    }
+
     void grant(std::int64_t now) {
         for (;;) {
             Guest* const first = head(now);
-            if (first == nullptr || active_ >= limit || open_ || !meter.can_pay({1, first->tokens, 0}, now)) {
+            if (first == nullptr || !has_slot()) {
                 return;
             }
-            first->start = now;
-            ++active_;
-            meter.add(0, -1, now);
-            meter.add(1, -first->tokens, now);
+            if (is_hopeless(*first, now)) {
+                leave(*first, "too late to begin", now);
+            } else if (may_begin(*first, now)) {
+                first->calls = true;
+                first->starts.push_back(now);
+                first->permit = breaker->begin(now);
+                meter.add(0, -1, now);
+                meter.add(1, -first->tokens, now);
+            } else {
+                return;
+            }
         }
     }
 
-    std::int64_t next_event(std::int64_t now) const {
+    std::int64_t next_instant(std::int64_t now) {
         std::int64_t next = never;
         const auto consider = [&](std::int64_t time) {
             if (time > now) {
@@ -531,135 +746,222 @@ private:
             consider(event.time);
         }
         for (const Guest& guest : guests) {
-            if (guest.gone) {
-                continue;
+            if (guest.end.empty()) {
+                consider(guest.arrival);
+                consider(guest.cancel);
+                consider(guest.deadline);
+                consider(longest_wait(guest));
+                consider(guest.calls ? guest.starts.back() + guest.call : never);
             }
-            consider(guest.arrival);
-            consider(guest.cancel);
-            if (guest.start >= 0) {
-                consider(guest.start + guest.call);
-            }
+        }
+        if (const Guest* const first = head(now); first != nullptr && has_slot()) {
+            consider(first_time(now, next, [&](std::int64_t time) { return may_begin(*first, time); }));
+            consider(first_time(now, next, [&](std::int64_t time) { return is_hopeless(*first, time); }));
         }
         return next;
     }
 
-    // The first time before `end` at which the head can pay.
-    std::int64_t next_due(std::int64_t now, std::int64_t end) {
-        Guest* const first = head(now);
-        if (first == nullptr || active_ >= limit || open_) {
-            return never;
-        }
+    // The first time up to `end` from which on something holds.
+    static std::int64_t first_time(std::int64_t now, std::int64_t end, const auto& holds) {
         std::int64_t low = now;
         std::int64_t high = std::min(end, now + 1'000'000'000);
-        const auto pays = [&](std::int64_t time) { return meter.can_pay({1, first->tokens, 0}, time); };
-        if (!pays(high)) {
+        if (!holds(high)) {
             return never;
         }
         while (high - low > 1) {
             const std::int64_t middle = low + (high - low) / 2;
-            (pays(middle) ? high : low) = middle;
+            (holds(middle) ? high : low) = middle;
         }
         return high;
     }
 
-    std::int64_t active_ = 0;
-    bool open_ = false;
+    std::vector<std::int64_t> times_;  // of the calls that succeeded
+};
+
+// Draws a pattern for the simulation, and the same for a line.
+struct LinePattern {
+    using Event = LineSimulation::Event;
+
+    LineSimulation simulation;
+    sluice::EndpointOptions policies;
+    std::multimap<std::int64_t, std::function<void(LineScene&)>> acts;
+
+    explicit LinePattern(std::mt19937_64& random) : random_(random), many_(one_in(8)) {
+        simulation.limit = many_ ? from(3, 6) : from(1, 4);
+        const std::int64_t requests = many_ ? from(15, 40) : from(1, 9);
+        const std::int64_t tokens = from(10, 99);
+        burst_ = from(5, tokens);
+        policies.requests = Rate(requests, 1ms, requests);
+        policies.input_tokens = Rate(tokens, 1ms, burst_);
+        simulation.meter.set(0, {{requests, 1'000'000, requests}}, 0);
+        simulation.meter.set(1, {{tokens, 1'000'000, burst_}}, 0);
+        draw_breaker();
+        draw_queue_bound();
+        for (std::int64_t i = many_ ? from(35, 50) : from(1, 14); i > 0; --i) {
+            draw_guest();
+        }
+        for (std::int64_t i = from(0, 5); i > 0; --i) {
+            draw_event();
+        }
+        std::ranges::sort(simulation.events, {}, &Event::time);
+    }
+
+    static Visitor visitor_of(const LineSimulation::Guest& guest) {
+        Visitor visitor{.arrival = Nanoseconds(guest.arrival),
+                        .call = Nanoseconds(guest.call),
+                        .cost = {.input_tokens = guest.tokens},
+                        .usage = Cost{.input_tokens = guest.used},
+                        .result = guest.trips ? BreakerResult::trips : BreakerResult::success,
+                        .throttled_once = guest.throttled != 0,
+                        .retry_after = Nanoseconds(guest.throttled),
+                        .steps = static_cast<std::uint16_t>(guest.steps)};
+        if (guest.deadline != LineSimulation::never) {
+            visitor.timeout = Nanoseconds(guest.deadline - guest.arrival);
+        }
+        return visitor;
+    }
+
+private:
+    std::int64_t from(std::int64_t low, std::int64_t high) {
+        return std::uniform_int_distribution<std::int64_t>(low, high)(random_);
+    }
+    bool one_in(std::int64_t n) { return from(1, n) == 1; }
+
+    void draw_breaker() {
+        const std::int64_t open = from(1, 1'000'000);
+        const std::int64_t probes = from(1, 2);
+        policies.breaker = BreakerOptions{.minimum_calls = 1000,
+                                          .open_time = Nanoseconds(open),
+                                          .open_cap = Nanoseconds(3 * open),
+                                          .jitter = 0,
+                                          .probes = static_cast<int>(probes)};
+        simulation.breaker.emplace(test::NaiveBreaker::Settings{.failure_percent = 50,
+                                                                .minimum = 1000,
+                                                                .tenth = 3'000'000'000,
+                                                                .last = 0,
+                                                                .slow = 0,
+                                                                .slow_percent = 50,
+                                                                .open = open,
+                                                                .cap = 3 * open,
+                                                                .probes = probes});
+    }
+
+    void draw_queue_bound() {
+        if (one_in(many_ ? 9 : 3)) {
+            simulation.max_waiting = from(0, 4);
+            policies.max_waiting = simulation.max_waiting;
+        }
+        if (one_in(3)) {
+            simulation.max_wait = from(1, 3'000'000);
+            policies.max_wait = Nanoseconds(simulation.max_wait);
+        }
+        policies.shed_late = simulation.sheds = many_ || one_in(3);
+        simulation.furthest_first = one_in(2);
+        policies.order = simulation.furthest_first ? sluice::LineOrder::furthest_first : sluice::LineOrder::first_come;
+    }
+
+    void draw_guest() {
+        LineSimulation::Guest guest{.arrival = from(1, 4'000'000),
+                                    .call = from(1, many_ ? 300'000 : 2'000'000),
+                                    .tokens = from(0, many_ ? 3 : burst_),
+                                    .used = from(0, many_ ? 3 : 60),
+                                    .steps = from(0, 2)};
+        if (one_in(many_ ? 20 : 5)) {
+            guest.cancel = guest.arrival + from(1, 4'000'000);
+        }
+        if (one_in(3)) {
+            guest.deadline = guest.arrival + from(1, many_ ? 500'000 : 4'000'000);
+        }
+        if (one_in(many_ ? 50 : 8)) {
+            guest.throttled = from(1, 1'000'000);
+        }
+        guest.trips = one_in(many_ ? 50 : 8);
+        simulation.guests.push_back(guest);
+    }
+
+    void draw_event() {
+        const auto kind = static_cast<Event::Kind>(from(0, 3));
+        const std::int64_t time = from(1, 6'000'000);
+        const std::int64_t value = kind == Event::Kind::pause ? from(1, 3'000'000) : from(1, 6);
+        add({time, kind, value});
+        if (kind == Event::Kind::open) {
+            add({time + from(1, 1'000'000), Event::Kind::reset, 0});
+        }
+    }
+
+    void add(const Event& event) {
+        simulation.events.push_back(event);
+        acts.emplace(event.time, [event](LineScene& scene) { act(*scene.line, event); });
+    }
+
+    static void act(Line& line, const Event& event) {
+        switch (event.kind) {
+            case Event::Kind::pause:
+                line.pause(Nanoseconds(event.value));
+                break;
+            case Event::Kind::limit:
+                line.set_limit(event.value);
+                break;
+            case Event::Kind::rate:
+                line.set_rate(Rate::requests, Rate(event.value, 1ms, event.value));
+                break;
+            case Event::Kind::open:
+                line.change_breaker(&sluice::detail::BreakerState::force_open);
+                break;
+            case Event::Kind::reset:
+                line.change_breaker(&sluice::detail::BreakerState::reset);
+                break;
+        }
+    }
+
+    std::mt19937_64& random_;
+    const bool many_;  // guests, so that it is known how long a call takes
+    std::int64_t burst_ = 0;
 };
 
 }  // namespace
 
-TEST_CASE("line: an independent simulation grants at the same nanosecond", "[line][simulation]") {
+TEST_CASE("line: an independent simulation grants and refuses at the same nanosecond", "[line][simulation]") {
     std::mt19937_64 random(20261126);
-    const auto from = [&](std::int64_t low, std::int64_t high) {
-        return std::uniform_int_distribution<std::int64_t>(low, high)(random);
-    };
-    using Event = LineSimulation::Event;
+    std::map<std::string, int> ends;
+    int returned = 0;
     for (int pattern = 0; pattern < 10'000; ++pattern) {
         CAPTURE(pattern);
-        LineSimulation simulation;
-        simulation.limit = from(1, 4);
-        const std::int64_t requests = from(1, 9);
-        const std::int64_t tokens = from(10, 99);
-        const std::int64_t burst = from(5, tokens);
-        sluice::EndpointOptions policies;
-        policies.requests = Rate(requests, 1ms, requests);
-        policies.input_tokens = Rate(tokens, 1ms, burst);
-        policies.breaker = BreakerOptions{};
-        simulation.meter.set(0, {{requests, 1'000'000, requests}}, 0);
-        simulation.meter.set(1, {{tokens, 1'000'000, burst}}, 0);
-        LineScene counter(simulation.limit, policies);
-
-        const std::int64_t count = from(1, 14);
-        for (std::int64_t i = 0; i < count; ++i) {
-            LineSimulation::Guest guest{.arrival = from(1, 4'000'000),
-                                        .call = from(1, 2'000'000),
-                                        .tokens = from(0, burst),
-                                        .used = from(0, 60),
-                                        .cancel = LineSimulation::never};
-            if (from(0, 4) == 0) {
-                guest.cancel = guest.arrival + from(1, 4'000'000);
-            }
-            simulation.guests.push_back(guest);
-        }
-        for (std::int64_t i = from(0, 5); i > 0; --i) {
-            const auto kind = static_cast<Event::Kind>(from(0, 3));
-            const std::int64_t time = from(1, 6'000'000);
-            const std::int64_t value = kind == Event::Kind::pause ? from(1, 3'000'000) : from(1, 6);
-            simulation.events.push_back({time, kind, value});
-            if (kind == Event::Kind::open) {
-                simulation.events.push_back({time + from(1, 1'000'000), Event::Kind::reset, 0});
-            }
-        }
-        std::ranges::sort(simulation.events, {}, &Event::time);
-
-        std::multimap<std::int64_t, std::function<void()>> acts;
-        for (const Event& event : simulation.events) {
-            acts.emplace(event.time, [&line = *counter.line, event] {
-                switch (event.kind) {
-                    case Event::Kind::pause:
-                        line.pause(Nanoseconds(event.value));
-                        break;
-                    case Event::Kind::limit:
-                        line.set_limit(event.value);
-                        break;
-                    case Event::Kind::rate:
-                        line.set_rate(Rate::requests, Rate(event.value, 1ms, event.value));
-                        break;
-                    case Event::Kind::open:
-                        line.change_breaker(&sluice::detail::BreakerState::force_open);
-                        break;
-                    case Event::Kind::reset:
-                        line.change_breaker(&sluice::detail::BreakerState::reset);
-                        break;
-                }
-            });
-        }
-        for (const auto& guest : simulation.guests) {
-            const std::size_t index = counter.start({.arrival = Nanoseconds(guest.arrival),
-                                                     .call = Nanoseconds(guest.call),
-                                                     .cost = {.input_tokens = guest.tokens},
-                                                     .usage = Cost{.input_tokens = guest.used}});
+        LinePattern drawn(random);
+        LineScene counter(drawn.simulation.limit, drawn.policies);
+        for (const auto& guest : drawn.simulation.guests) {
+            const std::size_t index = counter.start(LinePattern::visitor_of(guest));
             if (guest.cancel != LineSimulation::never) {
-                acts.emplace(guest.cancel, [&counter, index] { counter.tasks[index].cancel(); });
+                drawn.acts.emplace(guest.cancel, [index](LineScene& scene) { scene.tasks[index].cancel(); });
             }
         }
-        const Task<> director(counter.context.get_executor(), [&acts, &counter]() -> asio::awaitable<void> {
-            for (const auto& [time, act] : acts) {
+        const Task<> director(counter.context.get_executor(), [&drawn, &counter]() -> asio::awaitable<void> {
+            for (const auto& [time, act] : drawn.acts) {
                 co_await test::sleep(Nanoseconds(time) - counter.now());
-                act();
+                act(counter);
             }
         });
         counter.run();
-        simulation.run();
+        drawn.simulation.run();
 
-        for (std::size_t i = 0; i < simulation.guests.size(); ++i) {
+        for (std::size_t i = 0; i < drawn.simulation.guests.size(); ++i) {
             CAPTURE(i);
-            const std::int64_t expected = simulation.guests[i].start;
-            const auto found = counter.starts.find(i);
-            REQUIRE((found == counter.starts.end() ? -1 : found->second.front().count()) == expected);
+            const LineSimulation::Guest& expected = drawn.simulation.guests[i];
+            std::vector<std::int64_t> starts;
+            for (const Nanoseconds start : counter.starts[i]) {
+                starts.push_back(start.count());
+            }
+            REQUIRE(starts == expected.starts);
+            REQUIRE(counter.ends[i] == expected.end);
+            REQUIRE(counter.end_times[i].count() == expected.end_time);
+            ++ends[expected.end];
+            returned += expected.starts.size() > 1 ? 1 : 0;
         }
-        REQUIRE(counter.line->waiting() == 0);
-        REQUIRE(counter.line->active() == 0);
-        REQUIRE(counter.line->meter().is_balanced());
+        counter.check_idle();
     }
+    for (const char* const end : {"done", "cancelled", "aborted", "late", "waited", "full", "too late to begin"}) {
+        CAPTURE(end);
+        CHECK(ends[end] > 500);
+    }
+    CHECK(returned > 500);
 }

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <stdexcept>
-#include <string>
 
 namespace sluice {
 
@@ -14,13 +13,16 @@ namespace sluice {
 class DeadlineError : public std::runtime_error {
 public:
     /// @param timeout That of the query.
-    explicit DeadlineError(std::chrono::nanoseconds timeout) : std::runtime_error(message(timeout)) {}
+    explicit DeadlineError(std::chrono::nanoseconds timeout)
+        : std::runtime_error("the query's timeout of " + detail::in_milliseconds(timeout) + " is over") {}
 
-private:
-    static std::string message(std::chrono::nanoseconds timeout) {
-        const double milliseconds = std::chrono::duration<double, std::milli>(timeout).count();
-        return "the query's timeout of " + detail::format_number(milliseconds) + " ms is over";
-    }
+    /// The same, for a query that is refused before that since it could not be done in time; see
+    /// EndpointOptions::shed_late.
+    /// @param timeout That of the query.
+    /// @param call_time The time that a call takes.
+    DeadlineError(std::chrono::nanoseconds timeout, std::chrono::nanoseconds call_time)
+        : std::runtime_error("too little is left of the query's timeout of " + detail::in_milliseconds(timeout) +
+                             ": a call takes " + detail::in_milliseconds(call_time)) {}
 };
 
 }  // namespace sluice

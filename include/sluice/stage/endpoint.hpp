@@ -54,7 +54,8 @@ private:
 };
 
 /// One model behind one account: a name, its limits, and the line of those that wait for a slot, strictly first
-/// come, first served. Stages that call the same model share its endpoint, and so its limit.
+/// come, first served, unless EndpointOptions::order says otherwise. Stages that call the same model share its
+/// endpoint, and so its limit.
 ///
 /// The time that a query spends in the line is queue time; the timeout of an attempt begins with its slot. A model
 /// function that runs a stage of the same endpoint waits for a slot while it holds one; see Stage.
@@ -67,7 +68,11 @@ private:
 ///
 /// A RetryBudget bounds how many of its stage runs are retries at once.
 ///
-/// Each of these costs O(1) for an attempt; one that returns to its place, O(those before it).
+/// The line may have a bound: EndpointOptions::max_waiting, max_wait and shed_late say who fails instead of waiting.
+/// Whoever does has taken nothing.
+///
+/// Each of these costs O(1) for an attempt; one that returns to its place, O(those before it); with
+/// LineOrder::furthest_first, O(those that it overtakes).
 ///
 /// Copies are handles to the same endpoint. It lives until the last copy and the last Stage made of it are gone and no
 /// query runs in one.

@@ -18,7 +18,6 @@
 #include <chrono>
 #include <exception>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -27,13 +26,8 @@ namespace sluice {
 /// Thrown by with_timeout() when the time is up, and the error of an attempt of a Stage that took too long.
 class TimeoutError : public std::runtime_error {
 public:
-    explicit TimeoutError(std::chrono::nanoseconds timeout) : std::runtime_error(message(timeout)) {}
-
-private:
-    static std::string message(std::chrono::nanoseconds timeout) {
-        const double milliseconds = std::chrono::duration<double, std::milli>(timeout).count();
-        return "timed out after " + detail::format_number(milliseconds) + " ms";
-    }
+    explicit TimeoutError(std::chrono::nanoseconds timeout)
+        : std::runtime_error("timed out after " + detail::in_milliseconds(timeout)) {}
 };
 
 namespace detail {

@@ -28,7 +28,10 @@ struct StepTarget {
 
     void begins() noexcept { --run.not_begun; }
     bool is_filled() const noexcept { return field.has_value(); }
-    static Returned skipped() noexcept { return Returned(); }
+    Returned skipped() noexcept {
+        run.place.end_step();
+        return Returned();
+    }
 
     QueryRun<T>& query() noexcept { return clock; }
     StageResult<> result() const { return StageResult<>(run.result.query.id, stage.name()); }
@@ -40,6 +43,9 @@ struct StepTarget {
     }
     void ended(StageResult<>& result) {
         const bool success = result.success;
+        if (success) {
+            run.place.end_step();
+        }
         const std::int32_t index = run.add(std::move(result));
         failed = success ? -1 : index;
     }

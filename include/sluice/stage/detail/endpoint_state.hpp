@@ -49,6 +49,12 @@ inline void require_valid(const std::string& owner, const EndpointOptions& optio
     if (options.retry_budget) {
         require_valid(owner, *options.retry_budget);
     }
+    if (options.max_waiting) {
+        require(*options.max_waiting >= 0, owner, "max_waiting must not be negative", *options.max_waiting);
+    }
+    if (options.max_wait) {
+        require(options.max_wait->count() > 0, owner, "max_wait must be positive", options.max_wait->count(), " ns");
+    }
 }
 
 // What the handles to one endpoint share.

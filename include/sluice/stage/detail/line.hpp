@@ -5,6 +5,7 @@
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
+#include <sluice/stage/detail/call_times.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/endpoint_observer.hpp>
@@ -18,7 +19,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -38,18 +41,23 @@ struct LineEntry : Waiter {
     Cost cost;
     WhileOpen while_open = WhileOpen::hold_unless_exhausted;
     bool failed_probe = false;  // an attempt before did
+    std::uint16_t steps = 0;    // which its query has completed
 
     // When it will be late, on the clock of the line.
     std::chrono::nanoseconds expires = std::chrono::nanoseconds::max();
 
-    // When it has been granted a slot: what was taken for it at that instant.
+    // When it has been granted a slot: when, and what was taken for it at that instant.
+    std::chrono::nanoseconds granted{0};
     boost::intrusive_ptr<Line> line;
     Charge charge;
     BreakerPermit<BreakerState*> call;
 
     // Otherwise, if it was refused, why.
-    enum class Refusal : std::uint8_t { none, too_costly, breaker_open, late };
+    enum class Refusal : std::uint8_t { none, too_costly, breaker_open, late, too_late_to_begin, full, waited };
     Refusal refusal = Refusal::none;
+
+    // Whether it was refused for its time.
+    bool is_late() const noexcept { return refusal == Refusal::late || refusal == Refusal::too_late_to_begin; }
 };
 
 // The line of an endpoint: a semaphore whose slot, rates, pause and breaker are granted together, to the head of the
@@ -58,6 +66,7 @@ struct LineEntry : Waiter {
 //
 //     due = max(rates, end of the pause, breaker)
 //     while something waits and a slot is free: if the head is due, grant; otherwise arm the timer for when it is
+//     (and if the head could not be done in time any more, refuse it, and go on with the next)
 //
 // This is done again whenever one of these may have changed: a waiter enters or is cancelled, a slot comes back, the
 // timer expires, a limit, a rate or the pause changes, a call is settled or reported to the breaker.
@@ -67,6 +76,9 @@ struct LineEntry : Waiter {
 // is cancelled between its grant and its resumption.
 //
 // An attempt that the provider has refused may return to its old place, which its ticket says.
+//
+// If those that have completed more steps go first, whoever comes is placed ahead of all that have completed fewer. So
+// the head is the first to be granted here too.
 //
 // The observer is called last in each operation, since it may begin any other, and drop the last reference to the line.
 //
@@ -87,12 +99,21 @@ public:
         if (options.retry_budget) {
             retry_budget_.emplace(*options.retry_budget);
         }
+        if (options.shed_late) {
+            call_times_.emplace();
+        }
+        if (options.max_waiting) {
+            max_waiting_ = static_cast<std::size_t>(*options.max_waiting);
+        }
+        max_wait_ = options.max_wait;
+        furthest_first_ = options.order == LineOrder::furthest_first;
         check_policies();
         set_gated(is_limited_);
     }
 
     // Whether an attempt must be a LineEntry, since it may cost more than one request, is reported to the breaker, or
-    // may be refused; or its stage run a BudgetedRun, since there is a retry budget.
+    // may be refused a place in the line or have one ahead of others; or its stage run a BudgetedRun, since there is a
+    // retry budget.
     bool needs_entries() const noexcept { return has_policies_ || gated(); }
 
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
@@ -115,11 +136,15 @@ public:
             if (waiting() != 0 || active() >= limit() || due(entry.cost, time) > time) {
                 return false;
             }
+            if (is_too_late(entry, time)) {
+                entry.outcome = WaitOutcome::refused;
+                return true;
+            }
             debit(entry, time);  // nobody waits who might have to be refused now
         }
         entry.outcome = WaitOutcome::granted;
         if (!entry.returns) {
-            entry.ticket = last_ticket_;
+            entry.ticket = ++last_ticket_;
         }
         tell_of_breaker();
         return true;
@@ -127,8 +152,10 @@ public:
 
     // `expires` of an entry, which may wait, has been set to an earlier time.
     void refuse_if_late(LineEntry& entry) noexcept {
-        if (entry.outcome == WaitOutcome::waiting && gated() && refuses(entry, now())) {
-            wake(entry, WaitOutcome::refused);
+        if (entry.outcome == WaitOutcome::waiting && gated()) {
+            if (refuses(entry, now())) {
+                wake(entry, WaitOutcome::refused);
+            }
             hand_over();
         }
     }
@@ -140,6 +167,9 @@ public:
         }
         const Time time = now();
         meter_.settle(entry.charge, usage.value_or(entry.charge.granted), time);
+        if (call_times_ && result == BreakerResult::success) {
+            call_times_->add(time - entry.granted);
+        }
         BreakerReport report;
         if (entry.call) {
             report = entry.call.report(result, time);
@@ -219,7 +249,14 @@ public:
     // Null if there is none.
     RetryBudgetState* retry_budget() noexcept { return retry_budget_ ? &*retry_budget_ : nullptr; }
 
-    // The ticket of whoever entered last. One that is granted a slot at once, without a wait, has the same.
+    // How many may wait, and for how long.
+    std::size_t max_waiting() const noexcept { return max_waiting_; }
+    const std::optional<Time>& max_wait() const noexcept { return max_wait_; }
+
+    // The time that a call takes, as far as it is known and asked for; 0 otherwise.
+    Time call_time() const noexcept { return call_times_ ? call_times_->median() : Time(0); }
+
+    // The ticket of whoever entered last. That of one that was granted a slot of an open line without a LineEntry.
     std::uint32_t last_ticket() const noexcept { return last_ticket_; }
 
     virtual Time now() noexcept = 0;
@@ -242,17 +279,24 @@ protected:
     }
 
     void line_up(IntrusiveList<Waiter>& waiting, Waiter& waiter) noexcept override {
+        const auto comes_after = [&](const Waiter& other) { return goes_before(waiter, other); };
         if (waiter.returns) {
-            waiting.insert(waiter, [&](const Waiter& other) {
-                return static_cast<std::int32_t>(other.ticket - waiter.ticket) > 0;  // the numbers may wrap around
-            });
+            waiting.insert(waiter, comes_after);
         } else {
             waiter.ticket = ++last_ticket_;
-            waiting.push_back(waiter);
+            waiting.insert_back(waiter, comes_after);
         }
         if (gated()) {
-            hand_over();
+            grant_what_is_due();
         }
+        if (waiter.outcome == WaitOutcome::waiting && !waiter.returns && this->waiting() > max_waiting_) {
+            static_cast<LineEntry&>(waiter).refusal = LineEntry::Refusal::full;
+            wake(waiter, WaitOutcome::refused);
+            if (gated()) {
+                grant_what_is_due();  // the timer may be that of this one
+            }
+        }
+        tell_of_breaker();
     }
 
     void on_cancel(Waiter& waiter) noexcept override {
@@ -275,8 +319,12 @@ private:
         while (waiting() != 0 && active() < limit()) {
             const Time time = now();
             Waiter& head = next();
-            const Time at = due(cost_of(head), time);
-            if (at > time) {
+            if (head.is_line_entry && is_too_late(static_cast<LineEntry&>(head), time)) {
+                wake(head, WaitOutcome::refused);
+                continue;
+            }
+            if (Time at = due(cost_of(head), time); at > time) {
+                at = std::min(at, too_late_from(head));
                 at == Time::max() ? disarm() : arm(at);
                 return;
             }
@@ -316,10 +364,20 @@ private:
         return longest_waiting();
     }
 
+    // Whether it waits ahead of the other. Tickets may wrap around.
+    bool goes_before(const Waiter& waiter, const Waiter& other) const noexcept {
+        const int more = furthest_first_ ? steps_of(waiter) - steps_of(other) : 0;
+        return more > 0 || (more == 0 && static_cast<std::int32_t>(other.ticket - waiter.ticket) > 0);
+    }
+
+    static int steps_of(const Waiter& waiter) noexcept {
+        return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).steps : 0;
+    }
+
     void check_policies() noexcept {
-        is_limited_ = breaker_ || meter_.periods(Rate::requests) != 0 || meter_.periods(Rate::input_tokens) != 0 ||
-                      meter_.periods(Rate::output_tokens) != 0;
-        has_policies_ = is_limited_ || retry_budget_;
+        is_limited_ = breaker_ || call_times_ || meter_.periods(Rate::requests) != 0 ||
+                      meter_.periods(Rate::input_tokens) != 0 || meter_.periods(Rate::output_tokens) != 0;
+        has_policies_ = is_limited_ || retry_budget_ || max_waiting_ != any_number || max_wait_ || furthest_first_;
     }
 
     static Cost cost_of(const Waiter& waiter) noexcept {
@@ -336,6 +394,7 @@ private:
         const Charge charge = meter_.debit(cost_of(waiter), time);
         if (waiter.is_line_entry) {
             auto& entry = static_cast<LineEntry&>(waiter);
+            entry.granted = time;
             entry.line = this;
             entry.charge = charge;
             if (breaker_) {
@@ -367,6 +426,22 @@ private:
         return until;
     }
 
+    // From when on an attempt could not be done in time: when less than the time that a call takes is left of the
+    // timeout of its query, or of the grace of a drain.
+    Time too_late_from(const Waiter& waiter) const noexcept {
+        const Time expires = waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).expires : Time::max();
+        return call_time() == Time(0) || expires == Time::max() ? Time::max() : expires - call_time() + Time(1);
+    }
+
+    // Refuses an entry for which that is so.
+    bool is_too_late(LineEntry& entry, Time time) const noexcept {
+        if (time < too_late_from(entry)) {
+            return false;
+        }
+        entry.refusal = time < entry.expires ? LineEntry::Refusal::too_late_to_begin : LineEntry::Refusal::late;
+        return true;
+    }
+
     // Refuses an entry that will never be due, or not in time, or does not wait for the breaker.
     bool refuses(LineEntry& entry, Time time) const noexcept {
         if (!meter_.is_affordable(entry.cost)) {
@@ -385,16 +460,22 @@ private:
                 WaitOutcome::refused);
     }
 
+    static constexpr std::size_t any_number = std::numeric_limits<std::size_t>::max();
+
     const SharedString name_;
     EndpointObserver* const observer_;
     RateMeter meter_;
     std::optional<BreakerState> breaker_;
     std::optional<RetryBudgetState> retry_budget_;
+    std::optional<CallTimes> call_times_;  // if queries are refused that could not be done in time
+    std::size_t max_waiting_ = any_number;
+    std::optional<Time> max_wait_;
     std::uint64_t told_generation_ = 0;  // of the breaker
     BreakerStatus::State told_state_ = BreakerStatus::closed;
     std::uint64_t closings_ = 0;
     std::uint32_t last_ticket_ = 0;
-    bool is_limited_ = false;  // by rates or the breaker
+    bool furthest_first_ = false;
+    bool is_limited_ = false;  // by rates, the breaker, or the time that calls take
     bool has_policies_ = false;
 };
 

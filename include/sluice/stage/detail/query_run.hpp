@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -104,6 +105,13 @@ public:
     void end_one() noexcept { begin_backoff(); }  // the query leaves its place if the others are in a backoff
     void end_side_by_side(int not_begun) noexcept { active_ -= std::max(0, not_begun - 1); }
 
+    // A step has been completed, or skipped since it was completed before.
+    void end_step() noexcept {
+        if (steps != std::numeric_limits<std::uint16_t>::max()) {
+            ++steps;
+        }
+    }
+
     Window* const window;  // null if there is none
     Slot place;            // in the window
     InPlaceRun in_place;
@@ -115,6 +123,7 @@ public:
     boost::intrusive_ptr<ConditionVariable> others;  // wait for the stage run that waits for a place
     bool is_in_line = false;                         // one does
     bool gave_up = false;                            // a backoff has, because of a drain
+    std::uint16_t steps = 0;                         // completed, or skipped since their field is filled; saturates
 
 private:
     void leave() noexcept {
@@ -152,6 +161,9 @@ public:
 
     // Null if the query has no timeout.
     const DeadlineOf<T>* deadline() const noexcept { return place ? DeadlineOf<T>::of(place->deadline) : nullptr; }
+
+    // Which the query has completed.
+    std::uint16_t steps() const noexcept { return place ? place->steps : std::uint16_t{0}; }
 
     // Other code has run since.
     void expire_reading() noexcept { fresh_ = false; }

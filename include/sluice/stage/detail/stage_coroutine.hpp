@@ -109,14 +109,16 @@ public:
                     entry.returns = ticket.has_value();
                     entry.ticket = ticket.value_or(0);
                     entry.failed_probe = failed_probe;
+                    entry.steps = query.steps();
                     std::optional<DrainedWait> drained;
                     if (query.place && query.place->drain) {
                         drained.emplace(*query.place, *policies, entry);
                     }
                     if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
-                            if (deadline) {
-                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline->due);
+                            if (stage.limits_wait(deadline)) {
+                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline,
+                                                                                started);
                             } else {
                                 co_await policies->wait(entry);
                             }
@@ -125,8 +127,9 @@ public:
                         }
                         const auto queued = std::exchange(started, query.read_clock(context));
                         result.queue_time += started - queued;
+                        stage.end_wait(entry, deadline, queued, started);
                     }
-                    if (entry.refusal == LineEntry::Refusal::late && drained && drained->gave_up()) {
+                    if (entry.is_late() && drained && drained->gave_up()) {
                         query.place->gave_up = true;
                         entry.outcome = WaitOutcome::aborted;
                     }
@@ -134,11 +137,6 @@ public:
                     Slot slot;
                     if (entry.outcome == WaitOutcome::granted) {
                         slot = granted_slot(line);
-                        if (deadline && deadline->is_over(started)) {
-                            policies->cancel_call(entry, false);
-                            slot.release();
-                            State::refuse_late(entry);
-                        }
                     }
                     if (!slot) {
                         stage.not_granted(entry, failure, deadline, previous);

@@ -194,7 +194,7 @@ private:
             "sluice::Stage: cost() of the model function must take the arguments that the function takes, and "
             "return a sluice::Cost");
         if (deadline && deadline->is_over(now)) {
-            refuse_late(entry);
+            leave_line(entry, deadline, deadline->due);
             return true;
         }
         entry.while_open = options_.while_open;
@@ -218,21 +218,40 @@ private:
         return line.decide(entry);
     }
 
-    static void refuse_late(LineEntry& entry) noexcept {
-        entry.outcome = WaitOutcome::refused;
-        entry.refusal = LineEntry::Refusal::late;
+    // Whether the wait of an attempt in the line may have to be cut short.
+    bool limits_wait(const DeadlineOf<T>* deadline) const noexcept {
+        return deadline || endpoint->policies->max_wait();
     }
 
-    // Waits in the line until the query is late.
+    // Waits in the line until the query is late, or the attempt has waited for as long as it may. @pre limits_wait()
     template <class Executor>
     static boost::asio::awaitable<void, Executor> wait_in_line(Pooled, StageState& stage, LineEntry& entry,
-                                                               typename T::time_point due) {
+                                                               const DeadlineOf<T>* deadline,
+                                                               typename T::time_point began) {
         const Executor executor = co_await boost::asio::this_coro::executor;
-        const typename Timeouts<T>::Wait wait(*stage.timeouts_, executor, due, entry);
+        const auto until = *earlier(deadline, stage.endpoint->policies->max_wait(), began);
+        const typename Timeouts<T>::Wait wait(*stage.timeouts_, executor, until, entry);
         co_await stage.endpoint->policies->wait(entry);
         if (wait.expired() && entry.outcome == WaitOutcome::aborted) {
-            refuse_late(entry);
+            leave_line(entry, deadline, until);
         }
+    }
+
+    // After a wait in the line. A slot that comes when the wait is to be cut short is returned.
+    void end_wait(LineEntry& entry, const DeadlineOf<T>* deadline, typename T::time_point began,
+                  typename T::time_point now) const {
+        const auto until = earlier(deadline, endpoint->policies->max_wait(), began);
+        if (until && now >= *until && entry.outcome == WaitOutcome::granted) {
+            endpoint->policies->cancel_call(entry, false);
+            granted_slot(endpoint->line).release();
+            leave_line(entry, deadline, *until);
+        }
+    }
+
+    // Refuses an attempt that could wait until then.
+    static void leave_line(LineEntry& entry, const DeadlineOf<T>* deadline, typename T::time_point until) noexcept {
+        entry.outcome = WaitOutcome::refused;
+        entry.refusal = deadline && until == deadline->due ? LineEntry::Refusal::late : LineEntry::Refusal::waited;
     }
 
     // Returns `error` with the error of the attempt before nested in it, if there was one.
@@ -268,17 +287,40 @@ private:
         failure.refused = entry.outcome == WaitOutcome::refused;
         if (!failure.refused) {
             failure.error = std::make_exception_ptr(operation_aborted("StageSemaphore::acquire"));
-        } else if (entry.refusal == LineEntry::Refusal::too_costly) {
-            failure.error =
-                std::make_exception_ptr(std::invalid_argument(endpoint->policies->meter().too_costly(entry.cost)));
-            failure.reason = Reason::too_costly;
-        } else if (entry.refusal == LineEntry::Refusal::late) {
-            failure.error = nest(DeadlineError(deadline->timeout), previous);
-            failure.reason = Reason::deadline;
-        } else {
-            failure.error = nest(
-                std::runtime_error("the circuit breaker of endpoint '" + endpoint->name.str() + "' is open"), previous);
-            failure.reason = Reason::breaker_open;
+            return;
+        }
+        const Line& line = *endpoint->policies;
+        const std::string owner = "endpoint '" + endpoint->name.str() + "'";
+        switch (entry.refusal) {
+            case LineEntry::Refusal::too_costly:
+                failure.error = std::make_exception_ptr(std::invalid_argument(line.meter().too_costly(entry.cost)));
+                failure.reason = Reason::too_costly;
+                break;
+            case LineEntry::Refusal::late:
+                failure.error = nest(DeadlineError(deadline->timeout), previous);
+                failure.reason = Reason::deadline;
+                break;
+            case LineEntry::Refusal::too_late_to_begin:
+                failure.error = nest(DeadlineError(deadline->timeout, line.call_time()), previous);
+                failure.reason = Reason::deadline;
+                break;
+            case LineEntry::Refusal::full:
+                failure.error = nest(std::runtime_error("the line of " + owner +
+                                                        " is full: " + format_number(line.max_waiting()) + " wait"),
+                                     previous);
+                failure.reason = Reason::overloaded;
+                break;
+            case LineEntry::Refusal::waited:
+                failure.error =
+                    nest(std::runtime_error("waited " + in_milliseconds(*line.max_wait()) + " in the line of " + owner),
+                         previous);
+                failure.reason = Reason::overloaded;
+                break;
+            case LineEntry::Refusal::breaker_open:
+            case LineEntry::Refusal::none:
+                failure.error = nest(std::runtime_error("the circuit breaker of " + owner + " is open"), previous);
+                failure.reason = Reason::breaker_open;
+                break;
         }
     }
 
@@ -306,12 +348,19 @@ private:
         failure.failed_probe = report.failed_probe;
     }
 
-    // When an attempt is cancelled, if it is: the earlier of its timeout and that of the query.
+    // When an attempt is cancelled, if it is.
     std::optional<typename T::time_point> due(const DeadlineOf<T>* deadline, typename T::time_point started) const {
-        if (!options_.timeout) {
+        return earlier(deadline, options_.timeout, started);
+    }
+
+    // The earlier of the end of a timeout that began then and that of the query's.
+    static std::optional<typename T::time_point> earlier(const DeadlineOf<T>* deadline,
+                                                         const std::optional<std::chrono::nanoseconds>& timeout,
+                                                         typename T::time_point began) {
+        if (!timeout) {
             return deadline ? std::optional(deadline->due) : std::nullopt;
         }
-        const auto own = due_after<T>(started, *options_.timeout);
+        const auto own = due_after<T>(began, *timeout);
         return deadline ? std::min(own, deadline->due) : own;
     }
 

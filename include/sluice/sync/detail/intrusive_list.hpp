@@ -78,6 +78,19 @@ public:
         next->previous_ = &item;
     }
 
+    // Adds `item`, which is in no list, behind the last item that does not come after it. O(items behind it).
+    template <class ComesAfter>
+    void insert_back(ListHook& item, ComesAfter comes_after) noexcept {
+        ListHook* previous = ends_.previous_;
+        while (previous != &ends_ && comes_after(static_cast<T&>(*previous))) {
+            previous = previous->previous_;
+        }
+        item.next_ = previous->next_;
+        item.previous_ = previous;
+        previous->next_->previous_ = &item;
+        previous->next_ = &item;
+    }
+
     // The first item that matches, or null. O(items before it).
     template <class Matches>
     T* find(Matches matches) {

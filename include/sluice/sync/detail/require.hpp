@@ -5,8 +5,10 @@
 
 #include <array>
 #include <charconv>
+#include <chrono>
 #include <concepts>
 #include <functional>
+#include <ratio>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -24,6 +26,11 @@ std::string format_number(Number number) {
 template <std::integral Number>
 std::string format_number(Number number) {
     return std::to_string(number);
+}
+
+// Formats a time for a message.
+inline std::string in_milliseconds(std::chrono::nanoseconds time) {
+    return format_number(std::chrono::duration<double, std::milli>(time).count()) + " ms";
 }
 
 // Returns `value`, or throws std::invalid_argument with "<owner>: <rule>, got <value><unit>" if `holds` is false.
