@@ -26,6 +26,8 @@ enum class Reason : std::uint8_t {
         7,  ///< The attempt would have cost more than a burst of the endpoint's rates, so it could never begin.
     breaker_open = 8,  ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
     deadline = 9,      ///< The timeout of the query was over, or would have been before anything else; see Query.
+    fallback = 11,     ///< Every member of a Fallback failed or was skipped; see FallbackError.
+    not_accepted = 12,  ///< The model function returned a value that its Fallback did not accept.
 };
 
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
@@ -51,6 +53,10 @@ constexpr std::string_view to_string(Reason reason) noexcept {
             return "breaker_open";
         case Reason::deadline:
             return "deadline";
+        case Reason::fallback:
+            return "fallback";
+        case Reason::not_accepted:
+            return "not_accepted";
     }
     return "unknown";
 }

@@ -51,7 +51,7 @@ static_assert(to_string(Verdict::Kind(StageMetrics::ByVerdict().size())) == "unk
 /// The dead letters of one stage, or of `route` or `save`; see Pipeline.
 struct DeadLetterMetrics {
     /// One number for each Reason, in its order.
-    using ByReason = std::array<std::uint64_t, static_cast<std::size_t>(Reason::deadline) + 1>;
+    using ByReason = std::array<std::uint64_t, static_cast<std::size_t>(Reason::not_accepted) + 1>;
 
     SharedString stage;
     ByReason dead_letters{};  ///< Those that the sink threw at included.

@@ -7,6 +7,7 @@
 #include <sluice/pipeline/detail/step_traits.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/detail/fallback_run.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/stage_run.hpp>
 #include <sluice/stage_error.hpp>
@@ -138,35 +139,53 @@ private:
         using Traits = detail::StepTraits<Record, std::remove_cvref_t<StageType>, Args...>;
         constexpr bool is_field = detail::is_field_of<Record, Field Class::*>;
         constexpr bool is_stage = Traits::is_stage;
+        constexpr bool is_fallback = Traits::is_fallback;
         constexpr bool is_callable = Traits::is_callable;
         constexpr bool is_model = Traits::is_model;
-        constexpr bool fits = detail::fits_field<typename Traits::Value, Field>;
+        constexpr bool fits = Traits::template fits<Field>;
+        constexpr bool accepts = Traits::template accepts<Field>;
         constexpr bool same_executor = std::same_as<typename Traits::Executor, Executor>;
         static_assert(is_field,
                       "sluice::Run: the first argument of a step must point to a field of the record that is a "
                       "std::optional");
-        static_assert(is_stage, "sluice::Run: the second argument of a step must be a sluice::Stage");
-        static_assert(!is_stage || is_callable,
+        static_assert(is_stage,
+                      "sluice::Run: the second argument of a step must be a sluice::Stage or a sluice::Fallback");
+        static_assert(!is_fallback || is_callable,
+                      "sluice::Fallback: the model function of each member must be callable with the other arguments of "
+                      "the step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");
+        static_assert(!is_stage || is_fallback || is_callable,
                       "sluice::Run: the model function of the stage cannot be called with the other arguments of the "
                       "step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");
         static_assert(!is_callable || is_model,
                       "sluice::ModelFunction: the model function of a Stage must return an asio::awaitable of a value: "
                       "not void, no reference, nothing that may throw when it is moved");
-        static_assert(fits,
+        static_assert(fits || is_fallback,
                       "sluice::Run: the value that the model function returns does not fit the field of the step");
+        static_assert(fits || !is_fallback,
+                      "sluice::Fallback: the value of each member must fit the field of the step");
+        static_assert(accepts,
+                      "sluice::Fallback: the predicate of accept() must be callable, as const, with the value of the "
+                      "field, and return a bool");
         static_assert(!is_model || same_executor,
                       "sluice::Run: the model function's awaitable must have the executor type of the Run");
-        if constexpr (is_field && is_model && fits && same_executor) {
-            auto& stage_state = *state_of(stage);
-            using StageState = std::remove_reference_t<decltype(stage_state)>;
-            using T = typename StageState::Timer;
+        if constexpr (is_field && is_model && fits && accepts && same_executor) {
+            using StageClass = std::remove_cvref_t<StageType>;
+            using T = typename StageClass::timer_type;
             using Target = detail::StepTarget<State, Executor, throws, typename Field::value_type, StageType, T>;
             BOOST_ASSERT_MSG(state_.place.drain->timer == typeid(T),
                              "sluice::Run: the stage of a step must have the timer of its pipeline");
             ++state_.not_begun;
-            return detail::run_in<StageState, Target, typename detail::StepArgument<Record, Args>::Stored...>(
-                stage_state, Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
-                detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
+            if constexpr (is_fallback) {
+                return detail::run_fallback<StageClass, Target, typename detail::StepArgument<Record, Args>::Stored...>(
+                    Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
+                    detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
+            } else {
+                auto& stage_state = *state_of(stage);
+                return detail::run_in<std::remove_reference_t<decltype(stage_state)>, Target,
+                                      typename detail::StepArgument<Record, Args>::Stored...>(
+                    stage_state, Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
+                    detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
+            }
         } else {
             return StepAwaitable<throws>();
         }
