@@ -24,9 +24,9 @@ enum class Reason : std::uint8_t {
     checkpoint = 6,  ///< The step succeeded, and the sink's save() threw.
     too_costly =
         7,  ///< The attempt would have cost more than a burst of the endpoint's rates, so it could never begin.
-    breaker_open = 8,  ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
-    deadline = 9,      ///< The timeout of the query was over, or would have been before anything else; see Query.
-    fallback = 11,     ///< Every member of a Fallback failed or was skipped; see FallbackError.
+    breaker_open = 8,   ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
+    deadline = 9,       ///< The timeout of the query was over, or would have been before anything else; see Query.
+    fallback = 11,      ///< Every member of a Fallback failed or was skipped; see FallbackError.
     not_accepted = 12,  ///< The model function returned a value that its Fallback did not accept.
 };
 

@@ -125,8 +125,8 @@ RelayScript fails(std::string message = "down") {
 RelayScript fails(const ModelError& error) { return fails_with(std::make_exception_ptr(error)); }
 
 using RelayStage = sluice::Stage<RelayModel, VirtualTimer>;
-using ThreeStages = decltype(sluice::Fallback("", std::declval<RelayStage>(), std::declval<RelayStage>(),
-                                              std::declval<RelayStage>()));
+using ThreeStages =
+    decltype(sluice::Fallback("", std::declval<RelayStage>(), std::declval<RelayStage>(), std::declval<RelayStage>()));
 
 struct RelaySink {
     std::vector<std::string> letters;
@@ -151,10 +151,7 @@ struct RelayObserver : sluice::Observer {
         add("retry", run);
     }
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event last) noexcept override {
-        add(outcome == Outcome::succeeded ? "succeeded"
-            : outcome == Outcome::failed  ? "ended"
-                                          : "cancelled",
-            run);
+        add(outcome == Outcome::succeeded ? "succeeded" : outcome == Outcome::failed ? "ended" : "cancelled", run);
         if (outcome == Outcome::failed && last == Event::started) {
             events.back() += " after a value";
         }
@@ -245,7 +242,8 @@ public:
         std::string text;
         for (const auto& stage_run : it.stage_results) {
             CHECK(stage_run.success == (stage_run.reason == Reason::none && !stage_run.error));
-            text += stage_run.stage.str() + (stage_run.success ? "" : "(" + std::string(to_string(stage_run.reason)) + ")");
+            text +=
+                stage_run.stage.str() + (stage_run.success ? "" : "(" + std::string(to_string(stage_run.reason)) + ")");
             text += ", ";
         }
         if (it.failure()) {
@@ -330,8 +328,8 @@ TEST_CASE("fallback: goes on after whatever another provider can mend", "[fallba
     setup.stages.at(0).retry.max_throttled = 0;
     SECTION("transient, throttled, overloaded, exhausted") {
         Relay relay(setup);
-        relay.gpt.script = fails(relay_error(
-            GENERATE(Verdict::transient, Verdict::throttled, Verdict::overloaded, Verdict::exhausted)));
+        relay.gpt.script = fails(
+            relay_error(GENERATE(Verdict::transient, Verdict::throttled, Verdict::overloaded, Verdict::exhausted)));
         CHECK(relay.run_one() == "gpt(model), claude, claude text");
     }
     SECTION("a timeout") {
@@ -460,8 +458,7 @@ TEST_CASE("fallback: also_after() is asked about invalid requests alone, and rep
     SECTION("if it throws, the fallback ends") {
         relay.gpt.script = fails(relay_too_long());
         CHECK(relay.run_one() == "gpt(model), dead: gpt");
-        CHECK(relay.error_of(0) ==
-              "the predicate of also_after() threw std::runtime_error: cannot tell: too long");
+        CHECK(relay.error_of(0) == "the predicate of also_after() threw std::runtime_error: cannot tell: too long");
         CHECK(relay.result(0).failure()->error.type() == "sluice::RetryPredicateError");
     }
 }
@@ -483,8 +480,7 @@ TEST_CASE("fallback: if all fail, the error has the causes in order, and makes t
     relay.claude.takes = 1h;
     relay.local.script = fails(relay_error(Verdict::overloaded));
     CHECK(relay.run_one() == "gpt(model), claude(timeout), local(model), answer(fallback), dead: answer");
-    const char* const message =
-        "all 3 members failed: gpt: busy; claude: timed out after 2000 ms; local: no";
+    const char* const message = "all 3 members failed: gpt: busy; claude: timed out after 2000 ms; local: no";
     CHECK(relay.error_of(0) == message);
     CHECK(relay.sink.letters == std::vector<std::string>{std::string("answer: ") + message});
     const sluice::StageResult<>& failure = *relay.result(0).failure();
@@ -649,8 +645,8 @@ TEST_CASE("fallback: a member that is to pause for longer than the query has lef
             co_await test::sleep(3s);
             co_await run.step(&RelayRecord::text, *its_relay.fallback, run.query().text);
         };
-        const auto [timeout, story] =
-            GENERATE(std::pair(10s, "gpt(closed), local, local text"), std::pair(11s, "gpt(closed), claude, claude text"));
+        const auto [timeout, story] = GENERATE(std::pair(10s, "gpt(closed), local, local text"),
+                                               std::pair(11s, "gpt(closed), claude, claude text"));
         CHECK(relay.run_one(timeout) == story);
     }
 }
@@ -676,8 +672,7 @@ TEST_CASE("fallback: if a wait would end too late while there is time left, the 
         Relay relay;
         relay.gpt.script = fails(relay_error(Verdict::throttled, 1min));
         CHECK(relay.run_one(30s) == "gpt(deadline), claude, claude text");
-        CHECK(relay.result(0).stage_results.at(0).error.message() ==
-              "the query's timeout of 30000 ms is over: no");
+        CHECK(relay.result(0).stage_results.at(0).error.message() == "the query's timeout of 30000 ms is over: no");
         CHECK(relay.ended.at(0) == 2s);
         CHECK(relay.run_one(30s) == "claude, claude text");  // the pause holds
     }
@@ -772,12 +767,12 @@ TEST_CASE("fallback: if no value is accepted, the field stays empty and nothing 
         const auto none = its_relay.fallback->accept([](const std::string&) { return false; });
         co_await run.step(&RelayRecord::text, none, run.query().text);
     };
-    CHECK(relay.run_one() ==
-          "gpt(not_accepted), claude(not_accepted), local(model), answer(fallback), dead: answer");
+    CHECK(relay.run_one() == "gpt(not_accepted), claude(not_accepted), local(model), answer(fallback), dead: answer");
     CHECK(relay.sink.saved.empty());
-    CHECK(relay.error_of(0) ==
-          "all 3 members failed: gpt: the fallback 'answer' did not accept the value; claude: the fallback 'answer' did "
-          "not accept the value; local: down");
+    CHECK(
+        relay.error_of(0) ==
+        "all 3 members failed: gpt: the fallback 'answer' did not accept the value; claude: the fallback 'answer' did "
+        "not accept the value; local: down");
 }
 
 TEST_CASE("fallback: a predicate that throws does not accept, and what it threw is the error", "[fallback][accept]") {
@@ -810,9 +805,10 @@ TEST_CASE("fallback: a value that is not accepted is not late, either", "[fallba
             co_return "late";
         };
         const sluice::Stage stubborn(its_relay.endpoints.at(0), "stubborn", block, StageOptions{.timeout = 500ms});
-        const auto picky = sluice::Fallback("answer", stubborn, its_relay.stages.at(1)).accept([](const std::string& v) {
-            return v != "late";
-        });
+        const auto picky =
+            sluice::Fallback("answer", stubborn, its_relay.stages.at(1)).accept([](const std::string& v) {
+                return v != "late";
+            });
         co_await run.step(&RelayRecord::text, picky, run.query().text);
     };
     CHECK(relay.run_one() == "stubborn(not_accepted), claude, claude text");
@@ -940,7 +936,8 @@ TEST_CASE("fallback: metrics count a value that was not accepted as a failed sta
     CHECK(snapshot.dead_letters.at(0).dead_letters_because(Reason::fallback) == 1);
 }
 
-TEST_CASE("fallback: cancelled at every step it ends aborted, and calls no further member", "[fallback][cancellation]") {
+TEST_CASE("fallback: cancelled at every step it ends aborted, and calls no further member",
+          "[fallback][cancellation]") {
     const auto type = test::any_cancellation();
     const int calls = test::for_every_step(
         [&](test::Steps& steps) {
@@ -991,7 +988,8 @@ TEST_CASE("fallback: destroyed in a step, a handle may go before its stage run e
     relay.gpt.script = fails();
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         auto step = [&] {
-            return run.step(&RelayRecord::text, sluice::Fallback("other", its_relay.stages.at(0), its_relay.stages.at(1)),
+            return run.step(&RelayRecord::text,
+                            sluice::Fallback("other", its_relay.stages.at(0), its_relay.stages.at(1)),
                             std::string(run.query().text));
         };
         co_await step();

@@ -48,12 +48,8 @@ struct Pump {
     std::vector<std::string> calls;
     asio::io_context context{1};
 
-    auto first() {
-        return sluice::Stage(timed(context.get_executor()), "first", 1, FirstPump{this});
-    }
-    auto second() {
-        return sluice::Stage(timed(context.get_executor()), "second", 1, SecondPump{this});
-    }
+    auto first() { return sluice::Stage(timed(context.get_executor()), "first", 1, FirstPump{this}); }
+    auto second() { return sluice::Stage(timed(context.get_executor()), "second", 1, SecondPump{this}); }
     auto both() { return sluice::Fallback("both", first(), second()); }
 
 private:

@@ -48,7 +48,7 @@ struct StageMetrics {
 };
 static_assert(to_string(Verdict::Kind(StageMetrics::ByVerdict().size())) == "unknown", "a verdict is not counted");
 
-/// The dead letters of one stage, or of `route` or `save`; see Pipeline.
+/// The dead letters of one stage or Fallback, or of `route` or `save`; see Pipeline.
 struct DeadLetterMetrics {
     /// One number for each Reason, in its order.
     using ByReason = std::array<std::uint64_t, static_cast<std::size_t>(Reason::not_accepted) + 1>;

@@ -53,8 +53,8 @@ public:
     Record& operator*() const noexcept { return state_.result.record; }
     Record* operator->() const noexcept { return &state_.result.record; }
 
-    /// When awaited, runs the query through `stage`, and stores the value in `field` of the record. If the field has a
-    /// value already, nothing runs.
+    /// When awaited, runs the query through `stage`, a Stage or a Fallback, and stores the value in `field` of the
+    /// record. If the field has a value already, nothing runs.
     ///
     /// Lvalue arguments are stored by reference, and rvalues are moved in. So is the stage: an lvalue must live until
     /// the step has ended. A stage that the route captures does, since the pipeline keeps its route alive.
@@ -75,9 +75,9 @@ public:
     ///
     /// @par Complexity
     /// O(1) beside the model, the sink's save() and the wait. Costs a coroutine frame only if the step was converted,
-    /// the stage has retries or a timeout, the sink saves, another step of the query is running, or the model function
-    /// does not have one signature, in which each parameter is a reference that binds to its argument or a trivially
-    /// copyable object.
+    /// the stage has retries or a timeout, or is a Fallback, the sink saves, another step of the query is running, or
+    /// the model function does not have one signature, in which each parameter is a reference that binds to its
+    /// argument or a trivially copyable object.
     template <class Field, class Class, class StageType, class... Args>
     [[nodiscard]] auto step(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<true>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);
@@ -150,9 +150,10 @@ private:
                       "std::optional");
         static_assert(is_stage,
                       "sluice::Run: the second argument of a step must be a sluice::Stage or a sluice::Fallback");
-        static_assert(!is_fallback || is_callable,
-                      "sluice::Fallback: the model function of each member must be callable with the other arguments of "
-                      "the step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");
+        static_assert(
+            !is_fallback || is_callable,
+            "sluice::Fallback: the model function of each member must be callable with the other arguments of "
+            "the step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");
         static_assert(!is_stage || is_fallback || is_callable,
                       "sluice::Run: the model function of the stage cannot be called with the other arguments of the "
                       "step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");

@@ -47,8 +47,8 @@ namespace sluice {
 /// So it goes on after a member whose retries are used up, which has timed out, whose account is exhausted, whose
 /// endpoint is closed, for which the call is too costly, or whose backoff or pause would end too late, while the query
 /// has time left for another. A member with others behind it does not wait for an open breaker, unless its stage has
-/// WhileOpen::hold; that of the last is up to its WhileOpen. If the breaker opens while the query waits in the line, the
-/// member is refused, with Reason::breaker_open.
+/// WhileOpen::hold; that of the last is up to its WhileOpen. If the breaker opens while the query waits in the line,
+/// the member is refused, with Reason::breaker_open.
 ///
 /// The results of the query have every stage run of a member, and observers have its events. Those that were skipped
 /// are named by the FallbackError alone, and a fallback that failed has no events but on_dead_letter.
@@ -90,7 +90,8 @@ public:
     /// @throws std::invalid_argument if `predicate` is empty.
     template <class Predicate>
     [[nodiscard]] Fallback<Predicate, Members...> accept(Predicate predicate) const {
-        static_assert(!may_refuse, "sluice::Fallback: it has a predicate for accept() already; write one that asks both");
+        static_assert(!may_refuse,
+                      "sluice::Fallback: it has a predicate for accept() already; write one that asks both");
         if (detail::is_empty(predicate)) {
             throw std::invalid_argument("Fallback '" + name_.str() + "': the predicate of accept() must not be empty");
         }
@@ -184,10 +185,7 @@ private:
 
     template <class Other>
     Fallback(const Fallback<Other, Members...>& other, Accept accept)
-        : name_(other.name_),
-          members_(other.members_),
-          also_after_(other.also_after_),
-          accept_(std::move(accept)) {}
+        : name_(other.name_), members_(other.members_), also_after_(other.also_after_), accept_(std::move(accept)) {}
 
     SharedString name_;
     std::tuple<Members...> members_;

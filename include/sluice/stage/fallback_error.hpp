@@ -18,17 +18,16 @@ class FallbackError : public std::runtime_error {
 public:
     /// Why one member did not serve the query.
     struct Cause {
-        SharedString member;            ///< The name of its stage.
-        Reason reason = Reason::none;   ///< Why its stage run failed. If it was skipped: `breaker_open`, or `deadline`.
-        StageError error = {};          ///< Of its stage run; empty if it was skipped.
+        SharedString member;           ///< The name of its stage.
+        Reason reason = Reason::none;  ///< Why its stage run failed. If it was skipped: `breaker_open`, or `deadline`.
+        StageError error = {};         ///< Of its stage run; empty if it was skipped.
 
         bool skipped() const noexcept { return !error; }
     };
 
     /// @param causes One for each member, in their order.
     explicit FallbackError(std::vector<Cause> causes)
-        : std::runtime_error(message(causes)),
-          causes_(std::make_shared<const std::vector<Cause>>(std::move(causes))) {}
+        : std::runtime_error(message(causes)), causes_(std::make_shared<const std::vector<Cause>>(std::move(causes))) {}
 
     /// One for each member, in their order.
     const std::vector<Cause>& causes() const noexcept { return *causes_; }

@@ -86,7 +86,8 @@ struct StepTraits<Record, Stage<Function, T>, Args...> {
 };
 template <class Record, class Accept, class... Members, class... Args>
 struct StepTraits<Record, Fallback<Accept, Members...>, Args...> {
-    using Traits = FallbackTraits<TypeList<call_argument_t<typename StepArgument<Record, Args>::Stored>...>, Members...>;
+    using Traits =
+        FallbackTraits<TypeList<call_argument_t<typename StepArgument<Record, Args>::Stored>...>, Members...>;
 
     static constexpr bool is_stage = true;
     static constexpr bool is_fallback = true;

@@ -47,7 +47,8 @@ template <class Arg>
 using member_argument_t = typename MemberArgument<Arg>::Type;
 
 // The coroutine that runs one query through the members of a fallback; see Fallback. `Target` is as that of a
-// StageCoroutine, and has the fallback as `stage`. It is told of each stage run; the last one that it is told of counts.
+// StageCoroutine, and has the fallback as `stage`. It is told of each stage run; the last one that it is told of
+// counts.
 template <class FallbackType, class Target, class... Args>
 class FallbackCoroutine {
     using T = typename FallbackType::timer_type;

@@ -85,9 +85,7 @@ private:
 
     Awaitable coroutine() {
         return std::apply(
-            [&](auto&... args) {
-                return Coroutine::run(Pooled(), std::move(target_), static_cast<Args&&>(args)...);
-            },
+            [&](auto&... args) { return Coroutine::run(Pooled(), std::move(target_), static_cast<Args&&>(args)...); },
             args_);
     }
 

@@ -26,9 +26,9 @@ struct FallbackMember {
     EndpointState* endpoint;
     WhileOpen while_open;
 
-    Reason reason = Reason::none;       // why it did not serve the query
+    Reason reason = Reason::none;        // why it did not serve the query
     std::exception_ptr error = nullptr;  // null if it did not run
-    bool ends = false;                  // no further member is tried
+    bool ends = false;                   // no further member is tried
     bool aborted = false;
 };
 
