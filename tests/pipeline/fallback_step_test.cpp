@@ -74,7 +74,7 @@ ModelError relay_error(Verdict::Kind kind, std::optional<nanoseconds> retry_afte
 ModelError relay_too_long() { return ModelError("too long", {.kind = Verdict::invalid}, 400, "context_length"); }
 ModelError relay_invalid() { return ModelError("refused", {.kind = Verdict::invalid}, 400); }
 
-bool is_too_long(const std::exception_ptr& error) {
+bool relay_is_too_long(const std::exception_ptr& error) {
     try {
         std::rethrow_exception(error);
     } catch (const ModelError& model_error) {
@@ -116,16 +116,16 @@ struct RelayModel {
     }
 };
 
-RelayScript fails_with(const std::exception_ptr& error) {
+RelayScript relay_fails_with(const std::exception_ptr& error) {
     return [error](std::size_t) { std::rethrow_exception(error); };
 }
-RelayScript fails(std::string message = "down") {
-    return fails_with(std::make_exception_ptr(std::runtime_error(std::move(message))));
+RelayScript relay_fails(std::string message = "down") {
+    return relay_fails_with(std::make_exception_ptr(std::runtime_error(std::move(message))));
 }
-RelayScript fails(const ModelError& error) { return fails_with(std::make_exception_ptr(error)); }
+RelayScript relay_fails(const ModelError& error) { return relay_fails_with(std::make_exception_ptr(error)); }
 
 using RelayStage = sluice::Stage<RelayModel, VirtualTimer>;
-using ThreeStages =
+using RelayFallback =
     decltype(sluice::Fallback("", std::declval<RelayStage>(), std::declval<RelayStage>(), std::declval<RelayStage>()));
 
 struct RelaySink {
@@ -186,7 +186,7 @@ public:
     asio::io_context context{1};
     std::vector<sluice::Endpoint<VirtualTimer>> endpoints;
     std::vector<RelayStage> stages;
-    std::optional<ThreeStages> fallback;
+    std::optional<RelayFallback> fallback;
     std::function<asio::awaitable<void>(Relay&, RelayRun&)> route = &Relay::one_step;
     std::deque<Task<RelayResult>> tasks;
     std::vector<nanoseconds> ended;
@@ -272,13 +272,13 @@ private:
 };
 
 // A breaker that the first failure opens, for 10 s.
-constexpr sluice::BreakerOptions opens_at_once{.minimum_calls = 1, .open_time = 10s, .jitter = 0, .probes = 1};
+constexpr sluice::BreakerOptions relay_breaker{.minimum_calls = 1, .open_time = 10s, .jitter = 0, .probes = 1};
 
-RelaySetup with_breakers() {
+RelaySetup relay_with_breakers() {
     RelaySetup setup;
-    setup.endpoints = {EndpointOptions{.limit = 1, .breaker = opens_at_once},
-                       {.limit = 1, .breaker = opens_at_once},
-                       {.limit = 1, .breaker = opens_at_once}};
+    setup.endpoints = {EndpointOptions{.limit = 1, .breaker = relay_breaker},
+                       {.limit = 1, .breaker = relay_breaker},
+                       {.limit = 1, .breaker = relay_breaker}};
     return setup;
 }
 
@@ -294,8 +294,8 @@ TEST_CASE("fallback: the first member serves if it can, and the others are not c
 
 TEST_CASE("fallback: the next one serves if those before it failed, and the results are in that order", "[fallback]") {
     Relay relay;
-    relay.gpt.script = fails("busy");
-    relay.claude.script = fails("down");
+    relay.gpt.script = relay_fails("busy");
+    relay.claude.script = relay_fails("down");
     CHECK(relay.run_one() == "gpt(model), claude(model), local, local text");
     CHECK(relay.result(0).stage_results.at(0).error.message() == "busy");
     CHECK(relay.result(0).stage_results.at(1).error.message() == "down");
@@ -310,7 +310,7 @@ TEST_CASE("fallback: a member is given up when its own retries are used up, and 
     setup.stages.at(0).retry = test::retries(2, 10s);
     setup.stages.at(1).retry = test::retries(1, 1s);
     Relay relay(setup);
-    relay.gpt.script = fails();
+    relay.gpt.script = relay_fails();
     relay.claude.script = [](std::size_t call) {
         if (call == 0) {
             throw std::runtime_error("once");
@@ -328,7 +328,7 @@ TEST_CASE("fallback: goes on after whatever another provider can mend", "[fallba
     setup.stages.at(0).retry.max_throttled = 0;
     SECTION("transient, throttled, overloaded, exhausted") {
         Relay relay(setup);
-        relay.gpt.script = fails(
+        relay.gpt.script = relay_fails(
             relay_error(GENERATE(Verdict::transient, Verdict::throttled, Verdict::overloaded, Verdict::exhausted)));
         CHECK(relay.run_one() == "gpt(model), claude, claude text");
     }
@@ -395,7 +395,7 @@ TEST_CASE("fallback: goes on if a call is too costly for a member, or its cost c
 
 TEST_CASE("fallback: a request that is wrong is wrong for all members", "[fallback]") {
     Relay relay;
-    relay.gpt.script = fails(relay_invalid());
+    relay.gpt.script = relay_fails(relay_invalid());
     CHECK(relay.run_one() == "gpt(model), dead: gpt");
     CHECK(relay.error_of(0) == "refused");
     CHECK(relay.result(0).failure()->error.type() == "sluice::ModelError");
@@ -406,14 +406,14 @@ TEST_CASE("fallback: a request that is wrong is wrong for all members", "[fallba
 
 TEST_CASE("fallback: an invalid request ends it at any member, the last included", "[fallback]") {
     Relay relay;
-    relay.gpt.script = fails();
+    relay.gpt.script = relay_fails();
     SECTION("the second") {
-        relay.claude.script = fails(relay_invalid());
+        relay.claude.script = relay_fails(relay_invalid());
         CHECK(relay.run_one() == "gpt(model), claude(model), dead: claude");
     }
     SECTION("the last") {
-        relay.claude.script = fails();
-        relay.local.script = fails(relay_invalid());
+        relay.claude.script = relay_fails();
+        relay.local.script = relay_fails(relay_invalid());
         CHECK(relay.run_one() == "gpt(model), claude(model), local(model), dead: local");
     }
     CHECK(relay.error_of(0) == "refused");
@@ -435,28 +435,29 @@ TEST_CASE("fallback: the verdict on the last attempt decides", "[fallback]") {
 
 TEST_CASE("fallback: also_after() names invalid requests that another member may serve", "[fallback]") {
     Relay relay;
-    relay.fallback.emplace(relay.fallback->also_after(&is_too_long));
-    relay.gpt.script = fails(relay_too_long());
+    relay.fallback.emplace(relay.fallback->also_after(&relay_is_too_long));
+    relay.gpt.script = relay_fails(relay_too_long());
     SECTION("served by the next") { CHECK(relay.run_one() == "gpt(model), claude, claude text"); }
     SECTION("not those that it does not name") {
-        relay.claude.script = fails(relay_invalid());
+        relay.claude.script = relay_fails(relay_invalid());
         CHECK(relay.run_one() == "gpt(model), claude(model), dead: claude");
     }
     SECTION("all fail") {
-        relay.claude.script = relay.local.script = fails(relay_too_long());
+        relay.claude.script = relay.local.script = relay_fails(relay_too_long());
         CHECK(relay.run_one() == "gpt(model), claude(model), local(model), answer(fallback), dead: answer");
     }
 }
 
 TEST_CASE("fallback: also_after() is asked about invalid requests alone, and replaces an earlier one", "[fallback]") {
     Relay relay;
-    relay.gpt.script = fails();
-    relay.fallback.emplace(relay.fallback->also_after(&is_too_long).also_after([](const std::exception_ptr&) -> bool {
-        throw std::runtime_error("cannot tell");
-    }));
+    relay.gpt.script = relay_fails();
+    relay.fallback.emplace(
+        relay.fallback->also_after(&relay_is_too_long).also_after([](const std::exception_ptr&) -> bool {
+            throw std::runtime_error("cannot tell");
+        }));
     SECTION("not about others") { CHECK(relay.run_one() == "gpt(model), claude, claude text"); }
     SECTION("if it throws, the fallback ends") {
-        relay.gpt.script = fails(relay_too_long());
+        relay.gpt.script = relay_fails(relay_too_long());
         CHECK(relay.run_one() == "gpt(model), dead: gpt");
         CHECK(relay.error_of(0) == "the predicate of also_after() threw std::runtime_error: cannot tell: too long");
         CHECK(relay.result(0).failure()->error.type() == "sluice::RetryPredicateError");
@@ -476,9 +477,9 @@ TEST_CASE("fallback: if all fail, the error has the causes in order, and makes t
     RelaySetup setup;
     setup.stages.at(1).timeout = 2s;
     Relay relay(setup);
-    relay.gpt.script = fails("busy");
+    relay.gpt.script = relay_fails("busy");
     relay.claude.takes = 1h;
-    relay.local.script = fails(relay_error(Verdict::overloaded));
+    relay.local.script = relay_fails(relay_error(Verdict::overloaded));
     CHECK(relay.run_one() == "gpt(model), claude(timeout), local(model), answer(fallback), dead: answer");
     const char* const message = "all 3 members failed: gpt: busy; claude: timed out after 2000 ms; local: no";
     CHECK(relay.error_of(0) == message);
@@ -501,7 +502,7 @@ TEST_CASE("fallback: if all fail, the error has the causes in order, and makes t
 
 TEST_CASE("fallback: a member whose breaker is open is skipped, without a stage run", "[fallback][breaker]") {
     RelayObserver observer;
-    RelaySetup setup = with_breakers();
+    RelaySetup setup = relay_with_breakers();
     setup.observer = &observer;
     Relay relay(setup);
     relay.endpoints.at(0).breaker().force_open();
@@ -512,7 +513,7 @@ TEST_CASE("fallback: a member whose breaker is open is skipped, without a stage 
 
 TEST_CASE("fallback: a member before the last waits for its breaker only if its stage says hold",
           "[fallback][breaker]") {
-    RelaySetup setup = with_breakers();
+    RelaySetup setup = relay_with_breakers();
     const auto while_open = GENERATE(WhileOpen::hold, WhileOpen::hold_unless_exhausted, WhileOpen::fail);
     setup.stages.at(0).while_open = while_open;
     Relay relay(setup);
@@ -526,7 +527,7 @@ TEST_CASE("fallback: a member before the last waits for its breaker only if its 
 }
 
 TEST_CASE("fallback: the last member waits for its breaker as its stage says", "[fallback][breaker]") {
-    RelaySetup setup = with_breakers();
+    RelaySetup setup = relay_with_breakers();
     SECTION("by default") {
         Relay relay(setup);
         for (auto& endpoint : relay.endpoints) {
@@ -558,8 +559,8 @@ TEST_CASE("fallback: the last member waits for its breaker as its stage says", "
     }
     SECTION("not if the account is exhausted") {
         Relay relay(setup);
-        relay.local.script = fails(relay_error(Verdict::exhausted));
-        relay.gpt.script = relay.claude.script = fails();
+        relay.local.script = relay_fails(relay_error(Verdict::exhausted));
+        relay.gpt.script = relay.claude.script = relay_fails();
         CHECK(relay.run_one() == "gpt(model), claude(model), local(model), answer(fallback), dead: answer");
         CHECK(relay.run_one() == "answer(fallback), dead: answer");
         CHECK(relay.local.calls == 1);
@@ -567,7 +568,7 @@ TEST_CASE("fallback: the last member waits for its breaker as its stage says", "
 }
 
 TEST_CASE("fallback: a half-open breaker with a place for a probe is not open", "[fallback][breaker]") {
-    Relay relay(with_breakers());
+    Relay relay(relay_with_breakers());
     relay.gpt.script = [](std::size_t call) {
         if (call == 0) {
             throw std::runtime_error("down");
@@ -588,8 +589,8 @@ TEST_CASE("fallback: a half-open breaker with a place for a probe is not open", 
 
 TEST_CASE("fallback: if the breaker opens while a query waits in the line, the next member is tried",
           "[fallback][breaker]") {
-    Relay relay(with_breakers());
-    relay.gpt.script = fails();
+    Relay relay(relay_with_breakers());
+    relay.gpt.script = relay_fails();
     relay.start();
     const std::size_t second = relay.start();
     relay.run_until(500ms);
@@ -604,7 +605,7 @@ TEST_CASE("fallback: if the breaker opens while a query waits in the line, the n
 
 TEST_CASE("fallback: an attempt that opens the breaker of a member before the last is not spared",
           "[fallback][breaker]") {
-    RelaySetup setup = with_breakers();
+    RelaySetup setup = relay_with_breakers();
     const bool holds = GENERATE(false, true);
     setup.stages.at(0).retry = test::retries(1, 1s);
     setup.stages.at(0).while_open = holds ? WhileOpen::hold : WhileOpen::hold_unless_exhausted;
@@ -653,7 +654,7 @@ TEST_CASE("fallback: a member that is to pause for longer than the query has lef
 
 TEST_CASE("fallback: so is one whose breaker is open for longer than that, even if it would wait",
           "[fallback][breaker]") {
-    RelaySetup setup = with_breakers();
+    RelaySetup setup = relay_with_breakers();
     setup.stages.at(0).while_open = WhileOpen::hold;
     Relay relay(setup);
     relay.gpt.script = [](std::size_t call) {
@@ -670,7 +671,7 @@ TEST_CASE("fallback: if a wait would end too late while there is time left, the 
           "[fallback][rate]") {
     SECTION("after a throttled call") {
         Relay relay;
-        relay.gpt.script = fails(relay_error(Verdict::throttled, 1min));
+        relay.gpt.script = relay_fails(relay_error(Verdict::throttled, 1min));
         CHECK(relay.run_one(30s) == "gpt(deadline), claude, claude text");
         CHECK(relay.result(0).stage_results.at(0).error.message() == "the query's timeout of 30000 ms is over: no");
         CHECK(relay.ended.at(0) == 2s);
@@ -680,7 +681,7 @@ TEST_CASE("fallback: if a wait would end too late while there is time left, the 
         RelaySetup setup;
         setup.stages.at(0).retry = test::retries(9, 20s);
         Relay relay(setup);
-        relay.gpt.script = fails();
+        relay.gpt.script = relay_fails();
         CHECK(relay.run_one(30s) == "gpt(deadline), claude, claude text");
         CHECK(relay.result(0).stage_results.at(0).attempts == 2);
         CHECK(relay.ended.at(0) == 23s);
@@ -711,7 +712,7 @@ TEST_CASE("fallback: a query that is late ends it, with the last error before th
         CHECK(relay.claude.calls == 0);
     }
     SECTION("while the second waits in its line") {
-        relay.gpt.script = fails("busy");
+        relay.gpt.script = relay_fails("busy");
         relay.claude.takes = 1h;
         relay.start();
         const std::size_t second = relay.start(5s);
@@ -725,7 +726,7 @@ TEST_CASE("fallback: a query that is late ends it, with the last error before th
     }
     SECTION("as the first fails") {
         relay.gpt.takes = 5s;
-        relay.gpt.script = fails("busy");
+        relay.gpt.script = relay_fails("busy");
         CHECK(relay.run_one(5s - 1ns) == "gpt(deadline), dead: gpt");
     }
     SECTION("before it begins") {
@@ -762,7 +763,7 @@ TEST_CASE("fallback: a value that is not accepted is not stored, and the next me
 
 TEST_CASE("fallback: if no value is accepted, the field stays empty and nothing is saved", "[fallback][accept]") {
     Relay relay;
-    relay.local.script = fails();
+    relay.local.script = relay_fails();
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         const auto none = its_relay.fallback->accept([](const std::string&) { return false; });
         co_await run.step(&RelayRecord::text, none, run.query().text);
@@ -844,7 +845,7 @@ TEST_CASE("fallback: a filled field is skipped, and a redriven dead letter begin
 
 TEST_CASE("fallback: step_or_error() returns its error, and the route goes on", "[fallback]") {
     Relay relay;
-    relay.gpt.script = relay.claude.script = fails();
+    relay.gpt.script = relay.claude.script = relay_fails();
     relay.local.script = [](std::size_t call) {
         if (call == 0) {
             throw std::runtime_error("down");
@@ -865,7 +866,7 @@ TEST_CASE("fallback: step_or_error() returns its error, and the route goes on", 
 
 TEST_CASE("fallback: side by side with other steps", "[fallback][all]") {
     Relay relay;
-    relay.gpt.script = fails();
+    relay.gpt.script = relay_fails();
     relay.claude.takes = 5s;
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         const std::string& text = run.query().text;
@@ -880,7 +881,7 @@ TEST_CASE("fallback: side by side with other steps", "[fallback][all]") {
 
 TEST_CASE("fallback: as one of several steps side by side it fails when the others have ended", "[fallback][all]") {
     Relay relay;
-    relay.gpt.script = relay.claude.script = fails();
+    relay.gpt.script = relay.claude.script = relay_fails();
     relay.local.takes = 9s;
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         const std::string& text = run.query().text;
@@ -901,7 +902,7 @@ TEST_CASE("fallback: observers have the events of each stage run, and the dead l
     setup.stages.at(0).retry = test::retries(1, 1s);
     setup.stages.at(1).observer = &metrics;
     Relay relay(setup);
-    relay.gpt.script = relay.claude.script = relay.local.script = fails();
+    relay.gpt.script = relay.claude.script = relay.local.script = relay_fails();
     relay.run_one();
     CHECK(observer.events == std::vector<std::string>{"gpt queued", "gpt started", "gpt failed", "gpt retry",
                                                       "gpt queued", "gpt started", "gpt failed", "gpt ended",
@@ -941,11 +942,11 @@ TEST_CASE("fallback: cancelled at every step it ends aborted, and calls no furth
     const auto type = test::any_cancellation();
     const int calls = test::for_every_step(
         [&](test::Steps& steps) {
-            RelaySetup setup = with_breakers();
+            RelaySetup setup = relay_with_breakers();
             setup.stages.at(0).retry = test::retries(1, 1s);
             setup.endpoints.at(0).breaker.reset();
             Relay relay(setup);
-            relay.gpt.script = relay.claude.script = fails();
+            relay.gpt.script = relay.claude.script = relay_fails();
             relay.start();
             steps.take(relay.context);
             const std::size_t before = relay.gpt.calls + relay.claude.calls + relay.local.calls;
@@ -968,11 +969,11 @@ TEST_CASE("fallback: cancelled at every step it ends aborted, and calls no furth
 TEST_CASE("fallback: its context destroyed at every step", "[fallback][shutdown]") {
     const bool accepts = GENERATE(true, false);
     test::for_every_step([&](test::Steps& steps) {
-        RelaySetup setup = with_breakers();
+        RelaySetup setup = relay_with_breakers();
         setup.stages.at(0).retry = test::retries(1, 1s);
         setup.stages.at(1).timeout = 500ms;
         auto relay = std::make_unique<Relay>(setup);
-        relay->gpt.script = fails();
+        relay->gpt.script = relay_fails();
         relay->route = [accepts](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
             const auto picky = its_relay.fallback->accept([accepts](const std::string&) { return accepts; });
             co_await run.step(&RelayRecord::text, picky, run.query().text);
@@ -985,7 +986,7 @@ TEST_CASE("fallback: its context destroyed at every step", "[fallback][shutdown]
 
 TEST_CASE("fallback: destroyed in a step, a handle may go before its stage run ends", "[fallback][shutdown]") {
     Relay relay;
-    relay.gpt.script = fails();
+    relay.gpt.script = relay_fails();
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         auto step = [&] {
             return run.step(&RelayRecord::text,
@@ -1029,7 +1030,7 @@ TEST_CASE("fallback: a cancellation while the predicate runs is not lost", "[fal
 TEST_CASE("fallback: cut short by the route, it leaves the field empty, and the query may go on",
           "[fallback][cancellation]") {
     Relay relay;
-    relay.gpt.script = fails();
+    relay.gpt.script = relay_fails();
     relay.claude.takes = 1h;
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         try {
@@ -1048,7 +1049,7 @@ TEST_CASE("fallback: a drain ends the backoff of a member, and the query is unfi
     RelaySetup setup;
     setup.stages.at(1).retry = test::retries(1, 1min);
     Relay relay(setup);
-    relay.gpt.script = relay.claude.script = fails();
+    relay.gpt.script = relay.claude.script = relay_fails();
     const std::size_t query = relay.start();
     relay.run_until(5s);
     Task<sluice::DrainReport<RelayRecord>> report(relay.context.get_executor(),
@@ -1063,7 +1064,7 @@ TEST_CASE("fallback: a drain ends the backoff of a member, and the query is unfi
 
 TEST_CASE("fallback: the grace of a drain lets the next member run", "[fallback][drain]") {
     Relay relay;
-    relay.gpt.script = fails();
+    relay.gpt.script = relay_fails();
     relay.claude.takes = GENERATE(5s, 1h);
     const std::size_t query = relay.start();
     relay.run_until(500ms);
@@ -1103,7 +1104,7 @@ TEST_CASE("fallback: a step that was cut short in a backoff comes back before th
     setup.window = 1;
     setup.stages.at(2).retry = test::retries(1, 1h);
     Relay relay(setup);
-    relay.local.script = fails();
+    relay.local.script = relay_fails();
     relay.gpt.takes = 10s;
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         const std::string& text = run.query().text;
@@ -1171,7 +1172,7 @@ TEST_CASE("fallback: members may return different types, take an Attempt&, and s
 
 TEST_CASE("fallback: the same stage may be a member of several, and another name tells them apart", "[fallback]") {
     Relay relay;
-    relay.gpt.script = relay.claude.script = fails();
+    relay.gpt.script = relay.claude.script = relay_fails();
     relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
         const sluice::Fallback one("one", its_relay.stages.at(0), its_relay.stages.at(1));
         const sluice::Fallback two("two", its_relay.stages.at(1), its_relay.stages.at(2));
