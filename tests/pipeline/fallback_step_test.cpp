@@ -1027,6 +1027,26 @@ TEST_CASE("fallback: a cancellation while the predicate runs is not lost", "[fal
     }
 }
 
+TEST_CASE("fallback: nor is it if the route swallows it", "[fallback][cancellation]") {
+    Relay relay;
+    relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
+        const auto picky = its_relay.fallback->accept([&](const std::string&) {
+            its_relay.tasks.at(0).cancel();
+            return false;
+        });
+        try {
+            co_await run.step(&RelayRecord::text, picky, run.query().text);
+        } catch (...) {
+            run->text = "swallowed";
+        }
+    };
+    relay.start();
+    relay.run();
+    CHECK(relay.tasks.at(0).aborted());
+    CHECK(relay.gpt.calls == 1);
+    CHECK(relay.claude.calls == 0);
+}
+
 TEST_CASE("fallback: cut short by the route, it leaves the field empty, and the query may go on",
           "[fallback][cancellation]") {
     Relay relay;

@@ -86,7 +86,7 @@ public:
     /// Returns a copy that takes a value only if `predicate(value)` holds. It is called with a const lvalue of what the
     /// step stores in its field, which stays empty otherwise; run() returns it. A stage run whose value is not accepted
     /// has failed, with Reason::not_accepted. So it has if the predicate throws, with that as its error.
-    /// @param predicate Called as a const lvalue.
+    /// @param predicate Called as a const lvalue, while the attempt has its slot.
     /// @throws std::invalid_argument if `predicate` is empty.
     template <class Predicate>
     [[nodiscard]] Fallback<Predicate, Members...> accept(Predicate predicate) const {

@@ -66,32 +66,31 @@ struct MemberTarget {
     // What the error of an attempt means.
     void judged(const Verdict& verdict) noexcept { invalid = is_invalid(verdict); }
 
-    // Removes the value, and returns why, if it is not accepted; otherwise returns null.
-    std::exception_ptr refuse(StageResult<>& result) {
-        std::exception_ptr why;
+    // Asks whether the value is accepted, and otherwise removes it.
+    void ask(StageResult<>& result) {
         if constexpr (FallbackType::may_refuse) {
             std::optional<Data>& value = data(result);
             try {
                 if (!std::invoke(fallback.accept_, std::as_const(*value))) {
-                    why = std::make_exception_ptr(
+                    refusal = std::make_exception_ptr(
                         std::runtime_error("the fallback '" + fallback.name_.str() + "' did not accept the value"));
                 }
             } catch (...) {
-                why = std::current_exception();
+                refusal = std::current_exception();
             }
             query().expire_reading();
-            if (why) {
+            if (refusal) {
                 value.reset();
             }
         }
-        return why;
     }
 
     const FallbackType& fallback;
     Target& outer;
     FallbackMember& member;
-    std::exception_ptr earlier;  // of the last member before it that ran
-    bool invalid = false;        // its last attempt
+    std::exception_ptr earlier;            // of the last member before it that ran
+    bool invalid = false;                  // its last attempt
+    std::exception_ptr refusal = nullptr;  // why its value was not accepted
 
 private:
     // Whether the failure is one that no other member can mend.

@@ -185,6 +185,11 @@ public:
                         }
                         budgeted.end_retry();
                         stage.end_attempt(query, result, started, failure.error != nullptr, due);
+                        if constexpr (Target::is_member) {
+                            if (!failure.error) {
+                                target.ask(result);  // before its slot is handed on, as observers expect
+                            }
+                        }
                         // A cancellation that predates this run is ignored.
                         cancelled =
                             failure.error &&
@@ -207,8 +212,8 @@ public:
                 }
                 if (!failure.error) [[likely]] {
                     if constexpr (Target::is_member) {
-                        if (std::exception_ptr why = target.refuse(result)) {
-                            stage.finish_not_accepted(query, result, std::move(why));
+                        if (target.refusal) {
+                            stage.finish_not_accepted(query, result, std::move(target.refusal));
                             break;
                         }
                     }
