@@ -615,8 +615,11 @@ TEST_CASE("fallback: an attempt that opens the breaker of a member before the la
             throw std::runtime_error("down");
         }
     };
-    CHECK(relay.run_one() == (holds ? "gpt, gpt text" : "gpt(breaker_open), claude, claude text"));
-    CHECK(relay.ended.at(0) == (holds ? 12s : 3s));
+    const auto timeout = GENERATE(3600s, 5s);
+    CHECK(relay.run_one(timeout) == (!holds         ? "gpt(breaker_open), claude, claude text"
+                                     : timeout > 5s ? "gpt, gpt text"
+                                                    : "gpt(deadline), claude, claude text"));
+    CHECK(relay.ended.at(0) == (!holds ? 3s : timeout > 5s ? 12s : 2s));
 }
 
 TEST_CASE("fallback: a member that is to pause for longer than the query has left is skipped", "[fallback][rate]") {
@@ -673,7 +676,7 @@ TEST_CASE("fallback: if a wait would end too late while there is time left, the 
         Relay relay;
         relay.gpt.script = relay_fails(relay_error(Verdict::throttled, 1min));
         CHECK(relay.run_one(30s) == "gpt(deadline), claude, claude text");
-        CHECK(relay.result(0).stage_results.at(0).error.message() == "the query's timeout of 30000 ms is over: no");
+        CHECK(relay.result(0).stage_results.at(0).error.message() == "no");
         CHECK(relay.ended.at(0) == 2s);
         CHECK(relay.run_one(30s) == "claude, claude text");  // the pause holds
     }
@@ -723,6 +726,12 @@ TEST_CASE("fallback: a query that is late ends it, with the last error before th
         CHECK(relay.local.calls == 0);
         relay.tasks.at(0).cancel();
         relay.run();
+    }
+    SECTION("while the second runs") {
+        relay.gpt.script = relay_fails("busy");
+        relay.claude.takes = 1h;
+        CHECK(relay.run_one(5s) == "gpt(model), claude(deadline), dead: claude");
+        CHECK(relay.error_of(0) == "the query's timeout of 5000 ms is over: busy");
     }
     SECTION("as the first fails") {
         relay.gpt.takes = 5s;

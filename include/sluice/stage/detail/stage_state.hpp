@@ -118,7 +118,7 @@ private:
         bool is_plain = false;   // contains no ModelError; asking later would take as long as the rest of the failure
         bool spared = false;     // uses up no retry
         bool failed_probe = false;
-        WhileOpen while_open = WhileOpen::hold_unless_exhausted;  // what the attempt did
+        WhileOpen while_open = WhileOpen::hold_unless_exhausted;  // whether the attempt waits for an open breaker
         Verdict verdict = {};
         std::exception_ptr verdict_error = nullptr;  // what the verdict function threw
 
