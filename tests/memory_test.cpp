@@ -9,6 +9,8 @@
 #include <sluice/pipeline/run.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/fallback.hpp>
+#include <sluice/stage/fallback_error.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage_error.hpp>
@@ -30,6 +32,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdlib>
+#include <exception>
 #include <limits>
 #include <list>
 #include <new>
@@ -173,6 +176,33 @@ struct Tolerant {
     }
 };
 
+// Steps through a fallback, of which the second accepts nothing of the first member.
+struct Backed {
+    EchoStage left, right;
+
+    asio::awaitable<void> operator()(PairRun& run) const { return go(*this, run); }
+    static asio::awaitable<void> go(const Backed& steps, PairRun& run) {
+        const sluice::Fallback either("either", steps.left, steps.right);
+        co_await run.step(&Pair::left, either, run.query().text);
+        int asked = 0;
+        const auto second = either.accept([&](const std::string&) { return ++asked == 2; });
+        co_await run.step(&Pair::right, second, run.query().text);
+    }
+};
+
+// Whether an error is a failure for lack of memory, or that of a fallback after one.
+bool is_lack_of_memory(const sluice::StageError& error) {
+    try {
+        std::rethrow_exception(error.exception());
+    } catch (const std::bad_alloc&) {
+        return true;
+    } catch (const sluice::FallbackError& failed) {
+        return std::ranges::any_of(failed.causes(), [](const auto& cause) { return is_lack_of_memory(cause.error); });
+    } catch (...) {
+        return false;
+    }
+}
+
 // Whether a query has completed, or was cut short by a drain, or is a dead letter since there was no memory.
 bool is_accounted_for(const PairResult& result, bool is_drained) {
     if (result.completed) {
@@ -181,7 +211,7 @@ bool is_accounted_for(const PairResult& result, bool is_drained) {
     if (result.unfinished) {
         return is_drained;
     }
-    return result.failure() && result.failure()->error.type() == "std::bad_alloc";
+    return result.failure() && is_lack_of_memory(result.failure()->error);
 }
 
 // What is there before the memory is exhausted.
@@ -384,6 +414,14 @@ TEST_CASE("memory: a query runs out of it at each allocation", "[memory]") { fai
 
 TEST_CASE("memory: a query whose steps run side by side runs out of it at each allocation", "[memory]") {
     fail_each_allocation(&Mill<SideBySide>::one);
+}
+
+TEST_CASE("memory: a query that goes through a fallback runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<Backed>::one);
+}
+
+TEST_CASE("memory: a batch that goes through fallbacks runs out of it at each allocation", "[memory]") {
+    fail_each_allocation(&Mill<Backed>::batch_with_backoffs);
 }
 
 TEST_CASE("memory: a batch runs out of it at each allocation", "[memory]") {

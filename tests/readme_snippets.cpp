@@ -1277,6 +1277,62 @@ TEST_CASE("guide: a query has a timeout", "[readme]") {
     CHECK(task.succeeded());
 }
 
+struct ContextTooLong : sluice::ModelError {
+    ContextTooLong() : ModelError("too long", {sluice::Verdict::invalid}, 400) {}
+};
+
+auto plain_route(const auto& gpt, const auto& claude, const auto& local) {
+    using support_desk::Ticket;
+    return [=](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        const sluice::Fallback answer("answer", gpt, claude, local);
+        co_await run.step(&Ticket::reply, answer, run.query().text);
+    };
+}
+
+TEST_CASE("guide: several providers", "[readme]") {
+    using support_desk::Ticket;
+    asio::io_context context;
+    const auto executor = context.get_executor();
+    const auto ask_gpt = [](const std::string& text) -> asio::awaitable<std::string> {
+        if (text.size() > 10) throw ContextTooLong();
+        co_return "As a language model, I cannot tell.";
+    };
+    const auto ask_local = [](const std::string& text) -> asio::awaitable<std::string> { co_return "re " + text; };
+    const sluice::Stage gpt(executor, "gpt", 9, ask_gpt);
+    const sluice::Stage claude(executor, "claude", 9, ask_gpt);
+    const sluice::Stage local(executor, "local", 9, ask_local);
+
+    const sluice::Fallback answer("answer", gpt, claude, local);
+    const auto checked = answer.also_after(sluice::retry_on<ContextTooLong>).accept([](const std::string& reply) {
+        return !reply.starts_with("As a language model");
+    });
+    auto route = [checked](sluice::Run<Ticket>& run) -> asio::awaitable<void> {
+        co_await run.step(&Ticket::reply, checked, run.query().text);
+    };
+
+    support_desk::DeadLetters dead_letters;
+    sluice::Pipeline support(executor, route, dead_letters, 64);
+    const std::vector<sluice::Query> queries{{"1", "short"}, {"2", "a long question"}};
+    std::vector<sluice::RecordResult<Ticket>> results;
+    const test::Task<> task(executor,
+                            [&]() -> asio::awaitable<void> { results = co_await support.process_batch(queries); });
+    context.run();
+    CHECK(task.succeeded());
+    REQUIRE(results.size() == 2);
+    CHECK(results[0].record.reply == "re short");
+    CHECK(results[1].record.reply == "re a long question");
+    CHECK(results[1].stage_results.back().stage == "local");
+    const auto with_longer = answer.also_after(sluice::retry_on<ContextTooLong>);
+    CHECK(with_longer.name() == "answer");
+
+    sluice::Pipeline plain(executor, plain_route(gpt, claude, local), dead_letters, 64);
+    const sluice::Query query("3", "a long question");
+    test::Task<sluice::RecordResult<Ticket>> long_question(executor, [&] { return plain.process_one(query); });
+    context.restart();
+    context.run();
+    CHECK(long_question.value().failure()->stage == "gpt");
+}
+
 TEST_CASE("guide: one pipeline feeds another, and a channel feeds a pipeline", "[readme]") {
     asio::io_context context;
     CollectingSink sink;

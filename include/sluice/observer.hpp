@@ -28,8 +28,8 @@ struct Verdict;
 /// `stage_run` is the result so far, with the query's id and the stage's name; its `attempts` counts the attempts that
 /// have begun, so in on_queued it excludes the one that waits. It is the same object in all events of one stage run, so
 /// that its address identifies the stage run where ids do not. (In a Pipeline, on_dead_letter gets another one.) It
-/// must not be used after the last event. In a Pipeline, failures of no stage, named `route` and `save`, have
-/// on_dead_letter alone.
+/// must not be used after the last event. In a Pipeline, failures of no stage have on_dead_letter
+/// alone: those named `route` and `save`, and those of a Fallback.
 ///
 /// No event carries a time; read a clock.
 ///
@@ -56,7 +56,7 @@ public:
     /// The way in which a stage run ended.
     enum class Outcome {
         succeeded,
-        failed,    ///< The last attempt failed, or none could begin: see Reason.
+        failed,    ///< The last attempt failed, none could begin, or a Fallback did not accept the value: see Reason.
         cancelled  ///< Stage::run() throws instead of returning a result; also if a drain cuts it short.
     };
 

@@ -24,10 +24,12 @@ enum class Reason : std::uint8_t {
     checkpoint = 6,  ///< The step succeeded, and the sink's save() threw.
     too_costly =
         7,  ///< The attempt would have cost more than a burst of the endpoint's rates, so it could never begin.
-    breaker_open = 8,  ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
-    deadline = 9,      ///< The timeout of the query was over, or would have been before anything else; see Query.
-    overloaded = 10,   ///< The line of the endpoint was full, or the attempt had waited there for too long; see
-                       ///< EndpointOptions::max_waiting.
+    breaker_open = 8,   ///< The breaker of the endpoint was open, and the stage does not wait for that; see WhileOpen.
+    deadline = 9,       ///< The timeout of the query was over, or would have been before anything else; see Query.
+    overloaded = 10,    ///< The line of the endpoint was full, or the attempt had waited there for too long; see
+                        ///< EndpointOptions::max_waiting.
+    fallback = 11,      ///< Every member of a Fallback failed or was skipped; see FallbackError.
+    not_accepted = 12,  ///< The model function returned a value that its Fallback did not accept.
 };
 
 /// Returns the name of the enumerator, such as `timeout`; `unknown` for any other value.
@@ -55,6 +57,10 @@ constexpr std::string_view to_string(Reason reason) noexcept {
             return "deadline";
         case Reason::overloaded:
             return "overloaded";
+        case Reason::fallback:
+            return "fallback";
+        case Reason::not_accepted:
+            return "not_accepted";
     }
     return "unknown";
 }

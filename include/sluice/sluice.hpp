@@ -28,6 +28,8 @@
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_observer.hpp>
 #include <sluice/stage/endpoint_options.hpp>
+#include <sluice/stage/fallback.hpp>
+#include <sluice/stage/fallback_error.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/retry.hpp>

@@ -4,6 +4,7 @@
 #include <sluice/pipeline/inference_pipeline.hpp>
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
+#include <sluice/stage/fallback.hpp>
 #include <sluice/stage/stage.hpp>
 
 #include <boost/asio/awaitable.hpp>

@@ -7,6 +7,7 @@
 #include <sluice/pipeline/run.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/fallback.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/timeout.hpp>
@@ -211,6 +212,15 @@ private:
                 } catch (...) {
                     fate.swallowed = true;
                 }
+                break;
+            case Shape::chain: {
+                const auto chain =
+                    sluice::Fallback("chain", route.stages[fate.draft.turn], route.stages[(fate.draft.turn + 1) % 3],
+                                     route.stages[(fate.draft.turn + 2) % 3])
+                        .accept([&](const std::string& value) { return route.scene->accept(fate, 0, value); });
+                co_await run.all(run.step(&Sheet::first, chain, Call{&fate, 0}), route.step(run, fate, 1));
+                break;
+            }
         }
     }
 };

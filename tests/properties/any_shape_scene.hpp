@@ -60,14 +60,15 @@ enum class Shape {
     tolerant,
     deadline,
     throws,
-    swallows
+    swallows,
+    chain
 };
-inline constexpr std::size_t shapes = 11;
+inline constexpr std::size_t shapes = 12;
 
 /// Whether one step may fail while the other is being saved.
 inline bool has_all(Shape shape) {
     return shape == Shape::beside || shape == Shape::three_beside || shape == Shape::nested ||
-           shape == Shape::tolerant || shape == Shape::swallows;
+           shape == Shape::tolerant || shape == Shape::swallows || shape == Shape::chain;
 }
 
 /// The name of a stage.
@@ -246,6 +247,20 @@ public:
         known = fate.draft.id + " " + std::to_string(++values_);
         fate.paid[call.field] = known;
         co_return *known;
+    }
+
+    // Whether the value of a field is accepted.
+    bool accept(Fate& fate, std::size_t field, const std::string& value) {
+        expect(fate.known[field] == value, "a fallback asks about another value");
+        perhaps_disturb();
+        if (choices.one_in(4)) {
+            fate.known[field] = fate.paid[field] = std::nullopt;
+            if (choices.one_in(4)) {
+                throw Failure("predicate");
+            }
+            return false;
+        }
+        return true;
     }
 
     asio::awaitable<void> put(const sluice::Query& query, const sluice::StageResult<>& why, const Sheet& record) {
@@ -488,6 +503,7 @@ private:
             case Shape::fallback:
             case Shape::tolerant:
             case Shape::deadline:
+            case Shape::chain:
                 return sheet.first && sheet.second;
             case Shape::swallows:
                 return true;

@@ -48,10 +48,10 @@ struct StageMetrics {
 };
 static_assert(to_string(Verdict::Kind(StageMetrics::ByVerdict().size())) == "unknown", "a verdict is not counted");
 
-/// The dead letters of one stage, or of `route` or `save`; see Pipeline.
+/// The dead letters of one stage or Fallback, or of `route` or `save`; see Pipeline.
 struct DeadLetterMetrics {
     /// One number for each Reason, in its order.
-    using ByReason = std::array<std::uint64_t, static_cast<std::size_t>(Reason::overloaded) + 1>;
+    using ByReason = std::array<std::uint64_t, static_cast<std::size_t>(Reason::not_accepted) + 1>;
 
     SharedString stage;
     ByReason dead_letters{};  ///< Those that the sink threw at included.

@@ -7,6 +7,7 @@
 #include <sluice/pipeline/detail/step_traits.hpp>
 #include <sluice/query.hpp>
 #include <sluice/result.hpp>
+#include <sluice/stage/detail/fallback_run.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/stage_run.hpp>
 #include <sluice/stage_error.hpp>
@@ -52,8 +53,8 @@ public:
     Record& operator*() const noexcept { return state_.result.record; }
     Record* operator->() const noexcept { return &state_.result.record; }
 
-    /// When awaited, runs the query through `stage`, and stores the value in `field` of the record. If the field has a
-    /// value already, nothing runs.
+    /// When awaited, runs the query through `stage`, a Stage or a Fallback, and stores the value in `field` of the
+    /// record. If the field has a value already, nothing runs.
     ///
     /// Lvalue arguments are stored by reference, and rvalues are moved in. So is the stage: an lvalue must live until
     /// the step has ended. A stage that the route captures does, since the pipeline keeps its route alive.
@@ -74,9 +75,9 @@ public:
     ///
     /// @par Complexity
     /// O(1) beside the model, the sink's save() and the wait. Costs a coroutine frame only if the step was converted,
-    /// the stage has retries or a timeout, the sink saves, another step of the query is running, or the model function
-    /// does not have one signature, in which each parameter is a reference that binds to its argument or a trivially
-    /// copyable object.
+    /// the stage has retries or a timeout, or is a Fallback, the sink saves, another step of the query is running, or
+    /// the model function does not have one signature, in which each parameter is a reference that binds to its
+    /// argument or a trivially copyable object.
     template <class Field, class Class, class StageType, class... Args>
     [[nodiscard]] auto step(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<true>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);
@@ -138,35 +139,54 @@ private:
         using Traits = detail::StepTraits<Record, std::remove_cvref_t<StageType>, Args...>;
         constexpr bool is_field = detail::is_field_of<Record, Field Class::*>;
         constexpr bool is_stage = Traits::is_stage;
+        constexpr bool is_fallback = Traits::is_fallback;
         constexpr bool is_callable = Traits::is_callable;
         constexpr bool is_model = Traits::is_model;
-        constexpr bool fits = detail::fits_field<typename Traits::Value, Field>;
+        constexpr bool fits = Traits::template fits<Field>;
+        constexpr bool accepts = Traits::template accepts<Field>;
         constexpr bool same_executor = std::same_as<typename Traits::Executor, Executor>;
         static_assert(is_field,
                       "sluice::Run: the first argument of a step must point to a field of the record that is a "
                       "std::optional");
-        static_assert(is_stage, "sluice::Run: the second argument of a step must be a sluice::Stage");
-        static_assert(!is_stage || is_callable,
+        static_assert(is_stage,
+                      "sluice::Run: the second argument of a step must be a sluice::Stage or a sluice::Fallback");
+        static_assert(
+            !is_fallback || is_callable,
+            "sluice::Fallback: the model function of each member must be callable with the other arguments of "
+            "the step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");
+        static_assert(!is_stage || is_fallback || is_callable,
                       "sluice::Run: the model function of the stage cannot be called with the other arguments of the "
                       "step; lvalues are passed as they are, rvalues and the values of fields as const lvalues");
         static_assert(!is_callable || is_model,
                       "sluice::ModelFunction: the model function of a Stage must return an asio::awaitable of a value: "
                       "not void, no reference, nothing that may throw when it is moved");
-        static_assert(fits,
+        static_assert(fits || is_fallback,
                       "sluice::Run: the value that the model function returns does not fit the field of the step");
+        static_assert(fits || !is_fallback,
+                      "sluice::Fallback: the value of each member must fit the field of the step");
+        static_assert(accepts,
+                      "sluice::Fallback: the predicate of accept() must be callable, as const, with the value of the "
+                      "field, and return a bool");
         static_assert(!is_model || same_executor,
                       "sluice::Run: the model function's awaitable must have the executor type of the Run");
-        if constexpr (is_field && is_model && fits && same_executor) {
-            auto& stage_state = *state_of(stage);
-            using StageState = std::remove_reference_t<decltype(stage_state)>;
-            using T = typename StageState::Timer;
+        if constexpr (is_field && is_model && fits && accepts && same_executor) {
+            using StageClass = std::remove_cvref_t<StageType>;
+            using T = typename StageClass::timer_type;
             using Target = detail::StepTarget<State, Executor, throws, typename Field::value_type, StageType, T>;
             BOOST_ASSERT_MSG(state_.place.drain->timer == typeid(T),
                              "sluice::Run: the stage of a step must have the timer of its pipeline");
             ++state_.not_begun;
-            return detail::run_in<StageState, Target, typename detail::StepArgument<Record, Args>::Stored...>(
-                stage_state, Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
-                detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
+            if constexpr (is_fallback) {
+                return detail::run_fallback<StageClass, Target, typename detail::StepArgument<Record, Args>::Stored...>(
+                    Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
+                    detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
+            } else {
+                auto& stage_state = *state_of(stage);
+                return detail::run_in<std::remove_reference_t<decltype(stage_state)>, Target,
+                                      typename detail::StepArgument<Record, Args>::Stored...>(
+                    stage_state, Target{state_, state_.result.record.*field, std::forward<StageType>(stage)},
+                    detail::StepArgument<Record, Args>::store(state_.result.record, args)...);
+            }
         } else {
             return StepAwaitable<throws>();
         }

@@ -153,6 +153,7 @@ private:
         using Returned = StageResult<Value>;
         using Data = Value;
         static constexpr bool is_step = false;
+        static constexpr bool is_member = false;
 
         detail::QueryRun<T>& query() noexcept { return run; }
         Returned result() { return Returned(std::move(query_id), stage->name); }

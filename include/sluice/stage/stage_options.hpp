@@ -18,7 +18,7 @@ namespace sluice {
 /// or cancel the query.
 enum class WhileOpen : std::uint8_t {
     hold_unless_exhausted,  ///< It waits in the line; but fails if the breaker has opened since the account is
-                            ///< exhausted.
+                            ///< exhausted, or if a Fallback has another member behind this stage.
     hold,                   ///< It waits in the line.
     fail                    ///< It fails at once, with Reason::breaker_open, even if it waits already.
 };

@@ -129,6 +129,7 @@ private:
         using Returned = void;
         using Data = Value;
         static constexpr bool is_step = false;
+        static constexpr bool is_member = false;
 
         QueryRun<T>& query() const noexcept { return run; }
         StageResult<>& result() const noexcept { return *run.place->in_place.result; }

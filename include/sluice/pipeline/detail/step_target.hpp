@@ -25,6 +25,7 @@ struct StepTarget {
     using Returned = std::conditional_t<throws, void, StageError>;
     using Data = Field;
     static constexpr bool is_step = true;
+    static constexpr bool is_member = false;
 
     void begins() noexcept { --run.not_begun; }
     bool is_filled() const noexcept { return field.has_value(); }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/fallback_traits.hpp>
+#include <sluice/stage/fallback.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/stage.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
@@ -27,6 +29,18 @@ template <class Value, class FieldValue>
     requires(!std::same_as<Value, AnyType>)
 inline constexpr bool fits_field<Value, std::optional<FieldValue>> = std::convertible_to<Value, FieldValue>;
 
+// The value of a field; AnyType if it is no optional.
+template <class Field>
+struct FieldValue {
+    using Type = AnyType;
+};
+template <class Value>
+struct FieldValue<std::optional<Value>> {
+    using Type = Value;
+};
+template <class Field>
+using field_value_t = typename FieldValue<Field>::Type;
+
 // The form in which a step stores an argument until its attempts have ended: a field of the record as such, an lvalue
 // as a reference, and an rvalue as an object.
 template <class Record, class Arg>
@@ -46,9 +60,13 @@ struct StepArgument<Record, Arg> {
 template <class Record, class StageType, class... Args>
 struct StepTraits {
     static constexpr bool is_stage = false;
+    static constexpr bool is_fallback = false;
     static constexpr bool is_callable = false;
     static constexpr bool is_model = false;
-    using Value = AnyType;
+    template <class Field>
+    static constexpr bool fits = true;
+    template <class Field>
+    static constexpr bool accepts = true;
     using Executor = boost::asio::any_io_executor;
 };
 template <class Record, class Function, class T, class... Args>
@@ -57,10 +75,29 @@ struct StepTraits<Record, Stage<Function, T>, Args...> {
     using CallArgument = call_argument_t<typename StepArgument<Record, Arg>::Stored>;
 
     static constexpr bool is_stage = true;
+    static constexpr bool is_fallback = false;
     static constexpr bool is_callable = CallableModel<Function, CallArgument<Args>...>;
     static constexpr bool is_model = ModelFunction<Function, CallArgument<Args>...>;
-    using Value = model_value_t<Function, CallArgument<Args>...>;
+    template <class Field>
+    static constexpr bool fits = fits_field<model_value_t<Function, CallArgument<Args>...>, Field>;
+    template <class Field>
+    static constexpr bool accepts = true;
     using Executor = model_executor_t<Function, CallArgument<Args>...>;
+};
+template <class Record, class Accept, class... Members, class... Args>
+struct StepTraits<Record, Fallback<Accept, Members...>, Args...> {
+    using Traits =
+        FallbackTraits<TypeList<call_argument_t<typename StepArgument<Record, Args>::Stored>...>, Members...>;
+
+    static constexpr bool is_stage = true;
+    static constexpr bool is_fallback = true;
+    static constexpr bool is_callable = Traits::is_callable;
+    static constexpr bool is_model = Traits::is_model;
+    template <class Field>
+    static constexpr bool fits = !is_model || Traits::template fit<field_value_t<Field>>;
+    template <class Field>
+    static constexpr bool accepts = detail::accepts<Accept, field_value_t<Field>>;
+    using Executor = std::conditional_t<Traits::same_executor, typename Traits::Executor, void>;
 };
 
 }  // namespace sluice::detail

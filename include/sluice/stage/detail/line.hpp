@@ -241,6 +241,15 @@ public:
         return until > time ? until - time : Time(0);
     }
 
+    // Why an attempt that entered now would not wait, or would wait until it is late; it is that in `left`.
+    LineEntry::Refusal refusal(WhileOpen while_open, Time left) noexcept {
+        if (closed() || !gated()) {
+            return LineEntry::Refusal::none;
+        }
+        const Time time = now();
+        return refusal(while_open, left < Time::max() - time ? time + left : Time::max(), time);
+    }
+
     // How often probes have closed the breaker.
     std::uint64_t closings() const noexcept { return closings_; }
 
@@ -444,14 +453,17 @@ private:
 
     // Refuses an entry that will never be due, or not in time, or does not wait for the breaker.
     bool refuses(LineEntry& entry, Time time) const noexcept {
-        if (!meter_.is_affordable(entry.cost)) {
-            entry.refusal = LineEntry::Refusal::too_costly;
-        } else if (breaker_ && breaker_->earliest(time) > time && !holds(entry.while_open)) {
-            entry.refusal = LineEntry::Refusal::breaker_open;
-        } else if (entry.expires != Time::max() && entry.expires <= closed_until(time)) {
-            entry.refusal = LineEntry::Refusal::late;
-        }
+        entry.refusal = meter_.is_affordable(entry.cost) ? refusal(entry.while_open, entry.expires, time)
+                                                         : LineEntry::Refusal::too_costly;
         return entry.refusal != LineEntry::Refusal::none;
+    }
+
+    LineEntry::Refusal refusal(WhileOpen while_open, Time expires, Time time) const noexcept {
+        if (breaker_ && breaker_->earliest(time) > time && !holds(while_open)) {
+            return LineEntry::Refusal::breaker_open;
+        }
+        return expires != Time::max() && expires <= closed_until(time) ? LineEntry::Refusal::late
+                                                                       : LineEntry::Refusal::none;
     }
 
     void refuse_waiting() noexcept {

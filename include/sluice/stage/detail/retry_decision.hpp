@@ -39,9 +39,23 @@ inline std::uint64_t random_seed() {
 // No templates: g++ 12 does not compile these enumerators in one.
 inline bool is_throttled(const Verdict& verdict) noexcept { return verdict.kind == Verdict::throttled; }
 
+inline bool is_invalid(const Verdict& verdict) noexcept { return verdict.kind == Verdict::invalid; }
+
 // Whether the provider asks all callers to wait.
 inline bool asks_for_pause(const Verdict& verdict) noexcept {
     return verdict.retry_after && (verdict.kind == Verdict::throttled || verdict.kind == Verdict::overloaded);
+}
+
+// Returns a RetryPredicateError with `error` nested in it: what was `asked` about it threw the exception that is being
+// handled.
+inline std::exception_ptr predicate_error(const char* asked, const std::exception_ptr& error) {
+    const StageError thrown(std::current_exception());
+    try {
+        std::rethrow_exception(error);
+    } catch (...) {
+        return std::make_exception_ptr(
+            RetryPredicateError(std::string("the ") + asked + " threw " + thrown.type() + ": " + thrown.message()));
+    }
 }
 
 // The failed attempts of one run, which it counts, and the decision on a further one.
@@ -75,13 +89,7 @@ public:
             ++count;
             return std::max(policy.delay(count, stage_run), verdict.retry_after.value_or(std::chrono::nanoseconds(0)));
         } catch (...) {
-            const StageError thrown(std::current_exception());
-            try {
-                std::rethrow_exception(error);
-            } catch (...) {
-                error = std::make_exception_ptr(RetryPredicateError(std::string("the ") + asked + " threw " +
-                                                                    thrown.type() + ": " + thrown.message()));
-            }
+            error = predicate_error(asked, error);
             return std::nullopt;
         }
     }

@@ -14,6 +14,7 @@
 #include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/stage_options.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/callee.hpp>
 #include <sluice/sync/detail/context_bound.hpp>
@@ -41,7 +42,8 @@ namespace sluice::detail {
 // A `Target` says where its clock, its result and its value are: query(), result(), which is a reference, or an object
 // that this frame holds, and data(result); what is to be done when the run has ended, or an exception leaves it:
 // ended(result) and aborted(result); and what is returned: returned(result). A step may skip the run, and saves the
-// record after it. The arguments lie in this frame too; an `Arg` is a reference or not. (A class, since g++ objects to
+// record after it. The run of a member of a Fallback is told what stands behind it, and its value may be refused; see
+// MemberTarget. The arguments lie in this frame too; an `Arg` is a reference or not. (A class, since g++ objects to
 // the frame of a function template with an argument of an unnamed namespace.)
 template <class State, class Target, class... Args>
 class StageCoroutine {
@@ -71,8 +73,8 @@ public:
         auto& result = result_of(begun, own);
         const DeadlineOf<Timer>* const deadline = query.deadline();
         try {
-            if constexpr (Target::is_step) {
-                if (query.place->has_left()) [[unlikely]] {  // the route has cut short a step in backoff
+            if constexpr (Target::is_step || Target::is_member) {
+                if (query.place && query.place->has_left()) [[unlikely]] {  // the route has cut short a step in backoff
                     co_await BackoffWait<Timer>::template come_back<Executor>(Pooled(), *stage.timeouts_, *query.place);
                 }
             }
@@ -110,6 +112,7 @@ public:
                     entry.ticket = ticket.value_or(0);
                     entry.failed_probe = failed_probe;
                     entry.steps = query.steps();
+                    failure.while_open = entry.while_open = while_open(stage, target);
                     std::optional<DrainedWait> drained;
                     if (query.place && query.place->drain) {
                         drained.emplace(*query.place, *policies, entry);
@@ -139,7 +142,7 @@ public:
                         slot = granted_slot(line);
                     }
                     if (!slot) {
-                        stage.not_granted(entry, failure, deadline, previous);
+                        stage.not_granted(entry, failure, deadline, previous, last_error(target, previous));
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
@@ -180,6 +183,11 @@ public:
                         }
                         budgeted.end_retry();
                         stage.end_attempt(query, result, started, failure.error != nullptr, due);
+                        if constexpr (Target::is_member) {
+                            if (!failure.error) {
+                                target.ask(result);  // before its slot is handed on, as observers expect
+                            }
+                        }
                         // A cancellation that predates this run is ignored.
                         cancelled =
                             failure.error &&
@@ -187,7 +195,10 @@ public:
                              (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
                         if (failure.error && !cancelled) {
                             stage.judge(failure);  // before its slot is handed on
-                            State::nest_if_late(failure, deadline, previous);
+                            State::nest_if_late(failure, deadline, last_error(target, previous));
+                            if constexpr (Target::is_member) {
+                                target.judged(failure.verdict);
+                            }
                         }
                         stage.report(entry, failure, cancelled, usage_of(attempt));
                         if (failure.spared && outage != policies->closings()) {
@@ -198,6 +209,12 @@ public:
                     }
                 }
                 if (!failure.error) [[likely]] {
+                    if constexpr (Target::is_member) {
+                        if (target.refusal) {
+                            stage.finish_not_accepted(query, result, std::move(target.refusal));
+                            break;
+                        }
+                    }
                     stage.finish_succeeded(query, result);
                     break;
                 }
@@ -244,6 +261,23 @@ private:
             return attempt->usage();
         } else {
             return std::nullopt;
+        }
+    }
+
+    static WhileOpen while_open(const State& stage, const Target& target) noexcept {
+        if constexpr (Target::is_member) {
+            return target.while_open();
+        } else {
+            return stage.while_open();
+        }
+    }
+
+    // That of the attempt before, or of the member of a Fallback that has failed before this one.
+    static const std::exception_ptr& last_error(const Target& target, const std::exception_ptr& previous) noexcept {
+        if constexpr (Target::is_member) {
+            return previous ? previous : target.earlier;
+        } else {
+            return previous;
         }
     }
 

@@ -97,6 +97,8 @@ public:
     StageState(const StageState&) = delete;
     StageState& operator=(const StageState&) = delete;
 
+    WhileOpen while_open() const noexcept { return options_.while_open; }
+
     const SharedString name;
     const std::shared_ptr<EndpointState> endpoint;
 
@@ -116,6 +118,7 @@ private:
         bool is_plain = false;   // contains no ModelError; asking later would take as long as the rest of the failure
         bool spared = false;     // uses up no retry
         bool failed_probe = false;
+        WhileOpen while_open = WhileOpen::hold_unless_exhausted;  // whether the attempt waits for an open breaker
         Verdict verdict = {};
         std::exception_ptr verdict_error = nullptr;  // what the verdict function threw
 
@@ -197,7 +200,6 @@ private:
             leave_line(entry, deadline, deadline->due);
             return true;
         }
-        entry.while_open = options_.while_open;
         if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
             try {
                 if (!(is_missing<Args>(args) || ...)) {
@@ -278,9 +280,9 @@ private:
         }
     }
 
-    // The attempt has no slot.
+    // The attempt has no slot. `previous` is the error of the attempt before it, and `last` the last of the query.
     void not_granted(const LineEntry& entry, Failure& failure, const DeadlineOf<T>* deadline,
-                     const std::exception_ptr& previous) const {
+                     const std::exception_ptr& previous, const std::exception_ptr& last) const {
         if (failure.error) {
             return;
         }
@@ -297,11 +299,11 @@ private:
                 failure.reason = Reason::too_costly;
                 break;
             case LineEntry::Refusal::late:
-                failure.error = nest(DeadlineError(deadline->timeout), previous);
+                failure.error = nest(DeadlineError(deadline->timeout), last);
                 failure.reason = Reason::deadline;
                 break;
             case LineEntry::Refusal::too_late_to_begin:
-                failure.error = nest(DeadlineError(deadline->timeout, line.call_time()), previous);
+                failure.error = nest(DeadlineError(deadline->timeout, line.call_time()), last);
                 failure.reason = Reason::deadline;
                 break;
             case LineEntry::Refusal::full:
@@ -344,7 +346,7 @@ private:
             usage = Cost{.requests = entry.charge.granted.requests};  // it has got no answer
         }
         const BreakerReport report = line.end(entry, usage, result);
-        failure.spared = report.spares_retry() && line.holds(options_.while_open);
+        failure.spared = report.spares_retry() && line.holds(entry.while_open);
         failure.failed_probe = report.failed_probe;
     }
 
@@ -377,6 +379,13 @@ private:
     void finish_succeeded(QueryRun<T>& query, StageResult<>& result) const noexcept {
         result.success = true;
         notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded, Observer::Event::started);
+    }
+
+    void finish_not_accepted(QueryRun<T>& query, StageResult<>& result, std::exception_ptr why) const noexcept {
+        result.late = false;
+        result.error = std::move(why);
+        result.reason = Reason::not_accepted;
+        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::started);
     }
 
     // Ends a stage run that was cancelled, by an exception. `cancelled` says whether its coroutine was.
@@ -486,7 +495,7 @@ private:
         }
         if (const DeadlineOf<T>* const deadline = query.deadline(); deadline && delay) {
             const auto time = now<T>(state_of(endpoint->line)->context());
-            const auto closed = endpoint->policies->closed_for(options_.while_open);
+            const auto closed = endpoint->policies->closed_for(failure.while_open);
             if (deadline->is_over(time) || std::max(*delay, closed) >= deadline->left(time)) {
                 failure.reason = Reason::deadline;
                 return std::nullopt;

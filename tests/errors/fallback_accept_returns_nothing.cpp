@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "valid.hpp"
+
+namespace asio = boost::asio;
+
+// The predicate of a fallback returns a bool.
+void fallback_accept_returns_nothing(asio::io_context& context, valid::Sink& sink) {
+#ifdef MISTAKE
+    const auto answer = sluice::Fallback("answer", valid::stage(context), valid::stage(context)).accept([](int) {});
+#else
+    const auto answer =
+        sluice::Fallback("answer", valid::stage(context), valid::stage(context)).accept([](int) { return true; });
+#endif
+    auto route = [answer](valid::Run& run) -> asio::awaitable<void> {
+        co_await run.step(&valid::Record::answer, answer, run.query().text);
+    };
+    sluice::Pipeline pipeline(context.get_executor(), route, sink, 1);
+    static_cast<void>(pipeline.process_one(sluice::Query("1", "Who?")));
+}
