@@ -4,6 +4,11 @@
 #include "choices.hpp"
 
 #include <sluice/observer.hpp>
+#include <sluice/pipeline/pipeline.hpp>
+#include <sluice/pipeline/run.hpp>
+#include <sluice/query.hpp>
+#include <sluice/reason.hpp>
+#include <sluice/result.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>
@@ -27,7 +32,8 @@ namespace properties {
 
 /// Queries run through two stages that share an endpoint, with failures, retries, timeouts and cancellations, while its
 /// limit changes, it is closed, and the handles are dropped. Half of the endpoints have rates and a breaker, which
-/// change too; half have a retry budget; and each may be throttled and paused.
+/// change too; half have a retry budget; some have bounds of their line, or serve first who has completed more; and
+/// each may be throttled and paused. Half of the queries go through a pipeline, with a timeout.
 class EndpointRun final : sluice::Observer, Expectations {
 public:
     explicit EndpointRun(Choices& c) : choices_(c) {
@@ -50,6 +56,15 @@ public:
             endpoint_options.retry_budget = budget_;
             has_budget_ = true;
         }
+        if (choices_.one_in(3)) {
+            endpoint_options.max_waiting = static_cast<std::ptrdiff_t>(choices_.below(4));
+        }
+        if (choices_.one_in(3)) {
+            endpoint_options.max_wait = std::chrono::nanoseconds(1 + choices_.below(30));
+        }
+        endpoint_options.shed_late = choices_.one_in(3);
+        endpoint_options.order = choices_.one_in(3) ? sluice::LineOrder::furthest_first : sluice::LineOrder::first_come;
+        is_bounded_ = endpoint_options.max_waiting || endpoint_options.max_wait;
         endpoint_.emplace(executor, "shared", endpoint_options);
         sluice::StageOptions options{.retry = {.max_retries = static_cast<int>(choices_.below(3)),
                                                .backoff = {.initial = std::chrono::nanoseconds(choices_.below(8))}},
@@ -62,7 +77,11 @@ public:
         judge_.emplace(*endpoint_, "judge", Model{this}, options);
         for (std::size_t n = queries_ = 1 + choices_.below(8); n != 0; --n) {
             const Stage stage = choices_.one_in(2) ? *draft_ : *judge_;
-            actors_.start(context_.get_executor(), [this, stage](Actor& actor) { return query(actor, stage); });
+            if (choices_.one_in(2)) {
+                actors_.start(context_.get_executor(), [this, stage](Actor& actor) { return query(actor, stage); });
+            } else {
+                actors_.start(context_.get_executor(), [this, stage](Actor&) { return timed_query(stage); });
+            }
         }
     }
 
@@ -128,7 +147,41 @@ private:
                "a cancelled run was reported as failed");
         expect(result.success == (result.reason == sluice::Reason::none), "the reason does not match the result");
         expect(result.reason != sluice::Reason::closed || closed_, "an open endpoint was reported as closed");
+        expect(result.reason != sluice::Reason::overloaded || is_bounded_, "a line without bounds was full");
         expect(!result.retries_withheld || (has_budget_ && !result.success), "a retry was withheld without a budget");
+    }
+
+    struct Pair {
+        std::optional<int> first;
+        std::optional<int> second;
+    };
+
+    struct Letters {
+        std::size_t count = 0;
+        void put(const sluice::Query&, const sluice::StageResult<>&) { ++count; }
+    };
+
+    // Two steps, which end before the query is late, since the model heeds cancellation.
+    asio::awaitable<void> timed_query(const Stage& stage) {
+        const asio::any_io_executor executor = co_await asio::this_coro::executor;
+        const auto timed = sluice::timed_by<VirtualTimer>(executor);
+        Letters letters;
+        const auto route = [&stage](sluice::Run<Pair>& run) -> asio::awaitable<void> {
+            co_await run.step(&Pair::first, stage);
+            co_await run.step(&Pair::second, stage);
+        };
+        sluice::Pipeline pipeline(timed, route, letters, 1);
+        sluice::Query query("q", "text");
+        query.timeout = std::chrono::nanoseconds(choices_.below(60));
+        const auto begun = VirtualTimer::now(executor);
+        const auto result = co_await pipeline.process_one(query);
+        const auto took = VirtualTimer::now(executor) - begun;
+        expect(took <= *query.timeout, "a query took longer than its timeout");
+        expect(result.completed == !result.failure(), "a query did not end in exactly one way");
+        expect(letters.count == (result.completed ? 0U : 1U), "a dead letter was not delivered once");
+        const auto reason = result.failure() ? result.failure()->reason : sluice::Reason::none;
+        expect(reason != sluice::Reason::closed || closed_, "an open endpoint was reported as closed");
+        expect(reason != sluice::Reason::overloaded || is_bounded_, "a line without bounds was full");
     }
 
     void on_queued(const sluice::StageResult<>& run) noexcept override { begun_ += run.attempts == 0; }
@@ -226,6 +279,7 @@ private:
     int begun_ = 0;
     int finished_ = 0;
     bool closed_ = false;
+    bool is_bounded_ = false;
     bool has_policies_ = false;
     bool was_paused_ = false;
     Actors actors_;
