@@ -11,10 +11,12 @@
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/rate.hpp>
+#include <sluice/stage/retry_budget.hpp>
 #include <sluice/stage/stage.hpp>
 
 #include <chrono>
 #include <cstddef>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -27,7 +29,7 @@ using namespace std::chrono_literals;
 /// What the endpoint has beside its limit.
 enum class Policies { none, all };
 
-/// Rates that are never used up, and a breaker that never opens.
+/// Rates that are never used up, a breaker that never opens, and bounds that are never reached.
 sluice::EndpointOptions options_of(Policies policies, std::size_t limit) {
     sluice::EndpointOptions options{.limit = static_cast<std::ptrdiff_t>(limit)};
     if (policies == Policies::all) {
@@ -35,6 +37,9 @@ sluice::EndpointOptions options_of(Policies policies, std::size_t limit) {
         options.input_tokens = sluice::Rate(1'000'000'000'000'000, 1min);
         options.output_tokens = sluice::Rate(1'000'000'000'000'000, 1min);
         options.breaker = sluice::BreakerOptions{.slow = 1h};
+        options.retry_budget = sluice::RetryBudget();
+        options.max_waiting = std::numeric_limits<std::ptrdiff_t>::max();
+        options.max_wait = 24h;
     }
     return options;
 }
@@ -104,7 +109,7 @@ double time_in_line(std::size_t members, std::size_t turns) {
 std::vector<Row> policy_rows(const Settings& settings) {
     const std::size_t turns = settings.size(200'000);
     const std::size_t waiting = settings.size(100'000);
-    return {{"stage run, whose endpoint has rates and a breaker that are idle",
+    return {{"stage run, whose endpoint has rates, a breaker, a retry budget and bounds that are idle",
              "ns",
              {"sluice", [=] { return time_alone<Policies::all>(turns); }},
              {{"with a limit alone", [=] { return time_alone<Policies::none>(turns); }}},

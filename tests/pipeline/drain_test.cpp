@@ -317,6 +317,25 @@ TEST_CASE("drain: whoever waits when the endpoint of a stage with retries or a b
     }
 }
 
+TEST_CASE("drain: a step that could run in place does not wait for a pause that outlasts the grace", "[drain]") {
+    asio::io_context context(1);
+    test::DeadLetters sink;
+    const auto model = [](const std::string& text) -> asio::awaitable<std::string> { co_return text; };
+    sluice::Stage stage(timed(context.get_executor()), "first", 1, model);
+    const auto route = [&](NoteRun& run) -> asio::awaitable<void> {
+        co_await run.step(&Note::first, stage, run.query().text);
+    };
+    sluice::Pipeline pipeline(timed(context.get_executor()), route, sink, 1);
+    stage.endpoint().pause(2s);
+    const Query query("a", "a");
+    Task<NoteResult> a(context.get_executor(), [&] { return pipeline.process_one(query); });
+    test::run_until(context, 0s);
+    Task<Report> report(context.get_executor(), [&] { return pipeline.drain(1s); });
+    CHECK(sluice::testing::run(context) == 0s);
+    CHECK(is(report.value(), 0, 0, 0, 1));
+    CHECK(a.value().unfinished);
+}
+
 TEST_CASE("drain: if a step has failed before the drain cuts another short, the query is a dead letter",
           "[drain][all]") {
     Office office(2, StageOptions{.retry = test::retries(1, 1s)});
