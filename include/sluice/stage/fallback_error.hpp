@@ -20,7 +20,7 @@ public:
     struct Cause {
         SharedString member;           ///< The name of its stage.
         Reason reason = Reason::none;  ///< Why its stage run failed. If it was skipped: `breaker_open`, or `deadline`.
-        StageError error = {};         ///< Of its stage run; empty if it was skipped.
+        StageError error;              ///< Of its stage run; empty if it was skipped.
 
         bool skipped() const noexcept { return !error; }
     };

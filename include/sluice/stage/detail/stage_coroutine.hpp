@@ -273,7 +273,7 @@ private:
     }
 
     // That of the attempt before, or of the member of a Fallback that has failed before this one.
-    static const std::exception_ptr& last_error(const Target& target, const std::exception_ptr& previous) noexcept {
+    static std::exception_ptr last_error(const Target& target, const std::exception_ptr& previous) noexcept {
         if constexpr (Target::is_member) {
             return previous ? previous : target.earlier;
         } else {
