@@ -207,8 +207,8 @@ TEST_CASE("fallback: refuses an empty name and empty predicates, by name", "[fal
 
 TEST_CASE("fallback error: says why each member failed, and copies share the causes", "[fallback]") {
     const FallbackError error({{"gpt", Reason::model, std::make_exception_ptr(std::runtime_error("busy"))},
-                               {"claude", Reason::breaker_open},
-                               {"local", Reason::deadline}});
+                               {"claude", Reason::breaker_open, {}},
+                               {"local", Reason::deadline, {}}});
     CHECK(error.what() ==
           std::string("all 3 members failed: gpt: busy; claude: skipped, since its circuit breaker was open; local: "
                       "skipped, since it was to pause for longer than the query had"));
