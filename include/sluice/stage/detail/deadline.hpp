@@ -15,8 +15,10 @@ public:
     Deadline& operator=(const Deadline&) = delete;
     virtual ~Deadline() = default;
 
+    const std::chrono::nanoseconds timeout;
+
 protected:
-    Deadline() = default;
+    explicit Deadline(std::chrono::nanoseconds its_timeout) noexcept : timeout(its_timeout) {}
 };
 
 // On the clock of T, the timer of the query's pipeline and of each stage that it goes through.
@@ -26,7 +28,7 @@ public:
     using Time = typename T::time_point;
 
     DeadlineOf(Time taken_in, std::chrono::nanoseconds its_timeout)
-        : timeout(its_timeout), due(due_after<T>(taken_in, its_timeout)) {}
+        : Deadline(its_timeout), due(due_after<T>(taken_in, its_timeout)) {}
 
     // Null if there is none. A stage must have the timer of its pipeline; on another clock it would mean nothing.
     static const DeadlineOf* of(const std::unique_ptr<Deadline>& deadline) noexcept {
@@ -38,7 +40,6 @@ public:
     // @pre is_over(now) is false
     std::chrono::nanoseconds left(Time now) const noexcept { return due - now; }
 
-    const std::chrono::nanoseconds timeout;
     const Time due;
 };
 

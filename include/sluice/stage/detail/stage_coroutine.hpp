@@ -4,6 +4,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/stage/attempt.hpp>
 #include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/attempt_failure.hpp>
 #include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/deadline.hpp>
@@ -95,13 +96,13 @@ public:
             bool failed_probe = false;
             std::exception_ptr previous;  // error of an attempt
             while (!context_gone) {
-                typename State::Failure failure;
+                AttemptFailure failure;
                 LineEntry entry;
                 [[maybe_unused]] typename State::template AttemptFor<Args...> attempt;
                 bool cancelled = false;
                 if (begun) {
-                    failure = State::failure_of(*begun);
-                    stage.judge(failure);  // before its slot is handed on
+                    failure = AttemptFailure::of(*begun);
+                    failure.judge(*stage.endpoint);  // before its slot is handed on
                     begun->slot.release();
                     entry.ticket = std::exchange(begun, nullptr)->ticket;
                 } else {
@@ -142,7 +143,7 @@ public:
                         slot = granted_slot(line);
                     }
                     if (!slot) {
-                        stage.not_granted(entry, failure, deadline, previous, last_error(target, previous));
+                        failure.not_granted(entry, *stage.endpoint, deadline, previous, last_error(target, previous));
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
@@ -194,13 +195,13 @@ public:
                             (failure.cancelled ||
                              (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
                         if (failure.error && !cancelled) {
-                            stage.judge(failure);  // before its slot is handed on
-                            State::nest_if_late(failure, deadline, last_error(target, previous));
+                            failure.judge(*stage.endpoint);  // before its slot is handed on
+                            failure.nest_if_late(deadline, last_error(target, previous));
                             if constexpr (Target::is_member) {
                                 target.judged(failure.verdict);
                             }
                         }
-                        stage.report(entry, failure, cancelled, usage_of(attempt));
+                        failure.report(entry, *stage.endpoint, stage.options_.timeout, cancelled, usage_of(attempt));
                         if (failure.spared && outage != policies->closings()) {
                             // Others have succeeded between outages. After the third it may be this query that fails.
                             outage = policies->closings();
