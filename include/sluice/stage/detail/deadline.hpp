@@ -3,8 +3,10 @@
 
 #include <sluice/sync/detail/timeouts.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 
 namespace sluice::detail {
 
@@ -42,5 +44,17 @@ public:
 
     const Time due;
 };
+
+// The earlier of the end of a timeout that began then and that of the query's; nothing if there is neither.
+template <class T>
+std::optional<typename T::time_point> earlier(const DeadlineOf<T>* deadline,
+                                              const std::optional<std::chrono::nanoseconds>& timeout,
+                                              typename T::time_point began) {
+    if (!timeout) {
+        return deadline ? std::optional(deadline->due) : std::nullopt;
+    }
+    const auto own = due_after<T>(began, *timeout);
+    return deadline ? std::min(own, deadline->due) : own;
+}
 
 }  // namespace sluice::detail

@@ -11,6 +11,7 @@
 #include <sluice/stage/detail/drained_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
+#include <sluice/stage/detail/line_wait.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
@@ -120,9 +121,9 @@ public:
                     }
                     if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
-                            if (stage.limits_wait(deadline)) {
-                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline,
-                                                                                started);
+                            if (LineWait<Timer>::is_limited(*policies, deadline)) {
+                                co_await LineWait<Timer>::template run<Executor>(Pooled(), *policies, *stage.timeouts_,
+                                                                                 entry, deadline, started);
                             } else {
                                 co_await policies->wait(entry);
                             }
@@ -131,7 +132,7 @@ public:
                         }
                         const auto queued = std::exchange(started, query.read_clock(context));
                         result.queue_time += started - queued;
-                        stage.end_wait(entry, deadline, queued, started);
+                        LineWait<Timer>::end(*stage.endpoint, entry, deadline, queued, started);
                     }
                     if (entry.is_late() && drained && drained->gave_up()) {
                         query.place->gave_up = true;

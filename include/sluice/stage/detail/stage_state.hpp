@@ -13,10 +13,12 @@
 #include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
+#include <sluice/stage/detail/line_wait.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/rate_options.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
+#include <sluice/stage/detail/stage_reports.hpp>
 #include <sluice/stage/model_function.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/sync/detail/awaitable_traits.hpp>
@@ -55,7 +57,7 @@ namespace sluice::detail {
 // What the handles to one Stage share, and the parts of a StageRun, which runs a query through it: whoever awaits one
 // keeps this alive. Retries, backoff and timeouts have coroutines of their own, which exist only while they are needed.
 template <class Function, class T>
-class StageState {
+class StageState : private StageReports {
 public:
     using Timer = T;
 
@@ -72,7 +74,8 @@ public:
 
     StageState(SharedString stage_name, std::shared_ptr<EndpointState> stage_endpoint, Function function,
                const StageOptions& options)
-        : name(std::move(stage_name)),
+        : StageReports(options.observer),
+          name(std::move(stage_name)),
           endpoint(std::move(stage_endpoint)),
           function_(std::move(function)),
           options_(options) {
@@ -106,38 +109,6 @@ private:
     template <class, class, class...>
     friend class StageCoroutine;
 
-    void notify(QueryRun<T>& query, auto event, const auto&... args) const noexcept {
-        if (Observer* const observer = options_.observer ? options_.observer : query.observer) {
-            (observer->*event)(args...);
-            query.expire_reading();
-        }
-    }
-
-    void finish_cancelled(QueryRun<T>& query, StageResult<>& result, std::exception_ptr error,
-                          Observer::Event last) const noexcept {
-        result.error = std::move(error);
-        notify(query, &Observer::on_finished, result, Observer::Outcome::cancelled, last);
-    }
-
-    void finish_failed(QueryRun<T>& query, StageResult<>& result, AttemptFailure& failure) const noexcept {
-        result.error = std::move(failure.error);
-        result.reason = failure.reason;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed,
-               failure.attempted ? Observer::Event::attempt_failed : Observer::Event::queued);
-    }
-
-    void finish_closed(QueryRun<T>& query, StageResult<>& result) const noexcept {
-        result.error = std::make_exception_ptr(operation_aborted("the endpoint was closed"));
-        result.reason = Reason::closed;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
-    }
-
-    void finish_missing(QueryRun<T>& query, StageResult<>& result) const noexcept {
-        result.error = std::make_exception_ptr(std::logic_error("a field that the stage reads is empty"));
-        result.reason = Reason::missing;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
-    }
-
     // Begins the wait of an attempt in the line; see Line::decide().
     template <class... Args>
     bool enter_line(LineEntry& entry, AttemptFailure& failure, const DeadlineOf<T>* deadline,
@@ -147,7 +118,7 @@ private:
             "sluice::Stage: cost() of the model function must take the arguments that the function takes, and "
             "return a sluice::Cost");
         if (deadline && deadline->is_over(now)) {
-            leave_line(entry, deadline, deadline->due);
+            LineWait<T>::refuse(entry, deadline, deadline->due);
             return true;
         }
         if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
@@ -170,56 +141,9 @@ private:
         return line.decide(entry);
     }
 
-    // Whether the wait of an attempt in the line may have to be cut short.
-    bool limits_wait(const DeadlineOf<T>* deadline) const noexcept {
-        return deadline || endpoint->policies->max_wait();
-    }
-
-    // Waits in the line until the query is late, or the attempt has waited for as long as it may. @pre limits_wait()
-    template <class Executor>
-    static boost::asio::awaitable<void, Executor> wait_in_line(Pooled, StageState& stage, LineEntry& entry,
-                                                               const DeadlineOf<T>* deadline,
-                                                               typename T::time_point began) {
-        const Executor executor = co_await boost::asio::this_coro::executor;
-        const auto until = *earlier(deadline, stage.endpoint->policies->max_wait(), began);
-        const typename Timeouts<T>::Wait wait(*stage.timeouts_, executor, until, entry);
-        co_await stage.endpoint->policies->wait(entry);
-        if (wait.expired() && entry.outcome == WaitOutcome::aborted) {
-            leave_line(entry, deadline, until);
-        }
-    }
-
-    // After a wait in the line. A slot that comes when the wait is to be cut short is returned.
-    void end_wait(LineEntry& entry, const DeadlineOf<T>* deadline, typename T::time_point began,
-                  typename T::time_point now) const {
-        const auto until = earlier(deadline, endpoint->policies->max_wait(), began);
-        if (until && now >= *until && entry.outcome == WaitOutcome::granted) {
-            endpoint->policies->cancel_call(entry, false);
-            granted_slot(endpoint->line).release();
-            leave_line(entry, deadline, *until);
-        }
-    }
-
-    // Refuses an attempt that could wait until then.
-    static void leave_line(LineEntry& entry, const DeadlineOf<T>* deadline, typename T::time_point until) noexcept {
-        entry.outcome = WaitOutcome::refused;
-        entry.refusal = deadline && until == deadline->due ? LineEntry::Refusal::late : LineEntry::Refusal::waited;
-    }
-
     // When an attempt is cancelled, if it is.
     std::optional<typename T::time_point> due(const DeadlineOf<T>* deadline, typename T::time_point started) const {
         return earlier(deadline, options_.timeout, started);
-    }
-
-    // The earlier of the end of a timeout that began then and that of the query's.
-    static std::optional<typename T::time_point> earlier(const DeadlineOf<T>* deadline,
-                                                         const std::optional<std::chrono::nanoseconds>& timeout,
-                                                         typename T::time_point began) {
-        if (!timeout) {
-            return deadline ? std::optional(deadline->due) : std::nullopt;
-        }
-        const auto own = due_after<T>(began, *timeout);
-        return deadline ? std::min(own, deadline->due) : own;
     }
 
     // After an attempt, which failed or not.
@@ -230,18 +154,6 @@ private:
         if (!failed && due && now > *due) {
             result.late = true;  // it blocked the thread and, with it, the timer
         }
-    }
-
-    void finish_succeeded(QueryRun<T>& query, StageResult<>& result) const noexcept {
-        result.success = true;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::succeeded, Observer::Event::started);
-    }
-
-    void finish_not_accepted(QueryRun<T>& query, StageResult<>& result, std::exception_ptr why) const noexcept {
-        result.late = false;
-        result.error = std::move(why);
-        result.reason = Reason::not_accepted;
-        notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::started);
     }
 
     // Ends a stage run that was cancelled, by an exception. `cancelled` says whether its coroutine was.
