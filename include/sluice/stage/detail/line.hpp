@@ -3,9 +3,9 @@
 
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/breaker.hpp>
-#include <sluice/stage/detail/breaker_permit.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
-#include <sluice/stage/detail/call_times.hpp>
+#include <sluice/stage/detail/line_entry.hpp>
+#include <sluice/stage/detail/line_policies.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/endpoint_observer.hpp>
@@ -21,44 +21,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <utility>
 
 namespace sluice::detail {
-
-class Line;
-
-// An attempt in the line of its endpoint. If it is destroyed without Line::end(), its call was cancelled.
-struct LineEntry : Waiter {
-    LineEntry() noexcept { is_line_entry = true; }
-    ~LineEntry();
-
-    LineEntry(const LineEntry&) = delete;
-    LineEntry& operator=(const LineEntry&) = delete;
-
-    // Before it enters: what it costs, by estimate, and what it does while the breaker is open.
-    Cost cost;
-    WhileOpen while_open = WhileOpen::hold_unless_exhausted;
-    bool failed_probe = false;  // an attempt before did
-    std::uint16_t steps = 0;    // which its query has completed
-
-    // When it will be late, on the clock of the line.
-    std::chrono::nanoseconds expires = std::chrono::nanoseconds::max();
-
-    // When it has been granted a slot: when, and what was taken for it at that instant.
-    std::chrono::nanoseconds granted{0};
-    boost::intrusive_ptr<Line> line;
-    Charge charge;
-    BreakerPermit<BreakerState*> call;
-
-    // Otherwise, if it was refused, why.
-    enum class Refusal : std::uint8_t { none, too_costly, breaker_open, late, too_late_to_begin, full, waited };
-    Refusal refusal = Refusal::none;
-
-    // Whether it was refused for its time.
-    bool is_late() const noexcept { return refusal == Refusal::late || refusal == Refusal::too_late_to_begin; }
-};
 
 // The line of an endpoint: a semaphore whose slot, rates, pause and breaker are granted together, to the head of the
 // line, and debited at that instant. So a waiter holds no slot while it waits for a rate, and whoever leaves the line
@@ -89,32 +55,14 @@ public:
 
     // `options` are valid, and `name` is that of the endpoint.
     explicit Line(const EndpointOptions& options, SharedString name = {})
-        : SemaphoreState(options.limit),
-          name_(std::move(name)),
-          observer_(options.observer),
-          meter_(options.requests, options.input_tokens, options.output_tokens) {
-        if (options.breaker) {
-            breaker_.emplace(*options.breaker);
-        }
-        if (options.retry_budget) {
-            retry_budget_.emplace(*options.retry_budget);
-        }
-        if (options.shed_late) {
-            call_times_.emplace();
-        }
-        if (options.max_waiting) {
-            max_waiting_ = static_cast<std::size_t>(*options.max_waiting);
-        }
-        max_wait_ = options.max_wait;
-        furthest_first_ = options.order == LineOrder::furthest_first;
-        check_policies();
-        set_gated(is_limited_);
+        : SemaphoreState(options.limit), policies_(options), name_(std::move(name)), observer_(options.observer) {
+        set_gated(policies_.any_limit());
     }
 
     // Whether an attempt must be a LineEntry, since it may cost more than one request, is reported to the breaker, or
     // may be refused a place in the line or have one ahead of others; or its stage run a BudgetedRun, since there is a
     // retry budget.
-    bool needs_entries() const noexcept { return has_policies_ || gated(); }
+    bool needs_entries() const noexcept { return policies_.any() || gated(); }
 
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
     // must enter now.
@@ -129,18 +77,18 @@ public:
             }
         } else {
             const Time time = now();
-            if (refuses(entry, time)) {
+            if (policies_.refuses(entry, time)) {
                 entry.outcome = WaitOutcome::refused;
                 return true;
             }
-            if (waiting() != 0 || active() >= limit() || due(entry.cost, time) > time) {
+            if (waiting() != 0 || active() >= limit() || policies_.due(entry.cost, time) > time) {
                 return false;
             }
-            if (is_too_late(entry, time)) {
+            if (policies_.is_too_late(entry, time)) {
                 entry.outcome = WaitOutcome::refused;
                 return true;
             }
-            debit(entry, time);  // nobody waits who might have to be refused now
+            grant(entry, time);  // nobody waits who might have to be refused now
         }
         entry.outcome = WaitOutcome::granted;
         if (!entry.returns) {
@@ -153,7 +101,7 @@ public:
     // `expires` of an entry, which may wait, has been set to an earlier time.
     void refuse_if_late(LineEntry& entry) noexcept {
         if (entry.outcome == WaitOutcome::waiting && gated()) {
-            if (refuses(entry, now())) {
+            if (policies_.refuses(entry, now())) {
                 wake(entry, WaitOutcome::refused);
             }
             hand_over();
@@ -165,19 +113,10 @@ public:
         if (!std::exchange(entry.line, nullptr)) {  // it was granted in an open line
             return {};
         }
-        const Time time = now();
-        meter_.settle(entry.charge, usage.value_or(entry.charge.granted), time);
-        if (call_times_ && result == BreakerResult::success) {
-            call_times_->add(time - entry.granted);
-        }
-        BreakerReport report;
-        if (entry.call) {
-            report = entry.call.report(result, time);
-        }
+        const BreakerReport report = policies_.end(entry, usage, result, now());
         if (report.opened) {
             refuse_waiting();
         }
-        closings_ += report.closed ? 1 : 0;
         hand_over();
         return report;
     }
@@ -191,8 +130,7 @@ public:
     }
 
     void set_rate(Rate::Dimension dimension, const Rate& rate) noexcept {
-        meter_.set_rate(dimension, rate, now());
-        check_policies();
+        policies_.set_rate(dimension, rate, now());
         set_gated(true);
         refuse_waiting();
         hand_over();
@@ -203,7 +141,7 @@ public:
         const boost::intrusive_ptr<Line> kept(this);
         const Time time = now();
         const Time before = pause_left(time);
-        meter_.pause(duration < Time::max() - time ? time + duration : Time::max(), time);
+        policies_.pause(duration, time);
         const Time remaining = pause_left(time);
         set_gated(true);
         refuse_waiting();
@@ -216,30 +154,15 @@ public:
     // The same because the provider asks for it. Whatever it asks for, it is asked again after two minutes.
     void pause_as_asked(Time duration) noexcept { pause(std::min<Time>(duration, std::chrono::minutes(2))); }
 
-    // The time until the pause ends; zero if there is none.
-    Time pause_left(Time time) const noexcept { return std::max(meter_.paused_until(), time) - time; }
-
-    const std::optional<BreakerState>& breaker() const noexcept { return breaker_; }
-
     // Calls a member function of the breaker, which there is.
     void change_breaker(void (BreakerState::*change)(Time) noexcept) noexcept {
-        (*breaker_.*change)(now());
+        policies_.change_breaker(change, now());
         refuse_waiting();
         hand_over();
     }
 
-    // Whether an attempt waits for the breaker, which there is.
-    bool holds(WhileOpen while_open) const noexcept {
-        return while_open == WhileOpen::hold ||
-               (while_open == WhileOpen::hold_unless_exhausted && !breaker_->tripped());
-    }
-
     // How long an attempt waits at least, unless somebody opens the line before.
-    Time closed_for(WhileOpen while_open) noexcept {
-        const Time time = now();
-        const Time until = breaker_ && !holds(while_open) ? meter_.paused_until() : closed_until(time);
-        return until > time ? until - time : Time(0);
-    }
+    Time closed_for(WhileOpen while_open) noexcept { return policies_.closed_for(while_open, now()); }
 
     // Why an attempt that entered now would not wait, or would wait until it is late; it is that in `left`.
     LineEntry::Refusal refusal(WhileOpen while_open, Time left) noexcept {
@@ -247,23 +170,19 @@ public:
             return LineEntry::Refusal::none;
         }
         const Time time = now();
-        return refusal(while_open, left < Time::max() - time ? time + left : Time::max(), time);
+        return policies_.refusal(while_open, LinePolicies::after(time, left), time);
     }
 
-    // How often probes have closed the breaker.
-    std::uint64_t closings() const noexcept { return closings_; }
-
-    const RateMeter& meter() const noexcept { return meter_; }
-
-    // Null if there is none.
-    RetryBudgetState* retry_budget() noexcept { return retry_budget_ ? &*retry_budget_ : nullptr; }
-
-    // How many may wait, and for how long.
-    std::size_t max_waiting() const noexcept { return max_waiting_; }
-    const std::optional<Time>& max_wait() const noexcept { return max_wait_; }
-
-    // The time that a call takes, as far as it is known and asked for; 0 otherwise.
-    Time call_time() const noexcept { return call_times_ ? call_times_->median() : Time(0); }
+    // See LinePolicies.
+    const RateMeter& meter() const noexcept { return policies_.meter(); }
+    const std::optional<BreakerState>& breaker() const noexcept { return policies_.breaker(); }
+    RetryBudgetState* retry_budget() noexcept { return policies_.retry_budget(); }
+    std::size_t max_waiting() const noexcept { return policies_.max_waiting(); }
+    const std::optional<Time>& max_wait() const noexcept { return policies_.max_wait(); }
+    Time call_time() const noexcept { return policies_.call_time(); }
+    Time pause_left(Time time) const noexcept { return policies_.pause_left(time); }
+    bool holds(WhileOpen while_open) const noexcept { return policies_.holds(while_open); }
+    std::uint64_t closings() const noexcept { return policies_.closings(); }
 
     // The ticket of whoever entered last. That of one that was granted a slot of an open line without a LineEntry.
     std::uint32_t last_ticket() const noexcept { return last_ticket_; }
@@ -298,7 +217,7 @@ protected:
         if (gated()) {
             grant_what_is_due();
         }
-        if (waiter.outcome == WaitOutcome::waiting && !waiter.returns && this->waiting() > max_waiting_) {
+        if (waiter.outcome == WaitOutcome::waiting && !waiter.returns && this->waiting() > max_waiting()) {
             static_cast<LineEntry&>(waiter).refusal = LineEntry::Refusal::full;
             wake(waiter, WaitOutcome::refused);
             if (gated()) {
@@ -328,34 +247,34 @@ private:
         while (waiting() != 0 && active() < limit()) {
             const Time time = now();
             Waiter& head = next();
-            if (head.is_line_entry && is_too_late(static_cast<LineEntry&>(head), time)) {
+            if (head.is_line_entry && policies_.is_too_late(static_cast<LineEntry&>(head), time)) {
                 wake(head, WaitOutcome::refused);
                 continue;
             }
-            if (Time at = due(cost_of(head), time); at > time) {
-                at = std::min(at, too_late_from(head));
+            if (Time at = policies_.due(cost_of(head), time); at > time) {
+                at = std::min(at, policies_.too_late_from(head));
                 at == Time::max() ? disarm() : arm(at);
                 return;
             }
-            debit(head, time);
+            grant(head, time);
             wake(head, WaitOutcome::granted);
-            if (breaker_ && !breaker_->closed()) {
+            if (breaker() && !breaker()->closed()) {
                 refuse_waiting();  // there may be no place for a further probe
             }
         }
         disarm();
-        if (!is_limited_ && meter_.paused_until() <= now()) {
+        if (!policies_.any_limit() && meter().paused_until() <= now()) {
             set_gated(false);
         }
     }
 
     // Tells the observer what the breaker has become since the last time.
     void tell_of_breaker() noexcept {
-        if (!observer_ || !breaker_ || breaker_->generation() == told_generation_) [[likely]] {
+        if (!observer_ || !breaker() || breaker()->generation() == told_generation_) [[likely]] {
             return;
         }
         const boost::intrusive_ptr<Line> kept(this);
-        const BreakerStatus after = breaker_->status(breaker_->since());
+        const BreakerStatus after = breaker()->status(breaker()->since());
         told_generation_ = after.generation;
         observer_->on_breaker(name_, std::exchange(told_state_, after.state), after);
     }
@@ -363,7 +282,7 @@ private:
     // The one that is granted next: as a probe, not one that has failed as such before, as long as others wait. It may
     // be the cause of the failure, and would keep the breaker open for all.
     Waiter& next() noexcept {
-        if (breaker_ && !breaker_->closed()) {
+        if (breaker() && !breaker()->closed()) {
             if (Waiter* const other = longest_waiting([](const Waiter& waiter) {
                     return !waiter.is_line_entry || !static_cast<const LineEntry&>(waiter).failed_probe;
                 })) {
@@ -375,121 +294,46 @@ private:
 
     // Whether it waits ahead of the other. Tickets may wrap around.
     bool goes_before(const Waiter& waiter, const Waiter& other) const noexcept {
-        const int more = furthest_first_ ? steps_of(waiter) - steps_of(other) : 0;
+        const int more = policies_.furthest_first() ? steps_of(waiter) - steps_of(other) : 0;
         return more > 0 || (more == 0 && static_cast<std::int32_t>(other.ticket - waiter.ticket) > 0);
     }
 
-    static int steps_of(const Waiter& waiter) noexcept {
-        return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).steps : 0;
-    }
-
-    void check_policies() noexcept {
-        is_limited_ = breaker_ || call_times_ || meter_.periods(Rate::requests) != 0 ||
-                      meter_.periods(Rate::input_tokens) != 0 || meter_.periods(Rate::output_tokens) != 0;
-        has_policies_ = is_limited_ || retry_budget_ || max_waiting_ != any_number || max_wait_ || furthest_first_;
-    }
-
-    static Cost cost_of(const Waiter& waiter) noexcept {
-        return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).cost : Cost();
-    }
-
-    Time due(const Cost& cost, Time time) const noexcept {
-        const Time at = meter_.due(cost, time);
-        return breaker_ ? std::max(at, breaker_->earliest(time)) : at;
-    }
-
     // Takes a slot, and all else that an attempt costs.
-    void debit(Waiter& waiter, Time time) noexcept {
-        const Charge charge = meter_.debit(cost_of(waiter), time);
+    void grant(Waiter& waiter, Time time) noexcept {
+        policies_.debit(waiter, time);
         if (waiter.is_line_entry) {
-            auto& entry = static_cast<LineEntry&>(waiter);
-            entry.granted = time;
-            entry.line = this;
-            entry.charge = charge;
-            if (breaker_) {
-                entry.call = BreakerPermit(&*breaker_, time);
-            }
-        } else {
-            meter_.settle(charge);
+            static_cast<LineEntry&>(waiter).line = this;
         }
         take();
     }
 
     void give_up(LineEntry& entry, bool begun) noexcept {
         if (begun) {
-            meter_.settle(entry.charge);
+            policies_.cancel(entry);
         } else {
-            meter_.refund(entry.charge, now());
+            policies_.refund(entry, now());
         }
-        entry.call.release();
         entry.line.reset();
-    }
-
-    // The time before which no attempt can begin, whatever calls that run may give back.
-    Time closed_until(Time time) const noexcept {
-        const Time until = meter_.paused_until();
-        if (breaker_) {
-            const Time at = breaker_->earliest(time);
-            return at == Time::max() ? until : std::max(until, at);  // nobody knows when probes end
-        }
-        return until;
-    }
-
-    // From when on an attempt could not be done in time: when less than the time that a call takes is left of the
-    // timeout of its query, or of the grace of a drain.
-    Time too_late_from(const Waiter& waiter) const noexcept {
-        const Time expires = waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).expires : Time::max();
-        return call_time() == Time(0) || expires == Time::max() ? Time::max() : expires - call_time() + Time(1);
-    }
-
-    // Refuses an entry for which that is so.
-    bool is_too_late(LineEntry& entry, Time time) const noexcept {
-        if (time < too_late_from(entry)) {
-            return false;
-        }
-        entry.refusal = time < entry.expires ? LineEntry::Refusal::too_late_to_begin : LineEntry::Refusal::late;
-        return true;
-    }
-
-    // Refuses an entry that will never be due, or not in time, or does not wait for the breaker.
-    bool refuses(LineEntry& entry, Time time) const noexcept {
-        entry.refusal = meter_.is_affordable(entry.cost) ? refusal(entry.while_open, entry.expires, time)
-                                                         : LineEntry::Refusal::too_costly;
-        return entry.refusal != LineEntry::Refusal::none;
-    }
-
-    LineEntry::Refusal refusal(WhileOpen while_open, Time expires, Time time) const noexcept {
-        if (breaker_ && breaker_->earliest(time) > time && !holds(while_open)) {
-            return LineEntry::Refusal::breaker_open;
-        }
-        return expires != Time::max() && expires <= closed_until(time) ? LineEntry::Refusal::late
-                                                                       : LineEntry::Refusal::none;
     }
 
     void refuse_waiting() noexcept {
         const Time time = now();
-        wake_if([&](Waiter& waiter) { return waiter.is_line_entry && refuses(static_cast<LineEntry&>(waiter), time); },
-                WaitOutcome::refused);
+        wake_if(
+            [&](Waiter& waiter) {
+                return waiter.is_line_entry && policies_.refuses(static_cast<LineEntry&>(waiter), time);
+            },
+            WaitOutcome::refused);
     }
 
-    static constexpr std::size_t any_number = std::numeric_limits<std::size_t>::max();
-
+    LinePolicies policies_;
     const SharedString name_;
     EndpointObserver* const observer_;
-    RateMeter meter_;
-    std::optional<BreakerState> breaker_;
-    std::optional<RetryBudgetState> retry_budget_;
-    std::optional<CallTimes> call_times_;  // if queries are refused that could not be done in time
-    std::size_t max_waiting_ = any_number;
-    std::optional<Time> max_wait_;
     std::uint64_t told_generation_ = 0;  // of the breaker
     BreakerStatus::State told_state_ = BreakerStatus::closed;
-    std::uint64_t closings_ = 0;
     std::uint32_t last_ticket_ = 0;
-    bool furthest_first_ = false;
-    bool is_limited_ = false;  // by rates, the breaker, or the time that calls take
-    bool has_policies_ = false;
 };
+
+inline LineEntry::LineEntry() noexcept { is_line_entry = true; }
 
 inline LineEntry::~LineEntry() {
     if (line) {

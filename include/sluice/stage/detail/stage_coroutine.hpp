@@ -4,12 +4,14 @@
 #include <sluice/observer.hpp>
 #include <sluice/stage/attempt.hpp>
 #include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/attempt_failure.hpp>
 #include <sluice/stage/detail/attempt_of.hpp>
 #include <sluice/stage/detail/backoff_wait.hpp>
 #include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/drained_wait.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
+#include <sluice/stage/detail/line_wait.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/retry_budget_state.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
@@ -95,13 +97,13 @@ public:
             bool failed_probe = false;
             std::exception_ptr previous;  // error of an attempt
             while (!context_gone) {
-                typename State::Failure failure;
+                AttemptFailure failure;
                 LineEntry entry;
                 [[maybe_unused]] typename State::template AttemptFor<Args...> attempt;
                 bool cancelled = false;
                 if (begun) {
-                    failure = State::failure_of(*begun);
-                    stage.judge(failure);  // before its slot is handed on
+                    failure = AttemptFailure::of(*begun);
+                    failure.judge(*stage.endpoint);  // before its slot is handed on
                     begun->slot.release();
                     entry.ticket = std::exchange(begun, nullptr)->ticket;
                 } else {
@@ -119,9 +121,9 @@ public:
                     }
                     if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
                         try {
-                            if (stage.limits_wait(deadline)) {
-                                co_await State::template wait_in_line<Executor>(Pooled(), stage, entry, deadline,
-                                                                                started);
+                            if (LineWait<Timer>::is_limited(*policies, deadline)) {
+                                co_await LineWait<Timer>::template run<Executor>(Pooled(), *policies, *stage.timeouts_,
+                                                                                 entry, deadline, started);
                             } else {
                                 co_await policies->wait(entry);
                             }
@@ -130,7 +132,7 @@ public:
                         }
                         const auto queued = std::exchange(started, query.read_clock(context));
                         result.queue_time += started - queued;
-                        stage.end_wait(entry, deadline, queued, started);
+                        LineWait<Timer>::end(*stage.endpoint, entry, deadline, queued, started);
                     }
                     if (entry.is_late() && drained && drained->gave_up()) {
                         query.place->gave_up = true;
@@ -142,7 +144,7 @@ public:
                         slot = granted_slot(line);
                     }
                     if (!slot) {
-                        stage.not_granted(entry, failure, deadline, previous, last_error(target, previous));
+                        failure.not_granted(entry, *stage.endpoint, deadline, previous, last_error(target, previous));
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
@@ -194,13 +196,13 @@ public:
                             (failure.cancelled ||
                              (!was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)));
                         if (failure.error && !cancelled) {
-                            stage.judge(failure);  // before its slot is handed on
-                            State::nest_if_late(failure, deadline, last_error(target, previous));
+                            failure.judge(*stage.endpoint);  // before its slot is handed on
+                            failure.nest_if_late(deadline, last_error(target, previous));
                             if constexpr (Target::is_member) {
                                 target.judged(failure.verdict);
                             }
                         }
-                        stage.report(entry, failure, cancelled, usage_of(attempt));
+                        failure.report(entry, *stage.endpoint, stage.options_.timeout, cancelled, usage_of(attempt));
                         if (failure.spared && outage != policies->closings()) {
                             // Others have succeeded between outages. After the third it may be this query that fails.
                             outage = policies->closings();

@@ -4,6 +4,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/argument.hpp>
+#include <sluice/stage/detail/attempt_failure.hpp>
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
@@ -282,7 +283,7 @@ private:
     // Not inlined, so that what succeeds stays short.
     BOOST_NOINLINE bool goes_on(Frame& frame, InPlaceRun& run) {
         if ((run.result->attempts > stage_.options_.retry.max_retries &&
-             !stage_.may_be_throttled(run.error_is_plain)) ||
+             !may_be_throttled(*stage_.endpoint, run.error_is_plain)) ||
             is_cancelled(frame, run)) {
             return false;
         }
@@ -326,7 +327,7 @@ private:
 
     // Ends a run that was cancelled, whose attempt failed, or whose endpoint was closed.
     void fail(Frame& frame, InPlaceRun& run) {
-        typename State::Failure failure = State::failure_of(run);
+        AttemptFailure failure = AttemptFailure::of(run);
         failure.attempted = phase_ == Phase::model;
         try {
             stage_.throw_if_cancelled(target_.query(), *run.result, failure, is_cancelled(frame, run));

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sluice/stage/detail/breaker_permit.hpp>
+#include <sluice/stage/detail/breaker_state.hpp>
+#include <sluice/stage/detail/rate_meter.hpp>
+#include <sluice/stage/rate.hpp>
+#include <sluice/stage/stage_options.hpp>
+#include <sluice/sync/detail/waiter.hpp>
+
+#include <boost/smart_ptr/intrusive_ptr.hpp>
+
+#include <chrono>
+#include <cstdint>
+
+namespace sluice::detail {
+
+class Line;
+
+// An attempt in the line of its endpoint. If it is destroyed without Line::end(), its call was cancelled.
+struct LineEntry : Waiter {
+    LineEntry() noexcept;  // both in line.hpp, where Line is complete
+    ~LineEntry();
+
+    LineEntry(const LineEntry&) = delete;
+    LineEntry& operator=(const LineEntry&) = delete;
+
+    // Before it enters: what it costs, by estimate, and what it does while the breaker is open.
+    Cost cost;
+    WhileOpen while_open = WhileOpen::hold_unless_exhausted;
+    bool failed_probe = false;  // an attempt before did
+    std::uint16_t steps = 0;    // which its query has completed
+
+    // When it will be late, on the clock of the line.
+    std::chrono::nanoseconds expires = std::chrono::nanoseconds::max();
+
+    // When it has been granted a slot: when, and what was taken for it at that instant.
+    std::chrono::nanoseconds granted{0};
+    boost::intrusive_ptr<Line> line;
+    Charge charge;
+    BreakerPermit<BreakerState*> call;
+
+    // Otherwise, if it was refused, why.
+    enum class Refusal : std::uint8_t { none, too_costly, breaker_open, late, too_late_to_begin, full, waited };
+    Refusal refusal = Refusal::none;
+
+    // Whether it was refused for its time.
+    bool is_late() const noexcept { return refusal == Refusal::late || refusal == Refusal::too_late_to_begin; }
+};
+
+// Of any waiter in the line of an endpoint: what it costs, when it will be late, how many steps its query has
+// completed.
+inline Cost cost_of(const Waiter& waiter) noexcept {
+    return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).cost : Cost();
+}
+
+inline std::chrono::nanoseconds expires_of(const Waiter& waiter) noexcept {
+    return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).expires : std::chrono::nanoseconds::max();
+}
+
+inline int steps_of(const Waiter& waiter) noexcept {
+    return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).steps : 0;
+}
+
+}  // namespace sluice::detail
