@@ -142,7 +142,9 @@ public:
                         slot = granted_slot(line);
                     }
                     if (!slot) {
-                        stage.not_granted(entry, failure, deadline, previous, last_error(target, previous));
+                        const bool ends_query = deadline && deadline->is_over(started);
+                        stage.not_granted(entry, failure, deadline, previous,
+                                          ends_query ? last_error(target, previous) : previous);
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {

@@ -280,7 +280,8 @@ private:
         }
     }
 
-    // The attempt has no slot. `previous` is the error of the attempt before it, and `last` the last of the query.
+    // The attempt has no slot. `previous` is the error of the attempt before it, and `last` that of a query that is
+    // late.
     void not_granted(const LineEntry& entry, Failure& failure, const DeadlineOf<T>* deadline,
                      const std::exception_ptr& previous, const std::exception_ptr& last) const {
         if (failure.error) {
