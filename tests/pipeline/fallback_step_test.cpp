@@ -354,6 +354,37 @@ TEST_CASE("fallback: goes on after whatever another provider can mend", "[fallba
         CHECK(relay.story(second) == "gpt(closed), claude, claude text");
         CHECK(relay.ended.at(second) == 1500ms);
     }
+    SECTION("a line that is full") {
+        setup.endpoints.at(0) = {.limit = 1, .max_waiting = 0};
+        Relay relay(setup);
+        relay.start();
+        const std::size_t second = relay.start();
+        relay.run();
+        CHECK(relay.story(0) == "gpt, gpt text");
+        CHECK(relay.story(second) == "gpt(overloaded), claude, claude text");
+        CHECK(relay.ended.at(second) == 1s);
+    }
+    SECTION("a wait in the line that takes too long") {
+        setup.endpoints.at(0) = {.limit = 1, .max_wait = 500ms};
+        Relay relay(setup);
+        relay.start();
+        const std::size_t second = relay.start();
+        relay.run();
+        CHECK(relay.story(second) == "gpt(overloaded), claude, claude text");
+        CHECK(relay.ended.at(second) == 1500ms);
+    }
+    SECTION("a member for whose calls the time that is left does not suffice") {
+        setup.endpoints.at(0) = {.limit = 9, .shed_late = true};
+        Relay relay(setup);
+        relay.gpt.takes = 2s;
+        for (int i = 0; i != 20; ++i) {
+            relay.start();
+        }
+        relay.run();
+        const std::size_t last = relay.start(1500ms);
+        relay.run();
+        CHECK(relay.story(last) == "gpt(deadline), claude, claude text");
+    }
     SECTION("an error that is no ModelError") {
         Relay relay(setup);
         relay.gpt.script = [](std::size_t) { throw 42; };
@@ -701,6 +732,20 @@ TEST_CASE("fallback: if a wait would end too late while there is time left, the 
         relay.run();
         CHECK(relay.story(second) == "gpt(deadline), claude, claude text");
         CHECK(relay.ended.at(second) == 2s);
+    }
+    SECTION("then it has no error of another member") {
+        RelaySetup setup;
+        setup.endpoints.at(1).limit = 1;
+        Relay relay(setup);
+        relay.gpt.script = relay.local.script = relay_fails("busy");
+        relay.claude.takes = 5s;
+        relay.start();
+        const std::size_t second = relay.start(30s);
+        relay.run_until(2s);
+        relay.endpoints.at(1).pause(1h);
+        relay.run();
+        CHECK(relay.error_of(second) ==
+              "all 3 members failed: gpt: busy; claude: the query's timeout of 30000 ms is over; local: busy");
     }
 }
 

@@ -101,7 +101,8 @@ struct AttemptFailure {
         }
     }
 
-    // The attempt has no slot. `previous` is the error of the attempt before it, and `last` the last of the query.
+    // The attempt has no slot. `previous` is the error of the attempt before it, and `last` that of a query that is
+    // late.
     void not_granted(const LineEntry& entry, const EndpointState& endpoint, const Deadline* deadline,
                      const std::exception_ptr& previous, const std::exception_ptr& last) {
         if (error) {

@@ -144,7 +144,9 @@ public:
                         slot = granted_slot(line);
                     }
                     if (!slot) {
-                        failure.not_granted(entry, *stage.endpoint, deadline, previous, last_error(target, previous));
+                        const bool ends_query = deadline && deadline->is_over(started);
+                        failure.not_granted(entry, *stage.endpoint, deadline, previous,
+                                            ends_query ? last_error(target, previous) : previous);
                     }
                     if constexpr ((is_field_argument<Args> || ...)) {
                         if (slot && (is_missing<Args>(args) || ...)) {
