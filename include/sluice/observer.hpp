@@ -40,7 +40,8 @@ struct Verdict;
 /// The functions are called on the executor of the stage or pipeline, by the coroutine that runs the query, between two
 /// of its steps: nothing else runs there meanwhile. They may do whatever other code there may, such as close or cancel
 /// something, change a limit, or destroy the last handle to the stage or pipeline that calls them. Cancelling a query
-/// in its on_finished comes too late: one that has failed becomes a dead letter.
+/// in its on_finished comes too late: one that has failed becomes a dead letter. (Not if a Fallback would go on with
+/// its next member: then the query is cancelled.)
 ///
 /// @par Lifetime
 /// An observer must outlive the coroutines that run the stages it observes, including those of abandoned streams.

@@ -16,7 +16,7 @@ namespace sluice {
 /// The values do not change between versions. Later versions add others.
 enum class Reason : std::uint8_t {
     none = 0,        ///< It did not fail.
-    model = 1,       ///< The model function threw.
+    model = 1,       ///< The model function threw, or its cost().
     timeout = 2,     ///< The model function did not return within the timeout of an attempt.
     closed = 3,      ///< The endpoint was closed.
     missing = 4,     ///< A field of the record that the step reads was empty when the attempt was to begin.

@@ -205,7 +205,7 @@ TEST_CASE("queue bound: whoever finds the line full fails at once, and leaves no
     }
     queue.run_until(1500ms);
     CHECK(queue.refused(3, Reason::overloaded, 0s));
-    CHECK(queue.result(3).error.message() == "the line of endpoint 'gpt' is full: 2 wait");
+    CHECK(queue.result(3).error.message() == "the line of endpoint 'gpt' is full: at most 2 may wait");
     CHECK(queue.result(3).attempts == 0);
     queue.start("e");
     queue.run();
@@ -268,7 +268,7 @@ TEST_CASE("queue bound: whoever returns to its old place finds one; a retry may 
         CHECK(queue.result(0).success);
     } else {
         CHECK(queue.result(0).reason == Reason::overloaded);
-        CHECK(queue.result(0).error.message() == "the line of endpoint 'gpt' is full: 1 wait: boom");
+        CHECK(queue.result(0).error.message() == "the line of endpoint 'gpt' is full: at most 1 may wait: boom");
     }
 }
 

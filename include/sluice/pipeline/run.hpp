@@ -75,9 +75,10 @@ public:
     ///
     /// @par Complexity
     /// O(1) beside the model, the sink's save() and the wait. Costs a coroutine frame only if the step was converted,
-    /// the stage has retries or a timeout, or is a Fallback, the sink saves, another step of the query is running, or
-    /// the model function does not have one signature, in which each parameter is a reference that binds to its
-    /// argument or a trivially copyable object.
+    /// the stage has a timeout or is a Fallback, an attempt has failed and is repeated, its endpoint has more than a
+    /// limit or is paused, the query has a timeout, the sink saves, another step of the query is running, or the model
+    /// function has a cost() or not one signature, in which each parameter is a reference that binds to its argument or
+    /// a trivially copyable object.
     template <class Field, class Class, class StageType, class... Args>
     [[nodiscard]] auto step(Field Class::* field, StageType&& stage, Args&&... args) {
         return make_step<true>(field, std::forward<StageType>(stage), std::forward<Args>(args)...);

@@ -33,7 +33,8 @@ namespace sluice {
 /// That of the endpoint.
 class Breaker {
 public:
-    /// Lets no attempt begin until it is forced closed or reset.
+    /// Lets no attempt begin until it is forced closed or reset. Nobody knows when that is: so attempts that hold wait
+    /// for as long as their query and a drain allow.
     void force_open() noexcept { line_->change_breaker(&detail::BreakerState::force_open); }
 
     /// Lets every attempt begin, whatever becomes of them, until it is forced open or reset. They are counted.
@@ -72,7 +73,8 @@ private:
 /// Whoever does has taken nothing.
 ///
 /// Each of these costs O(1) for an attempt; one that returns to its place, O(those before it); with
-/// LineOrder::furthest_first, O(those that it overtakes).
+/// LineOrder::furthest_first, O(those that it overtakes). A pause costs O(those that wait) if queries have timeouts,
+/// and so does a breaker that opens.
 ///
 /// Copies are handles to the same endpoint. It lives until the last copy and the last Stage made of it are gone and no
 /// query runs in one.

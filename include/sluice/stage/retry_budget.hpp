@@ -35,7 +35,7 @@ struct RetryBudget {
     double ratio = 0.2;
 
     /// The number of retries that are allowed however few stage runs are in work; not negative. If both are 0, nothing
-    /// is retried.
+    /// is retried but what a provider has throttled, or what an outage spares.
     int min_retries = 3;
 };
 static_assert(std::is_aggregate_v<RetryBudget> && std::is_trivially_destructible_v<RetryBudget>);

@@ -20,7 +20,8 @@ enum class WhileOpen : std::uint8_t {
     hold_unless_exhausted,  ///< It waits in the line; but fails if the breaker has opened since the account is
                             ///< exhausted, or if a Fallback has another member behind this stage.
     hold,                   ///< It waits in the line.
-    fail                    ///< It fails at once, with Reason::breaker_open, even if it waits already.
+    fail                    ///< It fails at once, with Reason::breaker_open, even if it waits already; or when its
+                            ///< backoff has ended.
 };
 
 /// The options of a Stage. Fields are only ever appended.

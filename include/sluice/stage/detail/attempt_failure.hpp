@@ -129,8 +129,8 @@ struct AttemptFailure {
                 reason = Reason::deadline;
                 break;
             case LineEntry::Refusal::full:
-                error = nest(std::runtime_error("the line of " + owner +
-                                                " is full: " + format_number(line.max_waiting()) + " wait"),
+                error = nest(std::runtime_error("the line of " + owner + " is full: at most " +
+                                                format_number(line.max_waiting()) + " may wait"),
                              previous);
                 reason = Reason::overloaded;
                 break;

@@ -39,7 +39,6 @@ public:
 
     bool is_over(Time now) const noexcept { return now >= due; }
 
-    // @pre is_over(now) is false
     std::chrono::nanoseconds left(Time now) const noexcept { return due - now; }
 
     const Time due;

@@ -67,6 +67,7 @@ public:
     // Begins the wait of an entry. Returns whether its outcome is decided: granted, closed or refused. Otherwise it
     // must enter now.
     bool decide(LineEntry& entry) noexcept {
+        some_expire_ = some_expire_ || entry.expires != Time::max();
         if (closed()) {
             entry.outcome = WaitOutcome::closed;
             return true;
@@ -100,6 +101,7 @@ public:
 
     // `expires` of an entry, which may wait, has been set to an earlier time.
     void refuse_if_late(LineEntry& entry) noexcept {
+        some_expire_ = true;
         if (entry.outcome == WaitOutcome::waiting && gated()) {
             if (policies_.refuses(entry, now())) {
                 wake(entry, WaitOutcome::refused);
@@ -144,7 +146,9 @@ public:
         policies_.pause(duration, time);
         const Time remaining = pause_left(time);
         set_gated(true);
-        refuse_waiting();
+        if (some_expire_) {
+            refuse_waiting();
+        }
         hand_over();
         if (observer_ && remaining > before) {
             observer_->on_paused(name_, remaining, before);
@@ -331,6 +335,7 @@ private:
     std::uint64_t told_generation_ = 0;  // of the breaker
     BreakerStatus::State told_state_ = BreakerStatus::closed;
     std::uint32_t last_ticket_ = 0;
+    bool some_expire_ = false;  // entries, or some have
 };
 
 inline LineEntry::LineEntry() noexcept { is_line_entry = true; }

@@ -101,7 +101,7 @@ public:
         const Time until = meter_.paused_until();
         if (breaker_) {
             const Time at = breaker_->earliest(now);
-            return at == Time::max() ? until : std::max(until, at);  // nobody knows when probes end
+            return at == Time::max() ? until : std::max(until, at);  // nobody knows when probes end, or a person acts
         }
         return until;
     }

@@ -40,6 +40,7 @@ struct MemberTarget {
     using Data = typename Target::Data;
     static constexpr bool is_step = false;
     static constexpr bool is_member = true;
+    static constexpr bool may_refuse = FallbackType::may_refuse;
 
     QueryRun<T>& query() noexcept { return outer.query(); }
     StageResult<> result() const {
@@ -54,6 +55,7 @@ struct MemberTarget {
         outer.aborted(result);
     }
     void ended(StageResult<>& result) {
+        query().expire_reading();  // user code may have run since
         member.ends = result.success || ends_fallback(result);
         member.reason = result.reason;
         member.error = result.error.exception();
@@ -98,15 +100,16 @@ private:
         switch (result.reason) {
             case Reason::missing:
                 return true;
-            case Reason::deadline: {  // it may be that only a wait would have ended too late
-                const DeadlineOf<T>& deadline = *query().deadline();
-                return deadline.is_over(now<T>(state_of(member.endpoint->line)->context()));
-            }
             case Reason::model:
-                return invalid && !goes_on_after_invalid(result);
-            default:
-                return false;
+                return is_late() || (invalid && !goes_on_after_invalid(result));
+            default:  // of a deadline it may be that only a wait would have ended too late
+                return is_late();
         }
+    }
+
+    bool is_late() {
+        const DeadlineOf<T>* const deadline = query().deadline();
+        return deadline && deadline->is_over(now<T>(state_of(member.endpoint->line)->context()));
     }
 
     bool goes_on_after_invalid(StageResult<>& result) const {

@@ -109,6 +109,9 @@ public:
                 } else {
                     boost::asio::execution_context& context = state_of(line)->context();
                     stage.notify(query, &Observer::on_queued, result);
+                    if constexpr (Target::is_member) {
+                        target.judged(Verdict());  // nothing yet
+                    }
                     auto started = query.now(context);
                     entry.returns = ticket.has_value();
                     entry.ticket = ticket.value_or(0);
@@ -165,7 +168,8 @@ public:
                             if constexpr (takes_attempt) {
                                 attempt.emplace(result, *policies, due);
                                 if (due) {
-                                    co_await State::template timed_attempt<typename Target::Data, Args..., Attempt&>(
+                                    co_await State::template timed_attempt<typename Target::Data, may_be_removed,
+                                                                           Args..., Attempt&>(
                                         Pooled(), stage, deadline, *due, result, failure, target.data(result), args...,
                                         *attempt);
                                 } else {
@@ -173,7 +177,7 @@ public:
                                         co_await callee(stage.function_)(read_argument<Args>(args)..., *attempt));
                                 }
                             } else if (due) {
-                                co_await State::template timed_attempt<typename Target::Data, Args...>(
+                                co_await State::template timed_attempt<typename Target::Data, may_be_removed, Args...>(
                                     Pooled(), stage, deadline, *due, result, failure, target.data(result), args...);
                             } else {
                                 target.data(result).emplace(
@@ -230,7 +234,7 @@ public:
                     break;
                 }
                 if (!failure.attempted) {
-                    stage.finish_closed(query, result);
+                    stage.finish_closed(query, result, previous);
                     break;
                 }
                 previous = failure.error;
@@ -258,6 +262,13 @@ public:
     }
 
 private:
+    static constexpr bool may_be_removed = [] {
+        if constexpr (Target::is_member) {
+            return Target::may_refuse;
+        } else {
+            return false;
+        }
+    }();
     static constexpr bool takes_attempt = !std::same_as<typename State::template AttemptFor<Args...>, NoAttempt>;
 
     static std::optional<Cost> usage_of(const auto& attempt) noexcept {

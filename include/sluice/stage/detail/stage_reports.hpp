@@ -53,8 +53,9 @@ public:
                failure.attempted ? Observer::Event::attempt_failed : Observer::Event::queued);
     }
 
-    void finish_closed(auto& query, StageResult<>& result) const noexcept {
-        result.error = std::make_exception_ptr(operation_aborted("the endpoint was closed"));
+    void finish_closed(auto& query, StageResult<>& result,
+                       const std::exception_ptr& previous = nullptr) const noexcept {
+        result.error = nest(operation_aborted("the endpoint was closed"), previous);
         result.reason = Reason::closed;
         notify(query, &Observer::on_finished, result, Observer::Outcome::failed, Observer::Event::queued);
     }

@@ -117,9 +117,13 @@ private:
             EstimatesCost<Function, call_argument_t<Args>...> || !requires { &Callee::cost; },
             "sluice::Stage: cost() of the model function must take the arguments that the function takes, and "
             "return a sluice::Cost");
-        if (deadline && deadline->is_over(now)) {
-            LineWait<T>::refuse(entry, deadline, deadline->due);
-            return true;
+        Line& line = *endpoint->policies;
+        if (deadline) {
+            entry.expires = std::min(entry.expires, line.now() + deadline->left(now));
+            if (deadline->is_over(now)) {
+                LineWait<T>::refuse(entry, deadline, deadline->due);
+                return true;
+            }
         }
         if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
             try {
@@ -133,10 +137,6 @@ private:
                 entry.outcome = WaitOutcome::refused;
                 return true;
             }
-        }
-        Line& line = *endpoint->policies;
-        if (deadline) {
-            entry.expires = std::min(entry.expires, line.now() + deadline->left(now));
         }
         return line.decide(entry);
     }
@@ -178,7 +178,8 @@ private:
 
     // One attempt that is cancelled when it is `due`. Throws a TimeoutError or a DeadlineError if it was due before it
     // threw.
-    template <class Data, class... Args>
+    // A value that may be removed again does not come into `data` before that is decided.
+    template <class Data, bool may_be_removed, class... Args>
     static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(
         Pooled, StageState& stage, const DeadlineOf<T>* deadline, typename T::time_point due, StageResult<>& result,
         AttemptFailure& failure, std::optional<Data>& data, std::remove_reference_t<Args>&... args) {
@@ -186,7 +187,7 @@ private:
         const RunExecutor<Args...> executor = co_await boost::asio::this_coro::executor;
         typename Timeouts<T>::Call call(*stage.timeouts_, executor, due);
         try {
-            if constexpr (std::is_same_v<Data, Value<Args...>>) {
+            if constexpr (std::is_same_v<Data, Value<Args...>> && !may_be_removed) {
                 co_await cancelled_by(call, data, Model(callee(stage.function_)(read_argument<Args>(args)...)));
             } else {
                 std::optional<Value<Args...>> value;
