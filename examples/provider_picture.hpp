@@ -172,7 +172,7 @@ private:
 
     void draw_limit(const Provider& provider, double bottom) {
         const auto y = [&](int calls) { return number(bottom - per_call * calls_a_second(calls)); };
-        out_ << "<path class=\"limit\" d=\"M" << number(left) << ' ' << y(provider.allowed);
+        out_ << R"(<path class="limit" d="M)" << number(left) << ' ' << y(provider.allowed);
         for (const Trouble& trouble : provider.troubles) {
             if (trouble.kind == Trouble::Kind::lowered && trouble.from < end()) {
                 out_ << 'H' << number(x(trouble.from)) << 'V' << y(provider.lowered) << 'H'
