@@ -19,9 +19,13 @@ inline bool same_file(const std::string& a, const std::string& b) {
     if (stat(a.c_str(), &found_a) == 0 && stat(b.c_str(), &found_b) == 0) {
         return found_a.st_dev == found_b.st_dev && found_a.st_ino == found_b.st_ino;
     }
-    std::error_code error;
-    const auto whole_a = std::filesystem::weakly_canonical(a, error);
-    return !error && whole_a == std::filesystem::weakly_canonical(b, error);
+    // Absolute, even if nothing of it exists; empty if that cannot be known.
+    const auto whole = [](const std::string& name) {
+        std::error_code error;
+        return std::filesystem::weakly_canonical(std::filesystem::absolute(name, error), error);
+    };
+    const auto whole_a = whole(a);
+    return !whole_a.empty() && whole_a == whole(b);
 }
 
 /// Throws if both files are given and are the same.
