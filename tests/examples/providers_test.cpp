@@ -35,7 +35,6 @@
 using namespace std::chrono_literals;
 using support::ProviderLog;
 using support::Trouble;
-using State = sluice::BreakerStatus::State;
 
 namespace {
 
@@ -61,7 +60,7 @@ struct LogByHand {
         log.on_attempt_failed(run, std::make_exception_ptr(error));
     }
 
-    void breaker(State before, State after) {
+    void breaker(ProviderLog::State before, ProviderLog::State after) {
         sluice::BreakerStatus status;
         status.state = after;
         log.on_breaker("p", before, status);
@@ -70,7 +69,7 @@ struct LogByHand {
     const ProviderLog::Entry& entry() const { return log.of("p"); }
 };
 
-struct Reply {
+struct ServerReply {
     std::string text;
     int status = 200;
     std::optional<std::chrono::nanoseconds> retry_after;
@@ -78,14 +77,14 @@ struct Reply {
 };
 
 // Calls a simulated provider, on virtual time.
-struct Server {
+struct ProviderServer {
     test::asio::io_context context;
     support::SimulatedProvider provider;
 
-    explicit Server(support::Provider its) : provider(std::move(its)) {}
+    explicit ProviderServer(support::Provider its) : provider(std::move(its)) {}
 
-    Reply call() {
-        Reply reply;
+    ServerReply call() {
+        ServerReply reply;
         test::Task<> task(context.get_executor(), [&]() -> test::asio::awaitable<void> {
             try {
                 reply.text = co_await provider.answer("why?");
@@ -99,26 +98,33 @@ struct Server {
     }
 };
 
-support::Provider quick(std::vector<Trouble> troubles) {
+support::Provider quick_provider(std::vector<Trouble> troubles) {
     return {
         .name = "p", .allowed = 3, .lowered = 1, .quickest = 100ms, .slowest = 101ms, .troubles = std::move(troubles)};
 }
 
-std::string picture(const ProviderLog& log, std::size_t queries, const std::vector<Trouble>& troubles = {}) {
+std::string provider_picture(const ProviderLog& log, std::size_t queries, const std::vector<Trouble>& troubles = {}) {
     std::ostringstream out;
-    support::Provider other = quick({});
+    support::Provider other = quick_provider({});
     other.name = "other";
-    support::ProviderPicture(out, log, {quick(troubles), other}).write(queries);
+    support::ProviderPicture(out, log, {quick_provider(troubles), other}).write(queries);
     return out.str();
 }
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool includes_text(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-void parse_xml(const std::string& text) {
+// It is XML, and no rectangle is wider than the whole.
+void check_provider_picture(const std::string& text) {
     std::istringstream in(text);
     boost::property_tree::ptree tree;
     boost::property_tree::read_xml(in, tree);
-    CHECK(tree.front().first == "svg");
+    for (const auto& [name, element] : tree.get_child("svg")) {
+        if (name == "rect") {
+            const auto width = element.get<double>("<xmlattr>.width");
+            CHECK(width >= 0);
+            CHECK(element.get<double>("<xmlattr>.x") + width < 960);
+        }
+    }
 }
 
 }  // namespace
@@ -206,13 +212,13 @@ TEST_CASE("provider log: pauses and the states of the breaker last until the nex
           "[providers]") {
     LogByHand hand;
     hand.now = 1s;
-    hand.breaker(State::closed, State::open);
+    hand.breaker(ProviderLog::State::closed, ProviderLog::State::open);
     hand.now = 11s;
-    hand.breaker(State::open, State::half_open);
+    hand.breaker(ProviderLog::State::open, ProviderLog::State::half_open);
     hand.now = 12s;
-    hand.breaker(State::half_open, State::open);
+    hand.breaker(ProviderLog::State::half_open, ProviderLog::State::open);
     hand.now = 32s;
-    hand.breaker(State::open, State::closed);
+    hand.breaker(ProviderLog::State::open, ProviderLog::State::closed);
     CHECK(hand.entry().openings == 2);
     CHECK(hand.entry().open_until(1h) == 30s);
     CHECK(hand.entry().open_until(15s) == 13s);
@@ -220,7 +226,7 @@ TEST_CASE("provider log: pauses and the states of the breaker last until the nex
     CHECK(hand.entry().breaker[1].to == 12s);
 
     hand.now = 40s;
-    hand.breaker(State::closed, State::open);
+    hand.breaker(ProviderLog::State::closed, ProviderLog::State::open);
     CHECK(hand.entry().open_until(42s) == 32s);
 
     hand.log.on_paused("p", 5s, 0s);
@@ -235,13 +241,13 @@ TEST_CASE("provider log: pauses and the states of the breaker last until the nex
 }
 
 TEST_CASE("simulated provider: it answers up to its limit, and then asks to wait for the next period", "[providers]") {
-    Server server(quick({{Trouble::Kind::lowered, 10s, 20s}}));
+    ProviderServer server(quick_provider({{Trouble::Kind::lowered, 10s, 20s}}));
     for (int i = 0; i != 3; ++i) {
-        const Reply reply = server.call();
+        const ServerReply reply = server.call();
         CHECK(reply.text == "p on: why?");
         CHECK(reply.took == 100ms);
     }
-    Reply refused = server.call();
+    ServerReply refused = server.call();
     CHECK(refused.status == 429);
     CHECK(refused.took == 200ms);
     CHECK(refused.retry_after == 9500ms);  // until 10 s, as of 500 ms
@@ -260,10 +266,10 @@ TEST_CASE("simulated provider: it answers up to its limit, and then asks to wait
 }
 
 TEST_CASE("simulated provider: its troubles begin and end when they should", "[providers]") {
-    Server server(quick({{Trouble::Kind::down, 1s, 2s}, {Trouble::Kind::slow, 10s, 11s}}));
+    ProviderServer server(quick_provider({{Trouble::Kind::down, 1s, 2s}, {Trouble::Kind::slow, 10s, 11s}}));
     CHECK(server.call().status == 200);
     test::run_until(server.context, 1s);
-    const Reply down = server.call();
+    const ServerReply down = server.call();
     CHECK(down.status == 503);
     CHECK(down.took == 200ms);
     CHECK_FALSE(down.retry_after);
@@ -276,8 +282,8 @@ TEST_CASE("simulated provider: its troubles begin and end when they should", "[p
 
 TEST_CASE("picture of providers: it can be parsed, and says what was lost", "[providers]") {
     LogByHand hand;
-    parse_xml(picture(hand.log, 0, {{Trouble::Kind::down, 1s, 2s}}));
-    CHECK(has(picture(hand.log, 0), "0 answered by p, 0 by other, none lost"));
+    check_provider_picture(provider_picture(hand.log, 0, {{Trouble::Kind::down, 1s, 2s}}));
+    CHECK(includes_text(provider_picture(hand.log, 0), "0 answered by p, 0 by other, none lost"));
 
     hand.now = 1s;
     hand.start();
@@ -285,20 +291,21 @@ TEST_CASE("picture of providers: it can be parsed, and says what was lost", "[pr
     hand.succeed();
     hand.start();
     hand.fail(std::runtime_error("no"));
-    hand.breaker(State::closed, State::open);
+    hand.breaker(ProviderLog::State::closed, ProviderLog::State::open);
     hand.now = 60s;
-    hand.breaker(State::open, State::half_open);
+    hand.breaker(ProviderLog::State::open, ProviderLog::State::half_open);
     hand.log.on_paused("p", 1h, 0s);  // longer than the picture
-    const std::string text = picture(hand.log, 3, {{Trouble::Kind::down, 9s, 70s}, {Trouble::Kind::lowered, 80s, 90s}});
-    parse_xml(text);
-    CHECK(has(text, "3 queries in 60 s: 1 answered by p, 0 by other, 2 lost"));
-    CHECK(has(text, R"(class="down")"));
-    CHECK_FALSE(has(text, R"(class="lowered")"));  // after the end
-    CHECK(has(text, R"(<path class="first")"));
-    CHECK(has(text, R"(<path class="failed")"));
-    CHECK_FALSE(has(text, R"(<path class="late")"));
-    CHECK(has(text, ">open</text>"));
-    CHECK(has(text, ">pause</text>"));
-    CHECK_FALSE(has(text, "nan"));
-    CHECK_FALSE(has(text, "inf"));
+    const std::string text =
+        provider_picture(hand.log, 3, {{Trouble::Kind::down, 9s, 70s}, {Trouble::Kind::lowered, 80s, 90s}});
+    check_provider_picture(text);
+    CHECK(includes_text(text, "3 queries in 60 s: 1 answered by p, 0 by other, 2 lost"));
+    CHECK(includes_text(text, R"(class="down")"));
+    CHECK_FALSE(includes_text(text, R"(class="lowered")"));  // after the end
+    CHECK(includes_text(text, R"(<path class="first")"));
+    CHECK(includes_text(text, R"(<path class="failed")"));
+    CHECK_FALSE(includes_text(text, R"(<path class="late")"));
+    CHECK(includes_text(text, ">open</text>"));
+    CHECK(includes_text(text, ">pause</text>"));
+    CHECK_FALSE(includes_text(text, "nan"));
+    CHECK_FALSE(includes_text(text, "inf"));
 }
