@@ -4,6 +4,8 @@
 #include "arguments.hpp"
 #include "counted.hpp"
 #include "dead_letter_queue.hpp"
+#include "observers.hpp"
+#include "output.hpp"
 #include "progress.hpp"
 #include "simulated_models.hpp"
 #include "svg_writer.hpp"
@@ -23,7 +25,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_future.hpp>
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -31,15 +32,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
-#include <system_error>
-#include <utility>
 
 namespace asio = boost::asio;
 
@@ -70,26 +66,6 @@ struct Options {
     bool help = false;
 };
 
-// Whether both are names of one file, which need not exist yet.
-bool same_file(const std::string& a, const std::string& b) {
-    struct stat found_a{};
-    struct stat found_b{};
-    if (stat(a.c_str(), &found_a) == 0 && stat(b.c_str(), &found_b) == 0) {
-        return found_a.st_dev == found_b.st_dev && found_a.st_ino == found_b.st_ino;
-    }
-    std::error_code error;
-    const auto whole_a = std::filesystem::weakly_canonical(a, error);
-    return !error && whole_a == std::filesystem::weakly_canonical(b, error);
-}
-
-// Throws if both files are given and are the same.
-void require_two_files(const std::string& option, const std::string& file, const std::string& other_option,
-                       const std::string& other_file) {
-    if (!file.empty() && !other_file.empty() && same_file(file, other_file)) {
-        throw std::invalid_argument(option + " and " + other_option + " cannot both go to '" + other_file + "'");
-    }
-}
-
 Options parse(int argc, char** argv) {
     Options options;
     for (support::Arguments arguments(argc, argv); arguments.next();) {
@@ -116,9 +92,9 @@ Options parse(int argc, char** argv) {
             arguments.unknown();
         }
     }
-    require_two_files("--trace", options.trace, "--timeline", options.timeline);
-    require_two_files("--trace", options.trace, "--metrics", options.metrics);
-    require_two_files("--timeline", options.timeline, "--metrics", options.metrics);
+    support::require_two_files("--trace", options.trace, "--timeline", options.timeline);
+    support::require_two_files("--trace", options.trace, "--metrics", options.metrics);
+    support::require_two_files("--timeline", options.timeline, "--metrics", options.metrics);
     return options;
 }
 
@@ -184,40 +160,10 @@ void run(const Options& options, asio::io_context& context, sluice::Observer* ob
     }
 }
 
-// An output file, opened before the run so that a wrong name is reported at once.
-class Output {
-public:
-    explicit Output(std::string name) : name_(std::move(name)) {
-        if (!name_.empty()) {
-            file_.open(name_);
-            check();
-        }
-    }
-
-    template <class Write>
-    void write(Write write) {
-        if (!name_.empty()) {
-            write(file_);
-            file_.close();
-            check();
-        }
-    }
-
-private:
-    void check() const {
-        if (!file_) {
-            throw std::runtime_error("cannot write '" + name_ + "'");
-        }
-    }
-
-    std::string name_;
-    std::ofstream file_;
-};
-
 void run(const Options& options) {
-    Output trace(options.trace);
-    Output svg(options.timeline);
-    Output text(options.metrics);
+    support::Output trace(options.trace);
+    support::Output svg(options.timeline);
+    support::Output text(options.metrics);
     sluice::Metrics metrics;
     asio::io_context context(1);
 

@@ -2,13 +2,12 @@
 #pragma once
 
 #include "counted.hpp"
+#include "svg.hpp"
 #include "timeline.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 #include <ostream>
 #include <string>
 #include <string_view>
@@ -16,30 +15,34 @@
 namespace support {
 
 /// Draws a timeline as an SVG: for each stage a lane per slot, and below them the number of queries that wait.
-class SvgWriter {
+class SvgWriter : Svg {
 public:
-    SvgWriter(std::ostream& out, const Timeline& timeline) : out_(out), timeline_(timeline) {}
+    SvgWriter(std::ostream& out, const Timeline& timeline) : Svg(out, timeline.end()), out_(out), timeline_(timeline) {}
 
     void write() {
         double height = top;
         for (const Timeline::Stage& stage : timeline_.stages()) {
             height += block_height(stage) + queue_height + gap;
         }
-        begin(height + 22);
-        draw_axis(height);
+        begin(height + 22, title(), css);
+        draw_legend(22, 54);
+        axis(top, height - gap + 5, height + 2);
         double y = top;
         for (std::size_t i = 0; i != timeline_.stages().size(); ++i) {
             draw_stage(i, y);
             y += block_height(timeline_.stages()[i]) + queue_height + gap;
         }
-        out_ << "</svg>\n";
+        finish();
     }
 
 private:
-    using Time = Timeline::Time;
     using Ending = Timeline::Ending;
 
-    static constexpr double width = 960, left = 98, right = 24, top = 74, queue_height = 30, gap = 18;
+    static constexpr double top = 74, queue_height = 30, gap = 18;
+    static constexpr std::string_view css =
+        R"(.ok { fill: #38bdf8 } .again { fill: #fbbf24 } .lost { fill: #f43f5e } .off { fill: #64748b }
+.queue { fill: #a78bfa; fill-opacity: .55; stroke: #c4b5fd } .cross { stroke: #fff; stroke-width: 1.5 }
+)";
 
     static double lane_height(const Timeline::Stage& stage) {
         return std::clamp(104.0 / static_cast<double>(std::max<std::size_t>(stage.slots, 1)), 7.0, 18.0);
@@ -47,85 +50,16 @@ private:
     static double block_height(const Timeline::Stage& stage) {
         return std::max(48.0, lane_height(stage) * static_cast<double>(stage.slots));
     }
-    double x(Time at) const {
-        const double whole = static_cast<double>(std::max(timeline_.end(), Time(1)).count());
-        return left + (width - left - right) * static_cast<double>(at.count()) / whole;
-    }
-
-    // With at most one decimal.
-    static std::string number(double value) {
-        char text[32];
-        std::snprintf(text, sizeof text, "%.1f", value);
-        const std::string_view whole(text);
-        return std::string(whole.ends_with(".0") ? whole.substr(0, whole.size() - 2) : whole);
-    }
-
-    static std::string seconds(Time time, int decimals) {
-        char text[32];
-        std::snprintf(text, sizeof text, "%.*f s", decimals, std::chrono::duration<double>(time).count());
-        return text;
-    }
-
-    static std::string escaped(const std::string& text) {
-        std::string result;
-        for (const char c : text) {
-            switch (c) {
-                case '&':
-                    result += "&amp;";
-                    break;
-                case '<':
-                    result += "&lt;";
-                    break;
-                case '>':
-                    result += "&gt;";
-                    break;
-                default:
-                    result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // XML does not allow those
-            }
-        }
-        return result;
-    }
 
     static const char* style(Ending ending) {
         constexpr const char* classes[] = {"ok", "again", "lost", "off"};
         return classes[static_cast<int>(ending)];
     }
 
-    void text(double at_x, double at_y, const char* classes, const std::string& words) {
-        out_ << "<text x=\"" << number(at_x) << "\" y=\"" << number(at_y) << "\" class=\"" << classes << "\">"
-             << escaped(words) << "</text>\n";
-    }
-
-    void rectangle(double at_x, double at_y, double w, double h, const char* classes) {
-        out_ << "<rect x=\"" << number(at_x) << "\" y=\"" << number(at_y) << "\" width=\"" << number(w)
-             << "\" height=\"" << number(h) << "\" class=\"" << classes << '"';
-    }
-
     // Marks a dead letter.
     void cross(double at_x, double at_y) {
         out_ << "<path d=\"M" << number(at_x - 2.5) << ' ' << number(at_y - 2.5)
              << "l5 5m0 -5l-5 5\" class=\"cross\"/>\n";
-    }
-
-    void begin(double height) {
-        const std::string words = title();
-        out_ << R"(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 )" << number(width) << ' ' << number(height)
-             << "\" width=\"" << number(width) << "\" height=\"" << number(height) << "\" role=\"img\">\n<title>"
-             << escaped(words) << "</title>\n"
-             << R"(<style>
-text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #94a3b8 }
-.title { font-size: 17px; font-weight: 600; fill: #f1f5f9 }
-.name { font-size: 13px; font-weight: 600; fill: #f1f5f9 }
-.end { text-anchor: end } .middle { text-anchor: middle } .id { font-size: 10px; fill: #082f49 }
-.card { fill: #0f172a; stroke: #334155 } .block { fill: #1e293b } .grid { stroke: #475569; stroke-opacity: .55 }
-.ok { fill: #38bdf8 } .again { fill: #fbbf24 } .lost { fill: #f43f5e } .off { fill: #64748b }
-.queue { fill: #a78bfa; fill-opacity: .55; stroke: #c4b5fd } .cross { stroke: #fff; stroke-width: 1.5 }
-</style>
-)";
-        rectangle(0.5, 0.5, width - 1, height - 1, "card");
-        out_ << " rx=\"10\"/>\n";
-        text(22, 33, "title", words);
-        draw_legend(22, 54);
     }
 
     // Says how the queries ended. Those that succeeded in the last stage are completed.
@@ -140,46 +74,25 @@ text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
     }
 
     void draw_legend(double at_x, double at_y) {
-        const auto swatch = [&](const char* classes, const std::string& words) {
-            rectangle(at_x, at_y - 8, 18, 8, classes);
-            out_ << " rx=\"1.5\"/>\n";
-            text(at_x + 24, at_y, "", words);
-            at_x += 52 + 5.8 * static_cast<double>(words.size());
+        const auto entry = [&](std::string_view classes, const std::string& words) {
+            at_x = swatch(at_x, at_y, classes, words);
         };
         const auto any = [&](Ending ending) {
             return std::ranges::any_of(timeline_.attempts(), [&](const auto& each) { return each.ending == ending; });
         };
-        swatch("ok", "succeeded");
+        entry("ok", "succeeded");
         if (any(Ending::retried)) {
-            swatch("again", "failed, retried");
+            entry("again", "failed, retried");
         }
         if (any(Ending::failed)) {
             const double middle = at_x + 9;
-            swatch("lost", "failed: dead letter");
+            entry("lost", "failed: dead letter");
             cross(middle, at_y - 4);
         }
         if (any(Ending::cancelled)) {
-            swatch("off", "cancelled");
+            entry("off", "cancelled");
         }
-        swatch("queue", "waiting for a slot");
-    }
-
-    // About eight lines, at round times.
-    void draw_axis(double bottom) {
-        const double about = std::max(std::chrono::duration<double>(timeline_.end()).count(), 1e-6) / 8;
-        const double power = std::pow(10, std::floor(std::log10(about)));
-        const double step = power * (about / power < 1.5 ? 1 : about / power < 3.5 ? 2 : about / power < 7.5 ? 5 : 10);
-        const bool marked = std::chrono::duration<double>(timeline_.end()).count() >= step;  // besides the origin
-        const int decimals = marked ? std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9))) : 0;
-        for (int i = 0;; ++i) {
-            const auto at = std::chrono::duration_cast<Time>(std::chrono::duration<double>(step * i));
-            if (at > timeline_.end()) {
-                break;
-            }
-            out_ << "<path d=\"M" << number(x(at)) << ' ' << number(top) << 'V' << number(bottom - gap + 5)
-                 << "\" class=\"grid\"/>\n";
-            text(x(at), bottom + 2, "middle", seconds(at, decimals));
-        }
+        entry("queue", "waiting for a slot");
     }
 
     void draw_stage(std::size_t index, double y) {

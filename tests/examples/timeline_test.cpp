@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // The pictures that support_pipeline draws, parsed by Boost.JSON and Boost.PropertyTree (XML).
 #include "../../examples/timeline.hpp"
+#include "../../examples/observers.hpp"
 #include "../../examples/progress.hpp"
 #include "../../examples/svg_writer.hpp"
 #include "../../examples/trace_writer.hpp"
