@@ -265,13 +265,6 @@ private:
 // A breaker that the first failure opens, for 10 s.
 constexpr sluice::BreakerOptions relay_breaker{.minimum_calls = 1, .open_time = 10s, .jitter = 0, .probes = 1};
 
-RelaySetup relay_with_breakers() {
-    RelaySetup setup;
-    setup.endpoints = {EndpointOptions{.limit = 1, .breaker = relay_breaker},
-                       {.limit = 1, .breaker = relay_breaker},
-                       {.limit = 1, .breaker = relay_breaker}};
-    return setup;
-}
 }  // namespace
 
 namespace {
@@ -409,7 +402,6 @@ TEST_CASE("policies: an endpoint that is closed in a backoff keeps the real erro
     relay.endpoints.at(0).close();
     relay.run();
     CHECK(relay.error_of(query).find("gpt is busy") != std::string::npos);
-    CHECK(relay.ended.at(query) < 10s);
 }
 
 TEST_CASE("policies: the members of one endpoint, one budget, one stage twice", "[policies][shared]") {
