@@ -591,12 +591,12 @@ TEST_CASE("query timeout: a call that it cuts short fails for the breaker only i
 namespace {
 
 // Delivers each query at its time.
-struct TimedSource {
+struct PunctualSource {
     std::vector<std::pair<nanoseconds, Query>>* items;
     std::size_t next_item = 0;
 
     asio::awaitable<std::optional<Query>> next() { return deliver(*this); }
-    static asio::awaitable<std::optional<Query>> deliver(TimedSource& source) {
+    static asio::awaitable<std::optional<Query>> deliver(PunctualSource& source) {
         if (source.next_item == source.items->size()) {
             co_return std::nullopt;
         }
@@ -610,13 +610,13 @@ struct TimedSource {
     }
 };
 
-struct SlowSink {
+struct CountingSlowSink {
     nanoseconds time;
     int running = 0;
     int peak = 0;
 
     asio::awaitable<void> put(const Query&, const sluice::StageResult<>&) { return run(*this); }
-    static asio::awaitable<void> run(SlowSink& sink) {
+    static asio::awaitable<void> run(CountingSlowSink& sink) {
         sink.peak = std::max(sink.peak, ++sink.running);
         co_await test::sleep(sink.time);
         --sink.running;
@@ -679,7 +679,7 @@ TEST_CASE("query timeout: no more dead letters are delivered at once than window
     sluice::Stage stage(
         timed(context.get_executor()), "first", 9, model,
         StageOptions{.retry = {.max_retries = 5, .backoff = {.initial = 500ms, .cap = 500ms, .jitter = 0}}});
-    SlowSink sink{100s};
+    CountingSlowSink sink{100s};
     sluice::Pipeline pipeline(
         timed(context.get_executor()),
         [&](PairRun& run) -> asio::awaitable<void> { co_await run.step(&Pair::first, stage, run.query().text); }, sink,
@@ -731,7 +731,7 @@ TEST_CASE("query timeout: a delivered query does not wait for a place for longer
     std::vector<std::pair<std::size_t, nanoseconds>> ends;
     std::vector<PairResult> results;
     const Task task(trip.context.get_executor(), [&]() -> asio::awaitable<void> {
-        TimedSource source{&items};
+        PunctualSource source{&items};
         auto stream = trip.pipeline.process_stream(source);
         while (auto item = co_await stream.next()) {
             ends.emplace_back(item->index, test::now(trip.context));
