@@ -46,14 +46,16 @@ public:
     /// The endpoint was paused by its provider or by Endpoint::pause(), or the end of its pause was moved to a later
     /// time; a shorter pause changes nothing. Of many calls that run, each may be told to wait a little longer than the
     /// one before; only the first has `before == 0`.
-    /// @param remaining The time until the pause ends.
-    /// @param before The same before this event; zero if the endpoint was not paused.
+    ///
+    /// `remaining` is the time until the pause ends, and `before` the same before this event; zero if the endpoint was
+    /// not paused.
     virtual void on_paused(const SharedString& /*endpoint*/, std::chrono::nanoseconds /*remaining*/,
                            std::chrono::nanoseconds /*before*/) noexcept {}
 
     /// The breaker of the endpoint changed its state, or a person forced or reset it, even to the state that it had.
-    /// @param before The state that the last event has left it in; closed before the first one.
-    /// @param after Its status as of the change: its new state, and the cause.
+    ///
+    /// `before` is the state that the last event has left it in; closed before the first one. `after` is its status as
+    /// of the change: its new state, and the cause.
     virtual void on_breaker(const SharedString& /*endpoint*/, BreakerStatus::State /*before*/,
                             const BreakerStatus& /*after*/) noexcept {}
 
