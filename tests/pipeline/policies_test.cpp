@@ -28,6 +28,7 @@
 #include "support/every_step.hpp"
 #include "support/models.hpp"
 #include "support/probes.hpp"
+#include "support/relay.hpp"
 #include "support/task.hpp"
 
 #include <boost/asio/awaitable.hpp>
@@ -68,202 +69,18 @@ using sluice::StageOptions;
 using sluice::Verdict;
 using sluice::WhileOpen;
 using std::chrono::nanoseconds;
+using test::Relay;
+using test::relay_fails;
+using test::relay_invalid;
+using test::relay_too_long;
+using test::RelayMember;
+using test::RelayModel;
+using test::RelayRecord;
+using test::RelayRun;
+using test::RelaySetup;
 using test::Task;
 using test::timed;
 using test::VirtualTimer;
-
-// No templates: see RetryDecision.
-ModelError relay_too_long() { return ModelError("too long", {.kind = Verdict::invalid}, 400, "context_length"); }
-ModelError relay_invalid() { return ModelError("refused", {.kind = Verdict::invalid}, 400); }
-
-struct RelayRecord {
-    std::optional<std::string> text;
-    std::optional<std::string> other;
-};
-using RelayRun = sluice::Run<RelayRecord>;
-using RelayResult = sluice::RecordResult<RelayRecord>;
-
-// What a call does, by its number; after how long, if it returns.
-using RelayScript = std::function<void(std::size_t call)>;
-
-struct RelayMember {
-    std::string name;
-    RelayScript script = [](std::size_t) {};
-    nanoseconds takes = 1s;
-    std::size_t calls = 0;
-    int running = 0;
-};
-
-struct RelayModel {
-    RelayMember* member;
-
-    asio::awaitable<std::string> operator()(const std::string& text) const { return call(*member, text); }
-
-    static asio::awaitable<std::string> call(RelayMember& member, std::string text) {
-        const test::Live running(member.running);
-        const std::size_t number = member.calls++;
-        co_await test::sleep(member.takes);
-        member.script(number);
-        co_return member.name + ' ' + text;
-    }
-};
-
-RelayScript relay_fails_with(const std::exception_ptr& error) {
-    return [error](std::size_t) { std::rethrow_exception(error); };
-}
-RelayScript relay_fails(std::string message = "down") {
-    return relay_fails_with(std::make_exception_ptr(std::runtime_error(std::move(message))));
-}
-
-using RelayStage = sluice::Stage<RelayModel, VirtualTimer>;
-using RelayFallback =
-    decltype(sluice::Fallback("", std::declval<RelayStage>(), std::declval<RelayStage>(), std::declval<RelayStage>()));
-
-struct RelaySink {
-    std::vector<std::string> letters;
-    std::vector<std::string> saved;
-
-    void put(const Query&, const sluice::StageResult<>& why, const RelayRecord&) {
-        letters.push_back(why.stage.str() + ": " + why.error.message());
-    }
-    void save(const Query&, const RelayRecord& record) { saved.push_back(record.text.value_or("nothing")); }
-};
-
-// The events, each as the first letters of its name and the stage.
-struct RelayObserver : sluice::Observer {
-    std::vector<std::string> events;
-
-    void on_queued(const sluice::StageResult<>& run) noexcept override { add("queued", run); }
-    void on_started(const sluice::StageResult<>& run) noexcept override { add("started", run); }
-    void on_attempt_failed(const sluice::StageResult<>& run, const sluice::StageError&) noexcept override {
-        add("failed", run);
-    }
-    void on_retry(const sluice::StageResult<>& run, const Verdict&, nanoseconds) noexcept override {
-        add("retry", run);
-    }
-    void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event last) noexcept override {
-        add(outcome == Outcome::succeeded ? "succeeded" : outcome == Outcome::failed ? "ended" : "cancelled", run);
-        if (outcome == Outcome::failed && last == Event::started) {
-            events.back() += " after a value";
-        }
-        if (on_end) {
-            on_end();
-        }
-    }
-    void on_dead_letter(const Query&, const sluice::StageResult<>& run, const sluice::StageError&) noexcept override {
-        add("dead", run);
-    }
-
-    void add(const char* what, const sluice::StageResult<>& run) { events.push_back(run.stage.str() + ' ' + what); }
-
-    std::function<void()> on_end;
-};
-
-// The options of three members.
-struct RelaySetup {
-    std::array<EndpointOptions, 3> endpoints{EndpointOptions{.limit = 9}, {.limit = 9}, {.limit = 9}};
-    std::array<StageOptions, 3> stages{};
-    std::ptrdiff_t window = 99;
-    sluice::Observer* observer = nullptr;
-};
-
-// Three stages behind each other, a pipeline with one step, and queries through it. The context is destroyed first.
-class Relay {
-public:
-    RelayMember gpt{"gpt"};
-    RelayMember claude{"claude"};
-    RelayMember local{"local"};
-    RelaySink sink;
-    asio::io_context context{1};
-    std::vector<sluice::Endpoint<VirtualTimer>> endpoints;
-    std::vector<RelayStage> stages;
-    std::optional<RelayFallback> fallback;
-    std::function<asio::awaitable<void>(Relay&, RelayRun&)> route = &Relay::one_step;
-    std::deque<Task<RelayResult>> tasks;
-    std::vector<nanoseconds> ended;
-    std::optional<sluice::Pipeline<std::function<asio::awaitable<void>(RelayRun&)>, RelaySink, VirtualTimer>> pipeline;
-
-    explicit Relay(const RelaySetup& setup = {}) {
-        std::size_t i = 0;
-        for (RelayMember* const member : {&gpt, &claude, &local}) {
-            endpoints.emplace_back(timed(context.get_executor()), member->name, setup.endpoints.at(i));
-            stages.emplace_back(endpoints.back(), member->name, RelayModel{member}, setup.stages.at(i));
-            ++i;
-        }
-        fallback.emplace("answer", stages.at(0), stages.at(1), stages.at(2));
-        pipeline.emplace(
-            timed(context.get_executor()), [this](RelayRun& run) { return route(*this, run); }, sink, setup.window,
-            sluice::PipelineOptions{.observer = setup.observer});
-    }
-
-    std::size_t start(std::optional<nanoseconds> timeout = std::nullopt) {
-        const std::size_t index = tasks.size();
-        tasks.emplace_back(context.get_executor(), [this, timeout, index] { return go(*this, timeout, index); });
-        ended.emplace_back();
-        return index;
-    }
-
-    // Runs all, and expects no slot to be held, and nobody to wait.
-    void run() {
-        sluice::testing::run(context);
-        CHECK(is_idle());
-    }
-    void run_until(nanoseconds time) { test::run_until(context, time); }
-
-    // Runs one query, and returns what has become of it.
-    std::string run_one(std::optional<nanoseconds> timeout = std::nullopt) {
-        const std::size_t index = start(timeout);
-        run();
-        return story(index);
-    }
-
-    bool is_idle() const {
-        bool idle = gpt.running + claude.running + local.running == 0;
-        for (const auto& endpoint : endpoints) {
-            idle = idle && endpoint.active() == 0 && endpoint.waiting() == 0;
-        }
-        return idle;
-    }
-
-    const RelayResult& result(std::size_t index) { return tasks.at(index).value(); }
-
-    // Each stage run, with its reason, and the value or the name of the dead letter.
-    std::string story(std::size_t index) {
-        const RelayResult& it = result(index);
-        std::string text;
-        for (const auto& stage_run : it.stage_results) {
-            CHECK(stage_run.success == (stage_run.reason == Reason::none && !stage_run.error));
-            text +=
-                stage_run.stage.str() + (stage_run.success ? "" : "(" + std::string(to_string(stage_run.reason)) + ")");
-            text += ", ";
-        }
-        if (it.failure()) {
-            CHECK_FALSE(it.completed);
-            CHECK_FALSE(it.record.text.has_value());
-            return text + "dead: " + it.failure()->stage.str();
-        }
-        return text + (it.unfinished ? "unfinished" : it.record.text.value_or("nothing"));
-    }
-    std::string error_of(std::size_t index) {
-        return result(index).failure() ? result(index).failure()->error.message() : "";
-    }
-
-    static asio::awaitable<void> one_step(Relay& relay, RelayRun& run) {
-        co_await run.step(&RelayRecord::text, *relay.fallback, run.query().text);
-    }
-
-private:
-    static asio::awaitable<RelayResult> go(Relay& relay, std::optional<nanoseconds> timeout, std::size_t index) {
-        Query query("id", "text");
-        query.timeout = timeout;
-        RelayResult result = co_await relay.pipeline->process_one(query);
-        relay.ended.at(index) = test::now(relay.context);
-        co_return std::move(result);
-    }
-};
-
-// A breaker that the first failure opens, for 10 s.
-constexpr sluice::BreakerOptions relay_breaker{.minimum_calls = 1, .open_time = 10s, .jitter = 0, .probes = 1};
 
 }  // namespace
 
