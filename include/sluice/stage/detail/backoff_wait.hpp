@@ -82,8 +82,8 @@ public:
     }
 
 private:
-    // Only one of its stage runs waits in line: a second place would never
-    // come if all queries waited for one.
+    // However late that is. Only one of its stage runs waits in line: a second place would never come if all queries
+    // waited for one.
     template <class Executor>
     static boost::asio::awaitable<void, Executor> come_back(Pooled, QueryPlace& at) {
         const Executor executor = co_await boost::asio::this_coro::executor;

@@ -177,8 +177,7 @@ private:
     }
 
     // One attempt that is cancelled when it is `due`. Throws a TimeoutError or a DeadlineError if it was due before it
-    // threw.
-    // A value that may be removed again does not come into `data` before that is decided.
+    // threw. A value that may be removed again comes into `data` only when nothing can run before that is decided.
     template <class Data, bool may_be_removed, class... Args>
     static boost::asio::awaitable<void, RunExecutor<Args...>> timed_attempt(
         Pooled, StageState& stage, const DeadlineOf<T>* deadline, typename T::time_point due, StageResult<>& result,

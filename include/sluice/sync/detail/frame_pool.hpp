@@ -17,8 +17,7 @@ namespace sluice::detail {
 // few for the frames of many waiters that are released in one burst.
 //
 // A block may be cached by a thread other than the one that allocated it. A thread caches at most 64 blocks of each of
-// 48 sizes, 2.3 MiB in all. As with Asio, frames with an alignment above that of operator new are not
-// supported.
+// 48 sizes, 2.3 MiB in all. As with Asio, frames with an alignment above that of operator new are not supported.
 class FramePool {
 public:
     static void* allocate(std::size_t size) {
