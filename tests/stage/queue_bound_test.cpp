@@ -714,7 +714,7 @@ TEST_CASE("shedding: during a drain, whoever could not be done within its grace 
     CHECK(works.tasks[21].value().stage_results.front().attempts == (shed ? 0 : 1));
     CHECK(works.texts() == (shed ? "a " : "a b "));
     // 2 s before the grace is over; or when there is a slot, since then 1 s is left.
-    const nanoseconds gives_up = waits_for_rate ? 9s + 2ns : 2s;
+    const nanoseconds gives_up = waits_for_rate ? 9s + 1ns : 2s;
     CHECK(test::now(works.context) == begin + (shed ? gives_up : waits_for_rate ? nanoseconds(11s) : 3s));
 }
 

@@ -80,7 +80,7 @@ public:
         }
     }
 
-    // A query with a timeout waits for a place in its window, or until it is late, if one more may be without a place.
+    // A query with a timeout waits for a place in its window, or until it is late.
     static boost::asio::awaitable<void, Executor> wait_for_place(Pooled, PipelineState& state, Job& job) {
         const Executor executor = co_await boost::asio::this_coro::executor;
         StageSemaphore& places = job.window->places();
@@ -92,10 +92,8 @@ public:
             job.place = granted_slot(places);
         } else if (!wait.expired()) {
             throw operation_aborted("QueryWindow");
-        } else if (Slot permit = job.window->permit_absence()) {
-            job.stay_away(std::move(permit));
-        } else {
-            job.place = co_await places.acquire();
+        } else {  // if too many are away, one more is, as a window that has shrunk may have too many that run
+            job.stay_away(job.window->permit_absence());
         }
     }
 

@@ -10,6 +10,8 @@
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/line.hpp>
 #include <sluice/stage/detail/query_run.hpp>
+#include <sluice/stage/detail/rate_meter.hpp>
+#include <sluice/stage/detail/rate_options.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
 #include <sluice/stage/rate.hpp>
 #include <sluice/stage/stage_options.hpp>
@@ -117,7 +119,7 @@ struct AttemptFailure {
         const std::string owner = "endpoint '" + endpoint.name.str() + "'";
         switch (entry.refusal) {
             case LineEntry::Refusal::too_costly:
-                error = std::make_exception_ptr(std::invalid_argument(line.meter().too_costly(entry.cost)));
+                error = std::make_exception_ptr(std::invalid_argument(too_costly(line.meter(), entry.cost)));
                 reason = Reason::too_costly;
                 break;
             case LineEntry::Refusal::late:
@@ -146,6 +148,21 @@ struct AttemptFailure {
                 reason = Reason::breaker_open;
                 break;
         }
+    }
+
+    // Says why a call was refused as too costly, even if the rates have changed since.
+    static std::string too_costly(const RateMeter& meter, const Cost& cost) {
+        const std::string why = meter.too_costly(cost);
+        if (!why.empty()) {
+            return why;
+        }
+        std::string text = "a call of";
+        const char* separator = " ";
+        for (const RateDimension& dimension : rate_dimensions) {
+            text += separator + std::to_string(cost.*dimension.cost) + " " + dimension.unit;
+            separator = ", ";
+        }
+        return text + " could not begin under a rate that the endpoint had while it waited";
     }
 
     // Reports what became of a call, which may have succeeded, to the rates and to the breaker. `timeout` is that of

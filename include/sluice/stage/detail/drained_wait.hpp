@@ -35,14 +35,18 @@ private:
     void end_with_grace() {
         using std::chrono::nanoseconds;
         const nanoseconds left = place_.drain->deadline() - place_.drain->now(line_.context());
-        end_ = line_.now() + std::clamp(left, nanoseconds(0), nanoseconds::max() / 2) + nanoseconds(1);
+        end_ = std::min(end_, line_.now() + std::clamp(left, nanoseconds(0), nanoseconds::max() / 2) + nanoseconds(1));
         entry_.expires = std::min(entry_.expires, end_);
+        entry_.grace_end = end_ - nanoseconds(1);
     }
 
     QueryPlace& place_;
     Line& line_;
     LineEntry& entry_;
-    std::chrono::nanoseconds end_{-1};  // the first time, on the clock of the line, that is after the grace
+
+    // The first time, on the clock of the line, that is after the grace. A drain that shortens it does not move this to
+    // a later time, even if more time passes between the readings of the two clocks.
+    std::chrono::nanoseconds end_ = std::chrono::nanoseconds::max();
 };
 
 }  // namespace sluice::detail

@@ -99,10 +99,10 @@ public:
         return true;
     }
 
-    // `expires` of an entry, which may wait, has been set to an earlier time.
+    // `expires` of an entry, which may wait or be about to enter, has been set to an earlier time.
     void refuse_if_late(LineEntry& entry) noexcept {
         some_expire_ = true;
-        if (entry.outcome == WaitOutcome::waiting && gated()) {
+        if (entry.is_linked() && entry.outcome == WaitOutcome::waiting && gated()) {
             if (policies_.refuses(entry, now())) {
                 wake(entry, WaitOutcome::refused);
             }
@@ -110,7 +110,8 @@ public:
         }
     }
 
-    // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none.
+    // The call of an entry that was granted a slot has ended. Nothing for `usage` if the provider reported none. The
+    // observer is told later, by tell_of_breaker().
     BreakerReport end(LineEntry& entry, const std::optional<Cost>& usage, BreakerResult result) noexcept {
         if (!std::exchange(entry.line, nullptr)) {  // it was granted in an open line
             return {};
@@ -119,8 +120,24 @@ public:
         if (report.opened) {
             refuse_waiting();
         }
-        hand_over();
+        if (gated()) {
+            grant_what_is_due();
+        } else {
+            SemaphoreState::hand_over();
+        }
         return report;
+    }
+
+    // Tells the observer what the breaker has become since the last time. To be called when the slot of a call that has
+    // ended has been returned.
+    void tell_of_breaker() noexcept {
+        if (!observer_ || !breaker() || breaker()->generation() == told_generation_) [[likely]] {
+            return;
+        }
+        const boost::intrusive_ptr<Line> kept(this);
+        const BreakerStatus after = breaker()->status(breaker()->since());
+        told_generation_ = after.generation;
+        observer_->on_breaker(name_, std::exchange(told_state_, after.state), after);
     }
 
     // The call of an entry that was granted a slot was cancelled: after it began, unless `begun` is false.
@@ -270,17 +287,6 @@ private:
         if (!policies_.any_limit() && meter().paused_until() <= now()) {
             set_gated(false);
         }
-    }
-
-    // Tells the observer what the breaker has become since the last time.
-    void tell_of_breaker() noexcept {
-        if (!observer_ || !breaker() || breaker()->generation() == told_generation_) [[likely]] {
-            return;
-        }
-        const boost::intrusive_ptr<Line> kept(this);
-        const BreakerStatus after = breaker()->status(breaker()->since());
-        told_generation_ = after.generation;
-        observer_->on_breaker(name_, std::exchange(told_state_, after.state), after);
     }
 
     // The one that is granted next: as a probe, not one that has failed as such before, as long as others wait. It may

@@ -10,6 +10,7 @@
 
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -29,10 +30,14 @@ struct LineEntry : Waiter {
     Cost cost;
     WhileOpen while_open = WhileOpen::hold_unless_exhausted;
     bool failed_probe = false;  // an attempt before did
+    bool lacks_cost = false;    // fields that its estimate needs are empty
     std::uint16_t steps = 0;    // which its query has completed
 
     // When it will be late, on the clock of the line.
     std::chrono::nanoseconds expires = std::chrono::nanoseconds::max();
+
+    // When the grace of a drain is over, on that clock. It may be granted a slot then, but no call could end in time.
+    std::chrono::nanoseconds grace_end = std::chrono::nanoseconds::max();
 
     // When it has been granted a slot: when, and what was taken for it at that instant.
     std::chrono::nanoseconds granted{0};
@@ -56,6 +61,12 @@ inline Cost cost_of(const Waiter& waiter) noexcept {
 
 inline std::chrono::nanoseconds expires_of(const Waiter& waiter) noexcept {
     return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).expires : std::chrono::nanoseconds::max();
+}
+
+// When its call must have ended: the end of the grace of a drain is a nanosecond before it is late.
+inline std::chrono::nanoseconds end_by_of(const Waiter& waiter) noexcept {
+    return std::min(expires_of(waiter), waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).grace_end
+                                                             : std::chrono::nanoseconds::max());
 }
 
 inline int steps_of(const Waiter& waiter) noexcept {

@@ -73,7 +73,7 @@ public:
     // The time that a call takes, as far as it is known and asked for; 0 otherwise.
     Time call_time() const noexcept { return call_times_ ? call_times_->median() : Time(0); }
 
-    // How often probes have closed the breaker.
+    // How often probes, or a person, have closed the breaker.
     std::uint64_t closings() const noexcept { return closings_; }
 
     void set_rate(Rate::Dimension dimension, const Rate& rate, Time now) noexcept {
@@ -88,7 +88,10 @@ public:
     Time pause_left(Time now) const noexcept { return std::max(meter_.paused_until(), now) - now; }
 
     // Calls a member function of the breaker, which there is.
-    void change_breaker(void (BreakerState::*change)(Time) noexcept, Time now) noexcept { (*breaker_.*change)(now); }
+    void change_breaker(void (BreakerState::*change)(Time) noexcept, Time now) noexcept {
+        (*breaker_.*change)(now);
+        closings_ += breaker_->closed() ? 1 : 0;
+    }
 
     // When an attempt of this cost may begin if nothing else happens: `now`, later, or `Time::max()` if that is never.
     Time due(const Cost& cost, Time now) const noexcept {
@@ -121,8 +124,8 @@ public:
     // From when on an attempt could not be done in time: when less than the time that a call takes is left of the
     // timeout of its query, or of the grace of a drain.
     Time too_late_from(const Waiter& waiter) const noexcept {
-        const Time expires = expires_of(waiter);
-        return call_time() == Time(0) || expires == Time::max() ? Time::max() : expires - call_time() + Time(1);
+        const Time end_by = end_by_of(waiter);
+        return call_time() == Time(0) || end_by == Time::max() ? Time::max() : end_by - call_time() + Time(1);
     }
 
     // Refuses an entry for which that is so.

@@ -109,7 +109,8 @@ private:
 
     bool is_late() {
         const DeadlineOf<T>* const deadline = query().deadline();
-        return deadline && deadline->is_over(now<T>(state_of(member.endpoint->line)->context()));
+        const Line& line = *member.endpoint->policies;
+        return deadline && !line.context_gone() && deadline->is_over(now<T>(line.context()));  // or the next one is
     }
 
     bool goes_on_after_invalid(StageResult<>& result) const {

@@ -95,6 +95,7 @@ public:
             std::optional<std::uint64_t> outage;  // in which it was spared last
             int outages = 0;                      // in which it was
             bool failed_probe = false;
+            bool is_queued = false;       // the observer has been told
             std::exception_ptr previous;  // error of an attempt
             while (!context_gone) {
                 AttemptFailure failure;
@@ -108,7 +109,9 @@ public:
                     entry.ticket = std::exchange(begun, nullptr)->ticket;
                 } else {
                     boost::asio::execution_context& context = state_of(line)->context();
-                    stage.notify(query, &Observer::on_queued, result);
+                    if (!std::exchange(is_queued, false)) [[likely]] {
+                        stage.notify(query, &Observer::on_queued, result);
+                    }
                     if constexpr (Target::is_member) {
                         target.judged(Verdict());  // nothing yet
                     }
@@ -122,7 +125,7 @@ public:
                     if (query.place && query.place->drain) {
                         drained.emplace(*query.place, *policies, entry);
                     }
-                    if (!stage.template enter_line<Args...>(entry, failure, deadline, started, args...)) {
+                    if (!stage.template enter_line<Args...>(query, entry, failure, deadline, started, args...)) {
                         try {
                             if (LineWait<Timer>::is_limited(*policies, deadline)) {
                                 co_await LineWait<Timer>::template run<Executor>(Pooled(), *policies, *stage.timeouts_,
@@ -158,6 +161,20 @@ public:
                             stage.finish_missing(query, result);
                             break;
                         }
+                        if (slot && entry.lacks_cost) {  // filled while it waited: it goes back to its place, to pay
+                            policies->cancel_call(entry, false);
+                            slot.release();
+                            ticket = entry.ticket;
+                            is_queued = true;
+                            continue;
+                        }
+                    }
+                    if (slot && entry.line && !was_cancelled &&
+                        is_cancelled(co_await boost::asio::this_coro::cancellation_state) &&
+                        co_await boost::asio::this_coro::throw_if_cancelled()) {  // by an observer, or by cost()
+                        policies->cancel_call(entry, false);
+                        slot.release();
+                        failure.error = std::make_exception_ptr(operation_aborted("Stage::run"));
                     }
                     if (slot) {
                         ++result.attempts;
@@ -214,6 +231,8 @@ public:
                             outage = policies->closings();
                             failure.spared = ++outages <= 3;
                         }
+                        slot.release();
+                        policies->tell_of_breaker();
                     }
                 }
                 if (!failure.error) [[likely]] {

@@ -109,10 +109,11 @@ private:
     template <class, class, class...>
     friend class StageCoroutine;
 
-    // Begins the wait of an attempt in the line; see Line::decide().
+    // Begins the wait of an attempt in the line; see Line::decide(). The time that the estimate takes is nobody's:
+    // `now` is moved to its end.
     template <class... Args>
-    bool enter_line(LineEntry& entry, AttemptFailure& failure, const DeadlineOf<T>* deadline,
-                    typename T::time_point now, std::remove_reference_t<Args>&... args) {
+    bool enter_line(QueryRun<T>& query, LineEntry& entry, AttemptFailure& failure, const DeadlineOf<T>* deadline,
+                    typename T::time_point& now, std::remove_reference_t<Args>&... args) {
         static_assert(
             EstimatesCost<Function, call_argument_t<Args>...> || !requires { &Callee::cost; },
             "sluice::Stage: cost() of the model function must take the arguments that the function takes, and "
@@ -127,7 +128,8 @@ private:
         }
         if constexpr (EstimatesCost<Function, call_argument_t<Args>...>) {
             try {
-                if (!(is_missing<Args>(args) || ...)) {
+                entry.lacks_cost = (is_missing<Args>(args) || ...);
+                if (!entry.lacks_cost) {
                     entry.cost = callee(function_).cost(read_argument<Args>(args)...);
                     require_valid("Stage '" + name.str() + "'", entry.cost);
                 }
@@ -135,6 +137,12 @@ private:
                 failure.error = std::current_exception();
                 failure.refused = true;
                 entry.outcome = WaitOutcome::refused;
+                return true;
+            }
+            query.expire_reading();
+            now = query.now(state_of(endpoint->line)->context());
+            if (deadline && deadline->is_over(now)) {
+                LineWait<T>::refuse(entry, deadline, deadline->due);
                 return true;
             }
         }
