@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSL-1.0
 #
 # Installs what building sluice and its tests needs and the system lacks: a C++20 compiler, CMake >= 3.25, Ninja,
-# Boost >= 1.83 and Catch2 >= 3.4. Knows Debian 12, Debian 13 and Ubuntu 24.04 and does nothing on a machine that has
-# it all. Run it again at will.
+# Boost >= 1.83, Catch2 >= 3.4 and, for an example, OpenSSL. Knows Debian 12, Debian 13 and Ubuntu 24.04 and does nothing
+# on a machine that has it all. Run it again at will.
 #
 #   cmake/bootstrap.sh        what `cmake --workflow --preset test` needs
 #   cmake/bootstrap.sh --all  also what every other command of the documents, and .ci/run, need
@@ -48,7 +48,7 @@ git python3 pkgconf doxygen gcovr debootstrap"
 esac
 
 missing=
-for package in g++ cmake ninja-build "$boost" "$catch2" $extra; do
+for package in g++ cmake ninja-build "$boost" "$catch2" libssl-dev $extra; do
     installed "$package" || missing="$missing $package"
 done
 if [ -z "$missing" ]; then

@@ -28,7 +28,10 @@ public:
     Progress(std::ostream& terminal, std::size_t queries, std::string last_stage, std::function<Time()> clock)
         : terminal_(terminal), queries_(queries), last_stage_(std::move(last_stage)), clock_(std::move(clock)) {}
 
-    ~Progress() override { show({}); }
+    ~Progress() override { erase(); }
+
+    /// Erases the line, so that something else can be written to the terminal. It comes back when there is progress.
+    void erase() { show({}); }
 
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event) noexcept override {
         if (outcome == Outcome::succeeded && run.stage == last_stage_) {
@@ -47,7 +50,7 @@ private:
     void show_at_intervals() {
         const std::size_t done = completed_ + dead_letters_;
         if (done == queries_) {
-            show({});
+            erase();
         } else if (const Time now = clock_(); now >= next_) {
             next_ = now + std::chrono::milliseconds(100);
             show(std::to_string(done) + '/' + std::to_string(queries_) + " queries (" +

@@ -132,7 +132,7 @@ TEST_CASE("documents: every block of code, and every example in a header, is par
     };
     add(root / "tests" / "readme_snippets.cpp");
     for (const auto& entry : fs::recursive_directory_iterator(root / "examples")) {
-        if (entry.path().extension() == ".cpp") {
+        if (entry.path().extension() == ".cpp" || entry.path().extension() == ".hpp") {
             add(entry.path());
         }
     }

@@ -152,7 +152,7 @@ struct AttemptFailure {
 
     // Says why a call was refused as too costly, even if the rates have changed since.
     static std::string too_costly(const RateMeter& meter, const Cost& cost) {
-        const std::string why = meter.too_costly(cost);
+        std::string why = meter.too_costly(cost);
         if (!why.empty()) {
             return why;
         }

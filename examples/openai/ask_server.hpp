@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "scripted_server.hpp"
+#include "url.hpp"
+
+#include <boost/asio/ip/address.hpp>
+#include <boost/system/error_code.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+
+namespace openai {
+
+/// Whether the host is this computer, by its address or the name `localhost`.
+inline bool is_loopback(const std::string& host) {
+    boost::system::error_code error;
+    const auto address = boost::asio::ip::make_address(host, error);
+    return error ? host == "localhost" : address.is_loopback();
+}
+
+/// The key for a server: `key`, the value of OPENAI_API_KEY; empty if that is null.
+/// @throws std::invalid_argument if it cannot be in a header, or would be sent to another host without TLS. The message
+/// does not have it.
+inline std::string key_for(const Url& url, const char* key) {
+    const std::string text = key ? key : "";
+    if (std::ranges::any_of(text, [](char c) { return c <= ' ' || c > '~'; })) {
+        throw std::invalid_argument("OPENAI_API_KEY has a blank, or another character that no key has");
+    }
+    if (!text.empty() && !url.tls && !is_loopback(url.host)) {
+        throw std::invalid_argument("the key in OPENAI_API_KEY is not sent to '" + url.host +
+                                    "' over http: use https, or unset it");
+    }
+    return text;
+}
+
+/// How the server behaves that is started without --model.
+inline Behaviour demonstrate(const ScriptedRequest& request) {
+    const auto asks_for = [&](const char* word) {
+        return !request.texts.empty() && request.texts.back().find(word) != std::string::npos;
+    };
+    if (asks_for("refuse")) return Behaviour::error(400, "content_policy_violation", "the prompt is refused");
+    if (asks_for("fail")) return Behaviour::error(500, "server_error", "the server failed");
+    if (asks_for("slow")) return {.delay = std::chrono::hours(1)};
+    return {.delay = std::chrono::milliseconds(20), .piece_delay = std::chrono::milliseconds(20)};
+}
+
+}  // namespace openai
