@@ -56,7 +56,6 @@ int run(const openai::AskOptions& options) {
         std::max(client_options.http.first_byte_timeout, std::chrono::nanoseconds(options.timeout));
     if (!options.model.empty()) {
         const auto url = openai::parse_url(options.model);
-        openai::refuse_proxy(url);
         client_options.api_key = openai::key_for(url, std::getenv("OPENAI_API_KEY"));
     }
     asio::io_context context(1);

@@ -4,22 +4,12 @@
 #include "scripted_server.hpp"
 #include "url.hpp"
 
-#include <boost/asio/ip/address.hpp>
-#include <boost/system/error_code.hpp>
-
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <string>
 
 namespace openai {
-
-/// Whether the host is this computer, by its address or the name `localhost`.
-inline bool is_loopback(const std::string& host) {
-    boost::system::error_code error;
-    const auto address = boost::asio::ip::make_address(host, error);
-    return error ? host == "localhost" : address.is_loopback();
-}
 
 /// The key for a server: `key`, the value of OPENAI_API_KEY; empty if that is null.
 /// @throws std::invalid_argument if it cannot be in a header, or would be sent to another host without TLS. The message

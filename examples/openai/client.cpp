@@ -26,6 +26,12 @@ namespace {
 
 constexpr std::size_t max_error_body = std::size_t{16} << 10;
 
+Url direct(std::string_view base_url) {
+    Url url = parse_url(base_url);
+    refuse_proxy(url);
+    return url;
+}
+
 HttpOptions with_key(ClientOptions options) {
     if (!options.api_key.empty()) {
         options.http.bearer_token = std::move(options.api_key);
@@ -124,7 +130,7 @@ asio::awaitable<Answer> without_key(asio::awaitable<Answer> call, sluice::Shared
 }  // namespace
 
 Client::Client(const asio::any_io_executor& executor, std::string_view base_url, ClientOptions options)
-    : key_(options.api_key), http_(executor, parse_url(base_url), with_key(std::move(options))) {}
+    : key_(options.api_key), http_(executor, direct(base_url), with_key(std::move(options))) {}
 
 asio::awaitable<ChatAnswer> Client::chat(const ChatRequest& request, sluice::Attempt& attempt) {
     return without_key(read_chat(http_.post("/chat/completions", chat_body(request, false)), attempt), key_);

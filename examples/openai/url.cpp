@@ -183,7 +183,16 @@ std::string authority(const Url& url) {
     return (v6 ? "[" + url.host + "]" : url.host) + ":" + url.port;
 }
 
+bool is_loopback(const std::string& host) {
+    boost::system::error_code error;
+    const auto address = asio::ip::make_address(host, error);
+    return error ? host == "localhost" : address.is_loopback();
+}
+
 void refuse_proxy(const Url& url) {
+    if (is_loopback(url.host)) {
+        return;
+    }
     for (const std::string& name : {std::string(url.tls ? "https_proxy" : "http_proxy"), std::string("all_proxy")}) {
         for (const std::string& spelling : {name, upper(name)}) {
             if (!variable(spelling).empty() && !exempt(url)) {

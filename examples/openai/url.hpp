@@ -22,10 +22,13 @@ Url parse_url(std::string_view text);
 /// Returns `host:port`, with brackets around an IPv6 address.
 std::string authority(const Url& url);
 
+/// Whether the host is this computer, by its address or the name `localhost`.
+bool is_loopback(const std::string& host);
+
 /// Refuses to go around a proxy: the client connects to servers directly.
 /// @throws std::runtime_error naming the variable if the environment names a proxy for `url` (`http_proxy` or
-///     `https_proxy`, or `all_proxy`; in lower or upper case) and `no_proxy` does not exempt the host. The value is not
-///     in the message: it may have a password.
+///     `https_proxy`, or `all_proxy`; in lower or upper case), `no_proxy` does not exempt the host, and that is not
+///     this computer. The value is not in the message: it may have a password.
 void refuse_proxy(const Url& url);
 
 }  // namespace openai

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
+#include <openai/client.hpp>
 #include <openai/url.hpp>
 
+#include <boost/asio/io_context.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -12,6 +14,7 @@
 #include <string_view>
 #include <utility>
 
+namespace asio = boost::asio;
 using Catch::Matchers::ContainsSubstring;
 
 namespace {
@@ -160,12 +163,29 @@ TEST_CASE("no_proxy exempts hosts, subdomains, ports, addresses and networks") {
     CHECK(is_exempt("http://a.example.com", ".example.com"));
     CHECK(is_exempt("http://a.example.com", "*.example.com"));
     CHECK(is_exempt("http://host:8080", "host:8080"));
-    CHECK(is_exempt("http://127.0.0.1:8080", "localhost,127.0.0.1"));
-    CHECK(is_exempt("http://[::1]:1", "::1"));
-    CHECK(is_exempt("http://[::1]:8080", "[::1]:8080"));
+    CHECK(is_exempt("http://192.0.2.1:8080", "localhost,192.0.2.1"));
+    CHECK(is_exempt("http://[2001:db8::1]:1", "2001:db8::1"));
+    CHECK(is_exempt("http://[2001:db8::1]:8080", "[2001:db8::1]:8080"));
     CHECK(is_exempt("http://10.1.2.3", "10.0.0.0/8"));
     CHECK(is_exempt("http://[2001:db8::1]", "2001:db8::/32"));
     CHECK(why_proxy_is_refused("http://host", {{"http_proxy", "x"}, {"NO_PROXY", "host"}}).empty());
+}
+
+TEST_CASE("No proxy is for this computer") {
+    for (const char* url : {"http://localhost", "https://127.0.0.1:8080", "http://127.8.8.8", "http://[::1]:1"}) {
+        CHECK(is_exempt(url, ""));
+    }
+    CHECK_FALSE(is_exempt("http://localhost.example.com", ""));
+    CHECK_FALSE(is_exempt("http://128.0.0.1", ""));
+}
+
+TEST_CASE("A client does not go around a proxy") {
+    const std::map<std::string, std::string> variables{{"http_proxy", "http://proxy:3128"}};
+    const ProxyEnvironment environment(variables);
+    asio::io_context context;
+    CHECK_THROWS_WITH(openai::Client(context.get_executor(), "http://example.com/v1"),
+                      ContainsSubstring("http_proxy names a proxy for example.com:80"));
+    CHECK_NOTHROW(openai::Client(context.get_executor(), "http://localhost/v1"));
 }
 
 TEST_CASE("no_proxy exempts nothing else") {
