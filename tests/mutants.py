@@ -643,7 +643,7 @@ MUTANTS = [
     ("a query that was cancelled as it entered the line pays", "stage/detail/stage_coroutine.hpp",
      "if (slot && entry.line && !was_cancelled &&", "if (false && !was_cancelled &&", "pipeline/policies_rare_test"),
     ("an outage that a person ends is none", "stage/detail/line_policies.hpp",
-     "        closings_ += breaker_->closed() ? 1 : 0;\n", "", "pipeline/policies_rare_test"),
+     "        if (breaker_->closed()) {\n", "        if (false) {\n", "pipeline/policies_rare_test"),
     ("the observer of a breaker is told before the slot is returned", "stage/detail/stage_coroutine.hpp",
      "slot.release();\n                        policies->tell_of_breaker();",
      "policies->tell_of_breaker();\n                        slot.release();", "pipeline/policies_rare_test"),

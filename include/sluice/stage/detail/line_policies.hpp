@@ -90,7 +90,9 @@ public:
     // Calls a member function of the breaker, which there is.
     void change_breaker(void (BreakerState::*change)(Time) noexcept, Time now) noexcept {
         (*breaker_.*change)(now);
-        closings_ += breaker_->closed() ? 1 : 0;
+        if (breaker_->closed()) {
+            ++closings_;
+        }
     }
 
     // When an attempt of this cost may begin if nothing else happens: `now`, later, or `Time::max()` if that is never.
