@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -58,7 +59,8 @@ int run(const openai::AskOptions& options) {
         const auto url = openai::parse_url(options.model);
         client_options.api_key = openai::key_for(url, std::getenv("OPENAI_API_KEY"));
     }
-    asio::io_context context(1);
+    auto owned_context = std::make_unique<asio::io_context>(1);
+    asio::io_context& context = *owned_context;
     const asio::any_io_executor executor = context.get_executor();
     std::optional<openai::ScriptedServer> server;
     if (options.model.empty()) {
@@ -84,13 +86,21 @@ int run(const openai::AskOptions& options) {
         return asked.emplace(executor, client, options, std::move(question)).run();
     };
     int status = 0;
+    bool ended = false;
     std::exception_ptr failure;
     asio::co_spawn(context, start(), [&](const std::exception_ptr& error, int returned) {
         failure = error;
         status = returned;
+        ended = true;
         server.reset();  // so that nothing is left to run
     });
-    context.run();
+    while (!ended && context.run_one() != 0) {
+    }
+    context.run_for(std::chrono::seconds(1));
+    if (!context.stopped()) {
+        // The look-up of a name, which the system does not let us cancel, may take minutes. Its thread ends with us.
+        [[maybe_unused]] const auto* const left_to_it = owned_context.release();
+    }
     if (failure) std::rethrow_exception(failure);
     return status;
 }

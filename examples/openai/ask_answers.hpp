@@ -32,7 +32,7 @@ class Answers {
 public:
     /// @param name The file; standard output if it is empty.
     /// @param resume Whether the file may have answers already, which are kept. If a program was killed while it wrote
-    /// the last line, that is cut off.
+    /// the last line, that is cut off; it must be the beginning of an answer.
     /// @throws std::runtime_error if the file cannot be read or written, or has something without `resume`; or naming
     /// the line that is no answer to one of the prompts, or a second one. Then nothing was changed.
     Answers(std::string name, const Prompts& prompts, bool resume)
@@ -96,7 +96,12 @@ private:
         bool is_torn = false;
         for (std::string line; std::getline(in, line);) {
             is_torn = in.eof();
-            if (!is_torn) add(position_of(line, prompts), line.size());
+            if (!is_torn) {
+                add(position_of(line, prompts), line.size());
+            } else if (constexpr std::string_view begin = R"({"id":")";
+                       !begin.starts_with(line.substr(0, begin.size()))) {
+                refuse_line(name_, lines_.size() + 1, "is no answer");
+            }
         }
         if (!in.eof()) throw std::runtime_error("cannot read '" + name_ + "'");
         if (is_torn) std::filesystem::resize_file(name_, static_cast<std::uintmax_t>(end_));

@@ -9,6 +9,7 @@
 #include "ask_prompts.hpp"
 #include "ask_source.hpp"
 #include "client.hpp"
+#include "text.hpp"
 
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/pipeline.hpp>
@@ -173,7 +174,7 @@ private:
 
     void write(std::size_t index, const std::string& line) {
         if (on_terminal_) progress_.erase();
-        files_.answers.write(source_.position(index), line);
+        files_.answers.write(source_.position(index), on_terminal_ ? for_terminal(line) : line);
     }
 
     boost::asio::awaitable<void> drain_when_told(sluice::TaskGroup& group) {

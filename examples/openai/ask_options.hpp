@@ -6,10 +6,12 @@
 
 #include <chrono>
 #include <cstddef>
+#include <filesystem>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 namespace openai {
@@ -29,7 +31,7 @@ The answer to QUESTION is printed as it comes. If it is - or missing, it is read
                      number of the line. Other fields are ignored
   --output FILE      write the answers to FILE (default: standard output), as JSON lines in the order of the prompts
   --failed FILE      write the prompts that failed to FILE, as JSON lines with the reason (default: answers.failed.jsonl
-                     for --output answers.jsonl; standard error without --output)
+                     for --output answers.jsonl; standard error without --output, or if that is a pipe or device)
   --resume           skip the prompts whose answers are in the output file, and add the others
   --at-once N        how many calls may run at once (default 4)
   --rate N           how many calls may begin in a minute (default: any number)
@@ -117,7 +119,10 @@ inline AskOptions parse_ask(int argc, char** argv) {
         throw std::invalid_argument("there are --batch and a question, '" + *options.question + "'; one is possible");
     }
     if (options.resume && options.output.empty()) throw std::invalid_argument("--resume needs --output");
-    if (!options.output.empty() && options.failed.empty()) options.failed = failed_beside(options.output);
+    std::error_code unknown;
+    if (!options.output.empty() && options.failed.empty() && !std::filesystem::is_other(options.output, unknown)) {
+        options.failed = failed_beside(options.output);
+    }
     support::require_two_files("--output", options.output, "--failed", options.failed);
     for (const auto& [option, file] : {std::pair("--output", options.output), std::pair("--failed", options.failed)}) {
         if (!file.empty() && support::same_file(options.batch, file)) {

@@ -3,6 +3,7 @@
 
 #include "ask_options.hpp"
 #include "client.hpp"
+#include "text.hpp"
 
 #include <sluice/stage/attempt.hpp>
 #include <sluice/stage/stage.hpp>
@@ -16,6 +17,8 @@
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/this_coro.hpp>
+
+#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
@@ -75,7 +78,7 @@ private:
         if (piece.empty()) return;
         last_ = piece.back();
         // Not to be asked again, whatever the client thinks of it.
-        if (!(std::cout << piece << std::flush)) {
+        if (!(on_terminal_ ? std::cout << for_terminal(piece) : std::cout << piece).flush()) {
             throw sluice::ModelError("cannot write standard output", {.kind = sluice::Verdict::invalid});
         }
     }
@@ -84,6 +87,7 @@ private:
     const AskOptions& options_;
     std::string question_;
     boost::asio::signal_set signals_;
+    const bool on_terminal_ = isatty(STDOUT_FILENO) != 0;
     char last_ = '\n';  // of what was printed
     int status_ = 1;
     std::string error_;

@@ -34,7 +34,7 @@ void ChatStream::feed(std::string_view bytes, const OnPiece& on_piece) {
         return;
     }
     if (!any_event_) {
-        constexpr std::size_t max_beginning = 1024;
+        constexpr std::size_t max_beginning = std::size_t{16} << 10;
         beginning_ += bytes.substr(0, max_beginning - beginning_.size());
     }
     parser_.feed(bytes, [&](std::string_view data) {

@@ -95,6 +95,7 @@ asio::awaitable<ChatAnswer> read_stream(asio::awaitable<HttpResponse> post, OnPi
     HttpResponse response = co_await succeeded(std::move(post), attempt);
     ChatStream stream;
     std::size_t delivered = 0;
+    bool in_reader = false;
     try {
         while (!stream.done()) {
             const std::string_view piece = co_await response.read_some();
@@ -103,13 +104,15 @@ asio::awaitable<ChatAnswer> read_stream(asio::awaitable<HttpResponse> post, OnPi
             }
             stream.feed(piece, [&](std::string_view text) {
                 delivered += text.size();
+                in_reader = true;  // also after an exception of it
                 on_piece(text);
+                in_reader = false;
             });
         }
         co_await response.finish();
         co_return reported(std::move(stream).finish(), attempt);
     } catch (const sluice::ModelError& error) {
-        if (delivered == 0) {
+        if (delivered == 0 || in_reader) {
             throw;
         }
         throw not_retryable(error, delivered);
@@ -122,15 +125,20 @@ asio::awaitable<Answer> without_key(asio::awaitable<Answer> call, sluice::Shared
     try {
         co_return co_await std::move(call);
     } catch (const sluice::ModelError& error) {
-        throw sluice::ModelError(hide(error.what(), key), error.verdict(), error.status(),
-                                 hide(error.code().str(), key));
+        const std::string message = hide(error.what(), key);
+        const std::string code = hide(error.code().str(), key);
+        if (message == error.what() && code == error.code().str()) {
+            throw;  // it may be one of the caller's own
+        }
+        throw sluice::ModelError(printable(message, max_message), error.verdict(), error.status(), code);
     }
 }
 
 }  // namespace
 
 Client::Client(const asio::any_io_executor& executor, std::string_view base_url, ClientOptions options)
-    : key_(options.api_key), http_(executor, direct(base_url), with_key(std::move(options))) {}
+    : key_(options.api_key.empty() ? options.http.bearer_token : options.api_key),
+      http_(executor, direct(base_url), with_key(std::move(options))) {}
 
 asio::awaitable<ChatAnswer> Client::chat(const ChatRequest& request, sluice::Attempt& attempt) {
     return without_key(read_chat(http_.post("/chat/completions", chat_body(request, false)), attempt), key_);

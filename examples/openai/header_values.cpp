@@ -135,7 +135,8 @@ std::optional<std::chrono::sys_seconds> date_of(std::string_view text, std::chro
     const auto hour = whole_number(words[time]);
     const auto minute = whole_number(words[time + 1]);
     const auto second = whole_number(words[time + 2]);
-    if (!day || !month || !year || !hour || !minute || !second || *hour > 23 || *minute > 59 || *second > 60) {
+    if (!day || !month || !year || !hour || !minute || !second || *day > 31 || *hour > 23 || *minute > 59 ||
+        *second > 60) {
         return std::nullopt;
     }
     const std::chrono::year_month_day date(std::chrono::year{*year}, std::chrono::month(static_cast<unsigned>(*month)),

@@ -212,6 +212,11 @@ asio::awaitable<error_code> HttpConnection::receive() {
 }
 
 bool HttpConnection::quiet() {
+#if OPENAI_HAS_TLS
+    if (tls_ && has_unread(*tls_)) {
+        return false;  // it came together with the end of the last answer
+    }
+#endif
     char byte = 0;
     error_code error;
     tcp_.socket().receive(asio::buffer(&byte, 1), tcp::socket::message_peek, error);

@@ -72,7 +72,7 @@ asio::awaitable<bool> HttpExchange::begin(std::string_view request) {
 }
 
 asio::awaitable<bool> HttpExchange::read_header() {
-    for (bool heard = false; !parser_->is_header_done(); heard = true) {
+    for (bool heard = false; !parser_->is_header_done() && !too_long_; heard = true) {
         const error_code error = co_await connection_->receive();
         if (error == beast::error::timeout) {
             target_.fail("no answer within " + in_seconds(target_.options.first_byte_timeout) +
@@ -93,6 +93,10 @@ asio::awaitable<bool> HttpExchange::read_header() {
 
 void HttpExchange::fail_lost() const {
     target_.fail(sent_ ? "no answer came" : "the request could not be sent", lost_);
+}
+
+void HttpExchange::fail_too_long() const {
+    target_.fail("the answer is longer than " + std::to_string(target_.options.max_body) + " bytes");
 }
 
 asio::awaitable<std::string_view> HttpExchange::read_some() {
@@ -129,6 +133,9 @@ asio::awaitable<void> HttpExchange::finish() {
 
 // Reads until there is a piece of the body, or its end.
 asio::awaitable<void> HttpExchange::read_body(std::chrono::nanoseconds timeout) {
+    if (too_long_) {
+        fail_too_long();
+    }
     connection_->expires_after(timeout);
     parser_->eager(true);
     parse_body();
@@ -180,10 +187,15 @@ void HttpExchange::parse_body() {
 // Gives the parser what is in the buffer. Returns whether there is more of it to be given.
 bool HttpExchange::parse() {
     auto& buffer = connection_->buffer();
+    const bool in_header = !parser_->is_header_done();
     error_code error;
     buffer.consume(buffer.size() == 0 ? 0 : parser_->put(buffer.data(), error));
     if (error == http::error::body_limit) {
-        target_.fail("the answer is longer than " + std::to_string(target_.options.max_body) + " bytes");
+        too_long_ = true;
+        if (in_header) {
+            return false;  // the status is worth knowing
+        }
+        fail_too_long();
     }
     if (error == http::error::header_limit) {
         target_.fail("the header of the answer is longer than " + std::to_string(max_header) + " bytes");

@@ -42,6 +42,7 @@ public:
 private:
     using Parser = boost::beast::http::response_parser<boost::beast::http::string_body>;
 
+    [[noreturn]] void fail_too_long() const;
     void expect_answer();
     void parse_header();
     void parse_body();
@@ -58,6 +59,7 @@ private:
     boost::system::error_code lost_;  // Why the request could not be sent, or else why no answer came.
     int interim_ = 0;                 // The number of answers that only said that another one would follow.
     bool sent_ = false;
+    bool too_long_ = false;
     bool given_ = false;  // Whether read_some() has returned what the parser has of the body.
 };
 

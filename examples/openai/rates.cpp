@@ -22,6 +22,10 @@ constexpr RateHeaders rates[] = {
     {"x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"},
     {"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"}};
 
+// What is longer may be a date in seconds, as some servers send. If it is meant, the next answer says so, as an error:
+// that is better than to hold all calls for hours without a word.
+constexpr std::chrono::hours longest_pause(1);
+
 std::optional<std::int64_t> amount_of(std::string_view text) noexcept {
     std::int64_t amount = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), amount);
@@ -40,8 +44,7 @@ void report_rates(const Headers& headers, sluice::Attempt& attempt) {
         const std::string_view limit = value_of(headers, names.limit);
         const auto reset = duration_of(value_of(headers, names.reset));
         const bool limited = limit.empty() || amount_of(limit).value_or(0) > 0;
-        // What is longer than that is no duration, but a date in seconds, as some servers send.
-        if (limited && reset && *reset > std::chrono::nanoseconds(0) && *reset < longest_time) {
+        if (limited && reset && *reset > std::chrono::nanoseconds(0) && *reset <= longest_pause) {
             attempt.remaining(*remaining, *reset);
         }
     }

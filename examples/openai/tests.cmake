@@ -317,6 +317,21 @@ sluice_script_test(ask "refuses to go around a proxy" [=[
 if(NOT Python3_FOUND)
     return()
 endif()
+set(escapes [=[
+    question=$(printf 'a\033[31m\302\233m\n\tb\303\251 c')
+    "$program" "$question" 2>/dev/null | grep -F "$(printf 'a\033[31m\302\233m')"
+    "$python" -c 'import pty, sys; pty.spawn(sys.argv[1:])' "$program" "$question" </dev/null >shown
+    cat -v shown
+    tr -d '\r' <shown >lines
+    grep -F 'a\x1b[31m\u009bm' lines
+    grep -F "$(printf '\tb\303\251 c')" lines
+    test "$(LC_ALL=C tr -cd '\033\233' <lines | wc -c)" = 0
+    printf '"a\302\233m"\n' >prompts
+    "$python" -c 'import pty, sys; pty.spawn(sys.argv[1:])' "$program" --batch prompts </dev/null >shown
+    cat -v shown
+    grep -F 'a\u009bm' shown
+    test "$(LC_ALL=C tr -cd '\233' <shown | wc -c)" = 0
+]=])
 # Both kinds of output are on the terminal: what follows the progress replaces it.
 set(script [=[
     seq 60 | sed 's/.*/"&"/' >prompts
@@ -335,6 +350,8 @@ set(script [=[
     cat -v shown
     test "$(tr '\r' '\n' <shown | grep -c '^{"id":"61","prompt":')" = 1
 ]=])
+sluice_script_test(ask "gives a terminal no orders of a server" "python='${Python3_EXECUTABLE}'
+${escapes}")
 sluice_script_test(ask "shows its progress on a terminal" "python='${Python3_EXECUTABLE}'
 ${script}")
 

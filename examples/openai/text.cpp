@@ -86,6 +86,56 @@ std::string printable_character(std::string_view character, bool valid) {
     return std::string(character);
 }
 
+bool equal_in_any_case(char a, char b) noexcept {
+    const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; };
+    return lower(a) == lower(b);
+}
+
+bool begins_with_escape(std::string_view text) noexcept {
+    return text.starts_with('\\') || text.starts_with('%') || text.starts_with('&');
+}
+
+// Returns the size of the character at the beginning of `text`, be it as it is or escaped as in JSON, a URL or HTML; 0
+// if there is another one.
+std::size_t spelled_size(std::string_view text, char character) {
+    if (!begins_with_escape(text)) {
+        return text.starts_with(character) ? 1 : 0;
+    }
+    const std::string hex = hexadecimal("", character);
+    for (const std::string& spelling : {"\\u00" + hex, "%" + hex, "&#x" + hex + ";",
+                                        "&#" + std::to_string(int{character}) + ";", std::string{'\\', character}}) {
+        if (std::ranges::equal(text.substr(0, spelling.size()), spelling, equal_in_any_case)) {
+            return spelling.size();
+        }
+    }
+    return text.starts_with(character) ? 1 : 0;
+}
+
+// Returns the size of the secret at the beginning of `text`, or of a beginning of it where the text was cut; 0 if there
+// is none.
+std::size_t secret_size(std::string_view text, std::string_view secret) {
+    constexpr std::size_t least = 4;
+    constexpr std::size_t longest_escape = 6;
+    constexpr std::string_view cut = "...";
+    if (secret.empty() || text.starts_with(secret)) {
+        return secret.size();
+    }
+    std::size_t size = 0;
+    for (std::size_t i = 0; i != secret.size(); ++i) {
+        const std::string_view rest = text.substr(size);
+        const std::size_t unfinished = begins_with_escape(rest) ? longest_escape - 1 : 0;
+        if (i >= least && rest.substr(0, unfinished + cut.size()).find(cut) != std::string_view::npos) {
+            return size;
+        }
+        const std::size_t next = spelled_size(rest, secret[i]);
+        if (next == 0) {
+            return 0;
+        }
+        size += next;
+    }
+    return size;
+}
+
 }  // namespace
 
 std::string printable(std::string_view text, std::size_t max) {
@@ -110,6 +160,19 @@ std::string printable(std::string_view text, std::size_t max) {
     return result;
 }
 
+std::string for_terminal(std::string_view text) {
+    constexpr std::size_t longest_escape = 4;
+    std::string result;
+    while (!text.empty()) {
+        const std::string_view line = text.substr(0, text.find_first_of("\n\t"));
+        result += printable(line, longest_escape * (line.size() + 1));
+        text.remove_prefix(line.size());
+        result += text.substr(0, 1);
+        text.remove_prefix(std::min<std::size_t>(text.size(), 1));
+    }
+    return result;
+}
+
 void require_utf8(std::string_view what, std::string_view text) {
     if (const std::size_t at = find_invalid(text); at != text.size()) {
         throw sluice::ModelError(std::string(what) + " is not UTF-8: byte " + hexadecimal("0x", text[at]) +
@@ -124,26 +187,14 @@ void require_utf8(std::string_view list, std::size_t index, std::string_view mem
     }
 }
 
-std::string hide(std::string text, std::string_view secret) {
-    constexpr std::string_view hidden = "[hidden]";
-    constexpr std::string_view cut = "...";
-    constexpr std::size_t least = 4;
-    if (secret.empty()) {
-        return text;
+std::string hide(std::string_view text, std::string_view secret) {
+    std::string result;
+    while (!text.empty()) {
+        const std::size_t size = secret_size(text, secret);
+        result += size == 0 ? text.substr(0, 1) : "[hidden]";
+        text.remove_prefix(std::max<std::size_t>(size, 1));
     }
-    for (std::size_t at = text.find(secret); at != std::string::npos; at = text.find(secret, at + hidden.size())) {
-        text.replace(at, secret.size(), hidden);
-    }
-    for (std::size_t end = text.find(cut); end != std::string::npos; end = text.find(cut, end + cut.size())) {
-        for (std::size_t size = std::min(secret.size(), end); size >= least; --size) {
-            if (text.compare(end - size, size, secret.substr(0, size)) == 0) {
-                text.replace(end - size, size, hidden);
-                end += hidden.size() - size;
-                break;
-            }
-        }
-    }
-    return text;
+    return result;
 }
 
 }  // namespace openai

@@ -10,6 +10,7 @@
 #include <boost/system/error_code.hpp>
 #include <boost/system/system_error.hpp>
 
+#include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -59,6 +60,11 @@ void require_host(TlsStream& stream, const std::string& host) {
     } else {
         require_success(::X509_VERIFY_PARAM_set1_ip_asc(::SSL_get0_param(ssl), host.c_str()));
     }
+}
+
+bool has_unread(TlsStream& stream) {
+    SSL* const ssl = stream.native_handle();
+    return ::SSL_has_pending(ssl) == 1 || ::BIO_ctrl_pending(::SSL_get_rbio(ssl)) != 0;
 }
 
 std::string refusal(TlsStream& stream) {

@@ -24,6 +24,9 @@ TlsContext make_tls_context(const std::string& ca_file);
 /// @throws boost::system::system_error if OpenSSL cannot.
 void require_host(TlsStream& stream, const std::string& host);
 
+/// Whether bytes have been received that no read has returned yet.
+bool has_unread(TlsStream& stream);
+
 /// Returns why the certificate of the server was refused, or nothing if it was not.
 std::string refusal(TlsStream& stream);
 

@@ -145,6 +145,7 @@ TEST_CASE("ask: a batch and its options", "[ask]") {
     CHECK(options.grace == std::chrono::seconds(0));
     CHECK(parse_words({"--batch", "p", "--output", "o"}).failed == "o.failed.jsonl");
     CHECK(parse_words({"--batch", "p", "--output", "o", "--failed", "f"}).failed == "f");
+    CHECK(parse_words({"--batch", "p", "--output", "/dev/null"}).failed.empty());  // nothing belongs beside a device
     CHECK(parse_words({"--batch", "p"}).failed.empty());
 }
 
@@ -297,6 +298,23 @@ TEST_CASE("ask: a file of something else is refused, and stays as it is", "[ask]
     refused("[]", "is no answer");
     refused(answer_to('x'), "answers \"x\", which is no prompt");
     refused(answer_to('a'), "answers \"a\" again");
+}
+
+TEST_CASE("ask: a line that was not torn from an answer is not cut off", "[ask]") {
+    const FilesOfAsk files;
+    const Prompts prompts(files.write("p", prompts_a_to_e));
+    for (const std::string_view line : {"notes", "{", "{\"id\":2", "[", " "}) {
+        const std::string text = answers_to("a") + std::string(line);
+        const auto file = files.write("o", text);
+        const bool is_beginning = line == "{";
+        if (is_beginning) {
+            CHECK(Answers(file, prompts, true).size() == 1);
+        } else {
+            CHECK_THROWS_MATCHES(Answers(file, prompts, true), std::runtime_error,
+                                 Message("line 2 of '" + file + "' is no answer"));
+        }
+        CHECK(files.read("o") == (is_beginning ? answers_to("a") : text));
+    }
 }
 
 TEST_CASE("ask: answers are put into the order of the prompts", "[ask]") {

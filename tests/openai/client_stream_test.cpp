@@ -98,6 +98,37 @@ TEST_CASE("A stream that fails after its first piece is not retryable, and says 
     bench.end();
 }
 
+TEST_CASE("An error instead of a stream is known, however long it is") {
+    const std::string text = R"({"error":{"message":")" + std::string(9000, 'm') + R"(","code":"insufficient_quota"}})";
+    const std::size_t piece = GENERATE(0u, 1000u);
+    test::ClientBench bench({{.answers = {answer_with(text)}, .piece = piece}});
+    const auto error = test::model_error_of([&] { bench.chat_stream(); });
+    CHECK(error.verdict().kind == sluice::Verdict::exhausted);
+    CHECK(error.code() == "insufficient_quota");
+    bench.end();
+}
+
+TEST_CASE("A ModelError of the reader of a stream comes out as it is") {
+    struct OfReader : sluice::ModelError {
+        using ModelError::ModelError;
+    };
+    test::ClientBench bench({{.answers = {stream_of(two_pieces, false)}}}, {.api_key = "sk-0123456789"});
+    const auto ask = [&] {
+        return bench.client->chat_stream(
+            test::short_question(),
+            [](std::string_view) { throw OfReader("not\nthis", {.kind = sluice::Verdict::throttled}); }, bench.attempt);
+    };
+    try {
+        bench.result_of(ask);
+        FAIL("nothing was thrown");
+    } catch (const OfReader& error) {
+        CHECK(std::string_view(error.what()) == "not\nthis");
+        CHECK(error.verdict().kind == sluice::Verdict::throttled);
+    }
+    bench.run_until([&] { return bench.server.open() == 0; });
+    bench.end();
+}
+
 TEST_CASE("What the reader of a stream throws ends it") {
     test::ClientBench bench({{.answers = {stream_of(two_pieces, false)}}});
     bench.throws_at_piece = true;

@@ -106,9 +106,43 @@ TEST_CASE("The key is in no error, even if the server repeats it") {
     bench.end();
 }
 
+TEST_CASE("The key is in no error, wherever it was given") {
+    const std::string text = R"({"error":{"message":"no such key: sk-0123456789","code":"sk-0123456789"}})";
+    test::ClientBench bench({{.answers = {answer_with(text)}}}, {.http = {.bearer_token = "sk-0123456789"}});
+    const auto error = test::model_error_of([&] { bench.chat(); });
+    CHECK_THAT(error.what(), !ContainsSubstring("sk-0"));
+    CHECK(error.code() == "[hidden]");
+    bench.end();
+}
+
+TEST_CASE("The key is in no error, however the server writes it") {
+    const std::string key = "sk-01/2345678\"9\\";
+    const std::string written =
+        GENERATE(R"(sk-01/2345678"9\)", R"(sk-01\/2345678\"9\\)", R"(\u0073k\u002D01\u002f2345678\u00229\u005C)",
+                 R"(sk-01%2F2345678%229%5c)", R"(sk-01&#x2F;2345678&#34;9&#x5c;)");
+    const std::string body = GENERATE_COPY(R"({"detail":")" + written + R"(."})", "{" + std::string(180, ' ') + written,
+                                           "<p>" + written + " and " + written);
+    CAPTURE(body);
+    test::ClientBench bench({{.answers = {answer_with(body)}}}, {.api_key = key});
+    const auto error = test::model_error_of([&] { bench.chat(); });
+    CHECK_THAT(error.what(), !ContainsSubstring("01"));
+    CHECK_THAT(error.what(), !ContainsSubstring("2345"));
+    CHECK_THAT(error.what(), ContainsSubstring("[hidden]"));
+    bench.end();
+}
+
+TEST_CASE("Hiding a key does not make an error long") {
+    test::ClientBench bench({{.answers = {status_with("400 No", "", std::string(1000, 'x'))}}}, {.api_key = "x"});
+    const auto error = test::model_error_of([&] { bench.chat(); });
+    CHECK_THAT(error.what(), ContainsSubstring("[hidden][hidden]"));
+    CHECK(std::string_view(error.what()).size() <= 1024);
+    bench.end();
+}
+
 TEST_CASE("An error is known by its status even if its body is long, broken off or too long") {
     const std::string answer = GENERATE(status_with("401 No", "", std::string(1'000'000, 'x')),
                                         std::string("HTTP/1.1 401 No\r\nContent-Length: 99\r\n\r\npart"),
+                                        std::string("HTTP/1.1 401 No\r\nContent-Length: 1073741824\r\n\r\npart"),
                                         std::string("HTTP/1.1 401 No\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"));
     test::ClientBench bench({{.answers = {answer}, .ending = Ending::close}});
     const auto error = test::model_error_of([&] { bench.chat(); });

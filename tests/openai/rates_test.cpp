@@ -126,6 +126,7 @@ TEST_CASE("date_of(): what is no date", "[openai]") {
                                         "Sun, 06 Nov 1994 08:49 GMT",
                                         "Sun, 31 Feb 1994 08:49:37 GMT",
                                         "Sun, 00 Nov 1994 08:49:37 GMT",
+                                        "Sun, 257 Nov 1994 08:49:37 GMT",
                                         "Sun, 06 Foo 1994 08:49:37 GMT",
                                         "Sun, 06 Nov 1994 24:00:00 GMT",
                                         "Sun, 06 Nov 1994 08:60:00 GMT",
@@ -194,7 +195,8 @@ TEST_CASE("report_rates(): a pair that makes no sense is ignored", "[openai]") {
     for (const std::string_view remaining : {"-1", "", "none", "0.5", "0 requests", "99999999999999999999"}) {
         CHECK(pauses_of("60", remaining, "1s").empty());
     }
-    for (const std::string_view reset : {"-1", "", "soon", "0", "0s", "1795730400", "2026-11-26T22:00:00Z"}) {
+    for (const std::string_view reset :
+         {"-1", "", "soon", "0", "0s", "1h0m1s", "8759h", "1795730400", "2026-11-26T22:00:00Z"}) {
         CHECK(pauses_of("60", "0", reset).empty());
     }
     for (const std::string_view limit : {"-1", "0", "none"}) {

@@ -81,6 +81,17 @@ TEST_CASE("printable(): any bytes become printable and bounded", "[openai]") {
     }
 }
 
+TEST_CASE("for_terminal(): lines and tabs stay, and nothing gives orders", "[openai]") {
+    CHECK(openai::for_terminal("").empty());
+    CHECK(openai::for_terminal("a\n\n\tb \xC3\xA9\n") == "a\n\n\tb \xC3\xA9\n");
+    CHECK(openai::for_terminal("\x1b]0;\a\n\xC2\x9B"
+                               "2J\r\x7F\t") == R"(\x1b]0;\x07)"
+                                                "\n"
+                                                R"(\u009b2J\r\x7f)"
+                                                "\t");
+    CHECK(openai::for_terminal(std::string(1000, '\b')).size() == 4000);
+}
+
 TEST_CASE("require_utf8() names what is wrong", "[openai]") {
     require_utf8("text", "");
     require_utf8("text", std::string_view("a\0\n\xC2\x80\xF4\x8F\xBF\xBF", 9));

@@ -153,6 +153,23 @@ TEST_CASE("A kept TLS connection that is closed is replaced without an error") {
     CHECK(bench.server.accepted() == 2);
 }
 
+TEST_CASE("A kept TLS connection on which the server has said something unasked is not used") {
+    const std::string much(16384, 'x');  // as long as a record, so that the next one comes together with its end
+    const std::string head = "HTTP/1.1 200 OK\r\nContent-Length: 16384\r\n\r\n";
+    TlsBench bench({{.answers = {head, much + answer_with("unasked")}, .unasked = 1}, {.answers = {answer_with("2")}}});
+    test::run_to_end(bench.context, bench.server, [&]() -> asio::awaitable<void> {
+        auto post = bench.client->post("/x", "{}");
+        openai::HttpResponse response = co_await std::move(post);
+        bench.server.speak_unasked();
+        co_await test::until([&] { return bench.server.sent() == 2; });
+        const std::string first = co_await response.read();
+        const std::string second = co_await fetch(*bench.client);
+        CHECK(first == much);
+        CHECK(second == "2");
+    });
+    CHECK(bench.server.accepted() == 2);
+}
+
 TEST_CASE("A server that does not speak TLS is a transient error") {
     asio::io_context context(1);
     test::RawServer server(context, {{.answers = {answer_with("plain text")}, .unasked = 0}});
