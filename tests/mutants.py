@@ -361,7 +361,7 @@ MUTANTS = [
     ("a call whose frame is destroyed keeps its probe", "stage/detail/line.hpp",
      "        kept->cancel_call(*this, true);\n", "", "stage/endpoint_policies_test"),
     ("a breaker is told of before the line has changed", "stage/detail/line.hpp",
-     "        grant_what_is_due();\n        tell_of_breaker();\n", "        tell_of_breaker();\n        grant_what_is_due();\n",
+     "        serve_line();\n        tell_of_breaker();\n", "        tell_of_breaker();\n        serve_line();\n",
      "stage/endpoint_observer_test"),
     ("a probe that finds nobody in line is not told", "stage/detail/line.hpp",
      "        tell_of_breaker();\n        return true;\n", "        return true;\n", "stage/endpoint_observer_test"),

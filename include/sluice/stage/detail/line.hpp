@@ -120,11 +120,7 @@ public:
         if (report.opened) {
             refuse_waiting();
         }
-        if (gated()) {
-            grant_what_is_due();
-        } else {
-            SemaphoreState::hand_over();
-        }
+        serve_line();
         return report;
     }
 
@@ -219,11 +215,7 @@ protected:
     void on_timer() noexcept { hand_over(); }
 
     void hand_over() noexcept override {
-        if (!gated()) {
-            SemaphoreState::hand_over();
-            return;
-        }
-        grant_what_is_due();
+        serve_line();
         tell_of_breaker();
     }
 
@@ -264,6 +256,9 @@ protected:
     }
 
 private:
+    // Grants the free slots to those whose turn it is.
+    void serve_line() noexcept { gated() ? grant_what_is_due() : SemaphoreState::hand_over(); }
+
     void grant_what_is_due() noexcept {
         while (waiting() != 0 && active() < limit()) {
             const Time time = now();
