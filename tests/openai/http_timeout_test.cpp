@@ -53,13 +53,8 @@ TEST_CASE("Each timeout says which one it is, and how long") {
 
 TEST_CASE("A server that does not read a request, or does not accept connections, is given up in time") {
     asio::io_context context(1);
-    asio::ip::tcp::acceptor acceptor(context);
-    const asio::ip::tcp::endpoint loopback(asio::ip::address_v4::loopback(), 0);
-    acceptor.open(loopback.protocol());
-    acceptor.bind(loopback);
-    acceptor.listen(0);
-    const std::string address = "http://127.0.0.1:" + std::to_string(acceptor.local_endpoint().port());
-    openai::HttpClient client(context.get_executor(), openai::parse_url(address),
+    const test::DeafServer server(context);
+    openai::HttpClient client(context.get_executor(), openai::parse_url(server.url()),
                               {.connect_timeout = 20ms, .first_byte_timeout = 30ms});
     std::string errors;
     const auto attempt = [&]() -> asio::awaitable<void> {

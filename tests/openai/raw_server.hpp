@@ -224,6 +224,20 @@ private:
     std::shared_ptr<State> state_;
 };
 
+/// A server that accepts no connection. The system still makes one or two for it, and lets the others knock.
+struct DeafServer {
+    explicit DeafServer(asio::io_context& context) : acceptor(context) {
+        const asio::ip::tcp::endpoint loopback(asio::ip::address_v4::loopback(), 0);
+        acceptor.open(loopback.protocol());
+        acceptor.bind(loopback);
+        acceptor.listen(0);
+    }
+
+    std::string url() const { return "http://127.0.0.1:" + std::to_string(acceptor.local_endpoint().port()); }
+
+    asio::ip::tcp::acceptor acceptor;
+};
+
 /// Runs `function()` and everything that it starts, closes the server, and rethrows the exception.
 template <class Function>
 void run_to_end(asio::io_context& context, RawServer& server, Function function) {
