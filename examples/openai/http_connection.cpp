@@ -12,6 +12,8 @@
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/ip/address.hpp>
+#include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/address_v6.hpp>
 #include <boost/asio/ip/resolver_base.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -31,6 +33,7 @@
 #include <string_view>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 namespace asio = boost::asio;
 namespace beast = boost::beast;
@@ -54,6 +57,19 @@ void throw_if_aborted(const error_code& error) {
     if (error == asio::error::operation_aborted) {
         throw boost::system::system_error(error);
     }
+}
+
+// `localhost` is this computer, whatever a name server may say (RFC 6761, section 6.3), and also on a system without a
+// hosts file. The key policy and the rule for proxies rely on that.
+std::vector<tcp::endpoint> endpoints_without_lookup(const Url& url) {
+    std::uint16_t port = 0;
+    std::from_chars(url.port.data(), url.port.data() + url.port.size(), port);
+    if (url.host == "localhost") {
+        return {{asio::ip::address_v6::loopback(), port}, {asio::ip::address_v4::loopback(), port}};
+    }
+    error_code error;
+    const auto address = asio::ip::make_address(url.host, error);
+    return error ? std::vector<tcp::endpoint>() : std::vector{tcp::endpoint(address, port)};
 }
 
 // The look-up of a name, which the system does not let us cancel: who no longer waits for it leaves it alone.
@@ -94,13 +110,7 @@ HttpTarget::HttpTarget(Url where, HttpOptions how)
     require_timeout("connect_timeout", options.connect_timeout);
     require_timeout("first_byte_timeout", options.first_byte_timeout);
     require_timeout("idle_timeout", options.idle_timeout);
-    error_code no_address;
-    const auto address = asio::ip::make_address(url.host, no_address);
-    if (!no_address) {
-        std::uint16_t port = 0;
-        std::from_chars(url.port.data(), url.port.data() + url.port.size(), port);
-        endpoint.emplace(address, port);
-    }
+    endpoints = endpoints_without_lookup(url);
     if (url.tls) {
 #if OPENAI_HAS_TLS
         tls.emplace(make_tls_context(options.ca_file));
@@ -132,16 +142,16 @@ HttpConnection::HttpConnection(const asio::any_io_executor& executor, const Http
 asio::awaitable<error_code> HttpConnection::connect_socket(Clock::time_point deadline) {
     tcp_.expires_at(deadline);
     error_code error;
-    if (target_.endpoint) {
-        std::tie(error) = co_await tcp_.async_connect(*target_.endpoint, token);
-        co_return error;
+    std::vector<tcp::endpoint> endpoints = target_.endpoints;
+    if (endpoints.empty()) {
+        const auto executor = tcp_.get_executor();
+        const auto lookup = co_await look_up(executor, target_.url, deadline);
+        error = lookup->error;
+        endpoints.assign(lookup->endpoints.begin(), lookup->endpoints.end());
     }
-    const auto executor = tcp_.get_executor();
-    const auto lookup = co_await look_up(executor, target_.url, deadline);
-    error = lookup->error;
-    for (const auto& entry : lookup->endpoints) {
+    for (const tcp::endpoint& endpoint : endpoints) {
         tcp_.close();  // after the endpoint before
-        std::tie(error) = co_await tcp_.async_connect(entry.endpoint(), token);
+        std::tie(error) = co_await tcp_.async_connect(endpoint, token);
         if (!error || error == beast::error::timeout || error == asio::error::operation_aborted) {
             break;
         }

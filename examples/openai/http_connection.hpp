@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace openai {
 
@@ -30,8 +31,8 @@ struct HttpTarget {
 
     Url url;
     HttpOptions options;
-    std::string name;                                        ///< `host:port`, for messages.
-    std::optional<boost::asio::ip::tcp::endpoint> endpoint;  ///< If the host is an address.
+    std::string name;                                       ///< `host:port`, for messages.
+    std::vector<boost::asio::ip::tcp::endpoint> endpoints;  ///< If the host is an address or `localhost`, else empty.
 #if OPENAI_HAS_TLS
     mutable std::optional<TlsContext> tls;
 #endif

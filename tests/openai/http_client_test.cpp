@@ -10,6 +10,8 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address_v6.hpp>
+#include <boost/system/system_error.hpp>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -18,6 +20,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -73,15 +76,37 @@ TEST_CASE("Without a key there is no Authorization") {
     CHECK_THAT(bench.server.requests().at(0), !ContainsSubstring("Authorization"));
 }
 
-TEST_CASE("A client goes to a name and to an IPv6 address, too") {
+TEST_CASE("A client goes to a name") {
+    // The second is no address to the client, and so looked up; the system reads it as 127.0.0.1 without asking
+    // anybody.
+    const std::string host = GENERATE("localhost", "127.1");
     asio::io_context context(1);
     test::RawServer server(context, {{.answers = {answer_with("here")}}});
-    openai::HttpClient client(context.get_executor(), openai::parse_url(server.url("localhost")));
+    openai::HttpClient client(context.get_executor(), openai::parse_url(server.url(host)));
     test::run_to_end(context, server, [&]() -> asio::awaitable<void> {
         const std::string got = co_await fetch(client);
         CHECK(got == "here");
     });
-    CHECK_THAT(server.requests().at(0), ContainsSubstring("Host: localhost:" + server.port()));
+    CHECK_THAT(server.requests().at(0), ContainsSubstring("Host: " + host + ":" + server.port()));
+}
+
+TEST_CASE("A client goes to an IPv6 address, which may be that of localhost") {
+    const std::string host = GENERATE("[::1]", "localhost");
+    asio::io_context context(1);
+    std::optional<test::RawServer> server;
+    try {
+        server.emplace(context, std::vector<test::RawScene>{{.answers = {answer_with("here")}}}, nullptr,
+                       asio::ip::address_v6::loopback());
+    } catch (const boost::system::system_error& error) {
+        WARN("not tried, since this system has no IPv6: " << error.what());
+        return;
+    }
+    openai::HttpClient client(context.get_executor(), openai::parse_url(server->url(host)));
+    test::run_to_end(context, *server, [&]() -> asio::awaitable<void> {
+        const std::string got = co_await fetch(client);
+        CHECK(got == "here");
+    });
+    CHECK_THAT(server->requests().at(0), ContainsSubstring("Host: " + host + ":" + server->port()));
 }
 
 TEST_CASE("An answer is read as a whole, up to a limit, or piece by piece") {

@@ -9,6 +9,8 @@
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address.hpp>
+#include <boost/asio/ip/address_v4.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/read.hpp>
@@ -72,8 +74,9 @@ struct RawScene {
 /// An HTTP server on loopback that sends given bytes. The last scene is that of all later connections, too.
 class RawServer {
 public:
-    RawServer(asio::io_context& context, std::vector<RawScene> scenes, RawTls* tls = nullptr)
-        : state_(std::make_shared<State>(context, std::move(scenes), tls)) {
+    RawServer(asio::io_context& context, std::vector<RawScene> scenes, RawTls* tls = nullptr,
+              const asio::ip::address& address = asio::ip::address_v4::loopback())
+        : state_(std::make_shared<State>(context, std::move(scenes), tls, address)) {
         asio::co_spawn(context, accept(state_), asio::detached);
     }
     RawServer(const RawServer&) = delete;
@@ -108,8 +111,9 @@ private:
     using Socket = asio::ip::tcp::socket;
 
     struct State {
-        State(asio::io_context& context, std::vector<RawScene> what, RawTls* tls_context)
-            : acceptor(context, {asio::ip::address_v4::loopback(), 0}), scenes(std::move(what)), tls(tls_context) {}
+        State(asio::io_context& context, std::vector<RawScene> what, RawTls* tls_context,
+              const asio::ip::address& address)
+            : acceptor(context, {address, 0}), scenes(std::move(what)), tls(tls_context) {}
 
         asio::ip::tcp::acceptor acceptor;
         unsigned port = acceptor.local_endpoint().port();
