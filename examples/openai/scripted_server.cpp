@@ -46,7 +46,9 @@ namespace {
 
 constexpr std::size_t max_request = std::size_t{4} << 20;
 
-const boost::system::error_category& http_category = make_error_code(http::error::end_of_stream).category();
+bool is_about_http(const boost::system::error_code& error) {
+    return error.category() == make_error_code(http::error::end_of_stream).category();
+}
 
 }  // namespace
 
@@ -153,7 +155,7 @@ private:
             tcp_stream.expires_after(options_.keep_alive);
             co_await http::async_read(stream, buffer, parser, asio::redirect_error(asio::deferred, error));
             tcp_stream.expires_never();
-            if (error && (error.category() != http_category || error == http::error::end_of_stream ||
+            if (error && (!is_about_http(error) || error == http::error::end_of_stream ||
                           error == http::error::partial_message)) {
                 co_return;
             }
