@@ -18,6 +18,7 @@
 #include <csignal>
 #include <cstddef>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -236,12 +237,16 @@ private:
             not_done_.lines.push_back({query.id, query.text, {}, record});
     }
 
+    // A file is replaced when all is written, so that a full disk costs nothing: it may be the one that was resumed.
     void write_not_done() {
+        const std::string& name = options_.unfinished;
+        const std::string written = std::filesystem::is_regular_file(name) ? name + ".new" : name;
         std::ofstream file;
-        if (!options_.unfinished.empty()) file = open(options_.unfinished, std::ios::trunc);
-        std::ostream& out = options_.unfinished.empty() ? std::cerr : file;
+        if (!name.empty()) file = open(written, std::ios::trunc);
+        std::ostream& out = name.empty() ? std::cerr : file;
         for (const auto& line : not_done_.lines) out << json::value_from(line) << '\n';
-        if (!out.flush()) throw std::runtime_error("cannot write '" + options_.unfinished + "'");
+        if (!out.flush()) throw std::runtime_error("cannot write '" + written + "'");
+        if (written != name) std::filesystem::rename(written, name);
     }
 
     const Options& options_;

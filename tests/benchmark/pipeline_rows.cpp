@@ -110,8 +110,8 @@ std::vector<Row> pipeline_rows(const Settings& settings) {
     add(at_once, asyncio(Suspends::never, all_well.queries->size(), times_faster(60)));
 
     Row yielding = batch<TypedExecutor, Suspends::once>("functions yield once", all_well);
-    yielding.others[0].bound = at_most(1.25);
-    yielding.others[1].bound = times_faster(3);
+    yielding.others[0].bound = at_most(1.35);
+    yielding.others[1].bound = times_faster(2.5);
     add(yielding, asyncio(Suspends::once, all_well.queries->size(), times_faster(30)));
 
     Row retrying = batch<TypedExecutor, Suspends::once>("yield once, 10 % fail, one retry", failing);

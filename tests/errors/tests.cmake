@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSL-1.0
-# Programs with a mistake, and what the compiler must say about it in its first ten lines. Each compiles without MISTAKE.
+# Programs with a mistake, and what the compiler must say about it in its first ten lines, without those that say which
+# header includes which. Each compiles without MISTAKE.
 set(errors ${CMAKE_CURRENT_LIST_DIR})
 set(include "-I '$<JOIN:$<TARGET_PROPERTY:sluice,INTERFACE_INCLUDE_DIRECTORIES>,' -I '>'")
 set(compile "'${CMAKE_CXX_COMPILER}' ${CMAKE_CXX_FLAGS} -std=c++${sluice_standard} -pthread ${include}")
@@ -15,7 +16,7 @@ set(programs "")
 function(sluice_error_test program words)
     string(REPLACE _ " " name ${program})
     add_test(NAME "errors: ${name}" COMMAND sh -c "${compile} -fsyntax-only -include ${precompiled} -DMISTAKE \
-                                                         '${errors}/${program}.cpp' 2>&1 | head -n 10")
+                                                         '${errors}/${program}.cpp' 2>&1 | grep -Ev '^(In file included| +)from ' | head -n 10")
     set_tests_properties("errors: ${name}" PROPERTIES FIXTURES_REQUIRED errors_sluice
                                                       PASS_REGULAR_EXPRESSION "error: .*${words}")
     set(programs "${programs} -include '${errors}/${program}.cpp'" PARENT_SCOPE)

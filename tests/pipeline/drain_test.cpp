@@ -32,6 +32,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <ranges>
 #include <string>
 #include <utility>
 #include <vector>
@@ -149,12 +150,16 @@ TEST_CASE("drain: at the end of the grace, what runs is cut short, with its reco
     CHECK(office.sink.letters.empty());
 }
 
-TEST_CASE("drain: a batch returns all that it had taken, and the rest of a container that it owns", "[drain]") {
+TEST_CASE("drain: a batch returns all that it had taken, and the rest of what it owns", "[drain]") {
     Office office(2);
     const bool owned = GENERATE(false, true);
+    const bool view = owned && GENERATE(false, true);
     auto queries = test::make_queries(5);
     Task<std::vector<NoteResult>> batch(office.context.get_executor(), [&] {
-        return owned ? office.pipeline.process_batch(std::move(queries)) : office.pipeline.process_batch(queries);
+        const auto same = std::views::transform([](Query& query) { return std::move(query); });
+        return view    ? office.pipeline.process_batch(std::move(queries) | same)
+               : owned ? office.pipeline.process_batch(std::move(queries))
+                       : office.pipeline.process_batch(queries);
     });
     test::run_until(office.context, 115ms);  // two have ended, and two have begun
     auto report = office.drain(20ms);
@@ -226,7 +231,7 @@ TEST_CASE("drain: a backoff that would outlast the grace gives up at once", "[dr
     }
 }
 
-TEST_CASE("drain: whoever waits for a pause or a breaker that outlasts the grace gives up at once", "[drain]") {
+TEST_CASE("drain: whoever waits for a pause that outlasts the grace gives up at once", "[drain]") {
     const bool limited = GENERATE(false, true);  // its stage has a coroutine of its own
     Office office(9, limited ? StageOptions{.timeout = 1h} : StageOptions());
     sluice::Endpoint<VirtualTimer> endpoint = office.route.first.endpoint();
@@ -291,8 +296,81 @@ TEST_CASE("drain: whoever waits for a pause or a breaker that outlasts the grace
     }
 }
 
-TEST_CASE("drain: whoever waits when the endpoint of a stage with retries or a breaker is paused gives up too",
-          "[drain]") {
+TEST_CASE("drain: whoever waits for a breaker gives up at once if it is open for longer than the grace", "[drain]") {
+    const StageOptions retried{.retry = test::retries(1, 0s)};  // since the first failure opens the breaker
+    Office office(9, retried);
+    const sluice::BreakerOptions breaker{.minimum_calls = 1, .open_time = 2s, .jitter = 0, .probes = 1};
+    sluice::Endpoint<VirtualTimer> endpoint(timed(office.context.get_executor()), "guarded",
+                                            sluice::EndpointOptions{.limit = 9, .breaker = breaker});
+    const NoteStage guarded(endpoint, "guarded", test::Endpoint{&office.first}, retried);
+    const auto route = [&](NoteRun& run) -> asio::awaitable<void> {
+        co_await run.step(&Note::first, guarded, run.query().text);
+    };
+    sluice::Pipeline pipeline(timed(office.context.get_executor()), route, office.sink, 9);
+    const auto begin = [&](const char* id) {
+        return Task<NoteResult>(office.context.get_executor(), [&, id] { return pipeline.process_one(Query(id, id)); });
+    };
+    const auto drain = [&](std::chrono::nanoseconds grace) {
+        return Task<Report>(office.context.get_executor(), [&, grace] { return pipeline.drain(grace); });
+    };
+    office.first.failures["a"] = 1;
+    auto a = begin("a");
+    SECTION("it is open already") {
+        test::run_until(office.context, 10ms);
+        auto b = begin("b");
+        test::run_until(office.context, 10ms);
+        auto report = drain(2s - 1ns);
+        office.run();
+        CHECK(office.now() == 10ms);
+        CHECK(is(report.value(), 0, 0, 0, 2));
+        CHECK(b.value().unfinished);
+    }
+    SECTION("it opens later") {
+        auto report = drain(2s);
+        office.run();
+        CHECK(office.now() == 10ms);
+        CHECK(is(report.value(), 0, 0, 0, 1));
+    }
+    SECTION("it is not open for so long") {
+        test::run_until(office.context, 10ms);
+        auto report = drain(3s);
+        office.run();
+        CHECK(office.now() == 2s + 20ms);
+        CHECK(is(report.value(), 1, 0, 0, 0));
+    }
+    SECTION("a person has opened it, and may close it") {
+        endpoint.breaker().force_open();
+        test::run_until(office.context, 10ms);
+        auto report = drain(3s);
+        test::run_until(office.context, 1s);
+        endpoint.breaker().force_closed();
+        office.run();
+        CHECK(office.now() == 1s + 20ms);
+        CHECK(is(report.value(), 1, 0, 0, 0));
+    }
+}
+
+TEST_CASE("drain: the grace is rounded up to the ticks of the timer", "[drain]") {
+    struct WholeSeconds : VirtualTimer {
+        using VirtualTimer::VirtualTimer;
+        using duration = std::chrono::seconds;
+        void expires_after(duration after) { VirtualTimer::expires_after(after); }
+    };
+    asio::io_context context(1);
+    test::DeadLetters sink;
+    const auto route = [](NoteRun& run) -> asio::awaitable<void> {
+        co_await test::sleep(1h);
+        run->first = "never";
+    };
+    sluice::Pipeline pipeline(sluice::timed_by<WholeSeconds>(context.get_executor()), route, sink, 1);
+    const Query query("a", "a");
+    Task<NoteResult> a(context.get_executor(), [&] { return pipeline.process_one(query); });
+    Task<Report> report(context.get_executor(), [&] { return pipeline.drain(1s + 1ns); });
+    CHECK(sluice::testing::run(context) == 2s);
+    CHECK(is(report.value(), 0, 0, 0, 1));
+}
+
+TEST_CASE("drain: whoever waits when the endpoint of a stage with a timeout is paused gives up too", "[drain]") {
     Office office(9, StageOptions{.timeout = 1h});
     sluice::Endpoint<VirtualTimer> endpoint = office.route.first.endpoint();
     endpoint.set_limit(1);

@@ -342,10 +342,11 @@ TEST_CASE("endpoint: by default a throttled call is tried eight times more", "[e
 
 TEST_CASE("endpoint: whatever it asks for, it is paused for two minutes at most", "[endpoint][pause]") {
     const By by = GENERATE(By::stage, By::step);
-    Office<> office(by, {.limit = 1});
-    office.provider.decide = [](std::size_t call) {
+    const auto kind = GENERATE(Verdict::throttled, Verdict::overloaded);
+    Office<> office(by, {.limit = 1}, {.retry = {.max_retries = 1}});
+    office.provider.decide = [&](std::size_t call) {
         if (call == 0) {
-            throw throttled(24h);
+            throw ModelError("not now", {.kind = kind, .retry_after = 24h});
         }
     };
     office.start("a");

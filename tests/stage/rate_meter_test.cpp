@@ -200,6 +200,22 @@ TEST_CASE("rate meter: no call begins during a pause, and its end is no stampede
     CHECK(begin_calls(meter, 3, 2s) == std::vector<nanoseconds>{20s + 100ms, 20s + 200ms, 20s + 300ms});
 }
 
+TEST_CASE("rate meter: a pause empties only the bucket of the shortest period", "[rate]") {
+    const Rate::Period day{10'000'000, 24h, 200'000};
+    RateMeter meter = input_meter(Rate(200'000, 1min, 50'000).also(day.amount, day.per, day.burst));
+    SECTION("of all that there are then") {}
+    SECTION("of those that are set during the pause") {
+        meter = input_meter(Rate(day.amount, day.per, day.burst).also(200'000, 1min, 50'000));
+        meter.pause(2s, 1s);
+        meter.set_rate(Rate::input_tokens, Rate(day.amount, day.per, day.burst), 1s);
+        CHECK(meter.balance(Rate::input_tokens, 0, 1s) == 0);
+        meter = input_meter(Rate(day.amount, day.per, day.burst).also(200'000, 1min, 50'000));
+    }
+    meter.pause(2s, 1s);
+    CHECK(is_due_exactly(meter, input_cost(20'000), 1s, 2s + 6s));
+    CHECK(meter.balance(Rate::input_tokens, 0, 1s) + meter.balance(Rate::input_tokens, 1, 1s) == 200'000);
+}
+
 TEST_CASE("rate meter: with a burst of 1 the first call after a pause begins one interval later", "[rate]") {
     RateMeter meter(Rate(1, 1s, 1));
     meter.pause(20s, 0s);

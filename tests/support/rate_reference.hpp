@@ -2,9 +2,11 @@
 // What a rate meter must do: token buckets as exact fractions, in the simplest way. Shares no code with sluice.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -101,9 +103,7 @@ public:
         }
         paused_until = until;
         for (auto& buckets : dimensions) {
-            for (Bucket& bucket : buckets) {
-                bucket.empty(until, time);
-            }
+            empty_shortest(buckets, time);
         }
     }
 
@@ -132,10 +132,11 @@ public:
                     floor_divide(Int(old->level_at(time) * scale), Int(old->limit.per)) * Int(Int(limit.per) / scale);
                 bucket.level = bucket.capped(carried);
                 bucket.since = time < old->since ? old->since : time;
-            } else if (time < paused_until) {
-                bucket.empty(paused_until, time);
             }
             dimensions[dimension].push_back(bucket);
+        }
+        if (time < paused_until) {
+            empty_shortest(dimensions[dimension], time);
         }
     }
 
@@ -143,6 +144,18 @@ public:
     std::int64_t paused_until = 0;
 
 private:
+    void empty_shortest(std::vector<Bucket>& buckets, std::int64_t time) const {
+        std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
+        for (const Bucket& bucket : buckets) {
+            shortest = std::min(shortest, bucket.limit.per);
+        }
+        for (Bucket& bucket : buckets) {
+            if (bucket.limit.per == shortest) {
+                bucket.empty(paused_until, time);
+            }
+        }
+    }
+
     static Int floor_divide(const Int& a, const Int& b) {
         const Int quotient = a / b;
         return quotient * b > a ? Int(quotient - 1) : quotient;

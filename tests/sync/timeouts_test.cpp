@@ -516,6 +516,12 @@ TEST_CASE("timeouts: a timer may be coarse and of a typed executor", "[timeouts]
     CHECK(log == Log{"2499", "3000 expired", "4000 expired"});  // at 2500 and 3800, rounded up to whole seconds
 }
 
+TEST_CASE("sleep_for: the time is rounded up to the ticks of the timer", "[timeouts][typed]") {
+    asio::io_context context;
+    asio::co_spawn(context, sluice::sleep_for<CoarseTimer, Io>(1s + 1ns), asio::detached);
+    CHECK(run(context) == 2s);
+}
+
 TEST_CASE("timeouts: zero and less expire at once, and the longest timeout does not overflow", "[timeouts]") {
     const auto timeout = GENERATE(nanoseconds::min(), nanoseconds(0), nanoseconds::max());
     asio::io_context context;

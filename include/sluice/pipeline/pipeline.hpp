@@ -225,18 +225,19 @@ public:
     /// throw Draining, streams end, and the pending next() of an asynchronous source is cancelled. What runs goes on.
     /// What waits for something that ends after the grace gives up now, and its query is unfinished, but steps beside
     /// it go on: a backoff, or a place in the line of an endpoint that is paused, or whose breaker is open, for longer.
-    /// (If the endpoint has no rate or breaker, those that waited when it was paused wait on.) When the grace is over,
-    /// the rest is cancelled and waited for. Then drain() returns what became of the queries.
+    /// (Who waits for a slot or a rate waits on, since calls that end give both back; so does who waited for a slot, in
+    /// a stage without a timeout, when an endpoint that has only a limit was paused.) When the grace is over, the rest
+    /// is cancelled and waited for. Then drain() returns what became of the queries.
     ///
     /// The results of queries that are cut short are marked `unfinished`, and have their records. process_one() returns
     /// its result. A batch returns the results of all queries that it had taken, in order. The report has the
     /// unfinished queries of streams.
     ///
     /// The rest of an input, which was not taken, stays in a range that was passed by reference. A container that was
-    /// moved in and has a size comes back: its rest follows as unfinished, in the results of the batch or in the
-    /// report, even if the batch is cancelled, or the stream closed or destroyed, while the pipeline drains. Any other
-    /// range that was moved in, such as a generator or a `std::forward_list`, may be endless, or expensive to read: its
-    /// rest is destroyed with the batch or stream.
+    /// moved in, or a view of one, comes back if it has a size: its rest follows as unfinished, in the results of the
+    /// batch or in the report, even if the batch is cancelled, or the stream closed or destroyed, while the pipeline
+    /// drains. Any other range that was moved in, such as a generator or a `std::forward_list`, may be endless, or
+    /// expensive to read: its rest is destroyed with the batch or stream.
     ///
     /// What an asynchronous source has not delivered stays in it. A source that was moved in is closed, if it has a
     /// close(), and destroyed; but a ResultStream that was moved in is drained, too. It takes in nothing more. What it

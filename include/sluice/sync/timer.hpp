@@ -45,7 +45,7 @@ template <Timer T = boost::asio::steady_timer, class Executor = boost::asio::any
     const Executor executor = co_await boost::asio::this_coro::executor;
     detail::check_clock<T>(executor);
     T timer(executor);
-    timer.expires_after(std::chrono::duration_cast<typename T::duration>(duration));
+    timer.expires_after(std::chrono::ceil<typename T::duration>(duration));
     co_await timer.async_wait(boost::asio::deferred);
 }
 

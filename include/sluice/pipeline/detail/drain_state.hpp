@@ -195,7 +195,7 @@ private:
     void start_timer(std::shared_ptr<void> owner, const Executor& executor, std::chrono::nanoseconds grace) {
         auto waiting = std::make_unique<Grace>(*this, std::move(owner), executor);
         std::optional<T>& timer = waiting->timer;
-        timer->expires_after(std::chrono::duration_cast<typename T::duration>(grace));
+        timer->expires_after(std::chrono::ceil<typename T::duration>(grace));
         timer->async_wait(boost::asio::deferred)([waiting = std::move(waiting)](const auto&...) {
             DrainState& drain = waiting->drain;
             if (drain.timer_ == &waiting->timer) {  // no drain has a shorter grace, and not all has ended

@@ -3,6 +3,7 @@
 
 #include <sluice/pipeline/detail/query_job.hpp>
 
+#include <concepts>
 #include <cstddef>
 #include <functional>
 #include <iterator>
@@ -25,8 +26,10 @@ public:
     static constexpr bool is_asynchronous = false;
     static constexpr bool must_be_closed = false;
     static constexpr bool owns_stream = false;
-    static constexpr bool has_rest =  // that is known to end
-        owned && std::ranges::sized_range<Range>;
+    // There is a rest if nobody else has the queries, and it is known to end. A view that owns them cannot be copied.
+    static constexpr bool has_rest =
+        std::ranges::sized_range<Range> &&
+        (owned || (!std::is_lvalue_reference_v<Range> && !std::copyable<std::remove_cvref_t<Range>>));
 
     QueryReader(Range&& range, Projection projection)
         : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}

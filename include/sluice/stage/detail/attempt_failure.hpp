@@ -20,6 +20,7 @@
 #include <sluice/sync/detail/require.hpp>
 #include <sluice/sync/detail/waiter.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <optional>
@@ -92,6 +93,7 @@ struct AttemptFailure {
             verdict_error = std::current_exception();
         }
         if (asks_for_pause(verdict)) {
+            verdict.retry_after = std::min(*verdict.retry_after, Line::longest_pause_asked);  // the backoff, too
             endpoint.policies->pause_as_asked(*verdict.retry_after);
         }
     }

@@ -169,7 +169,8 @@ public:
     }
 
     // The same because the provider asks for it. Whatever it asks for, it is asked again after two minutes.
-    void pause_as_asked(Time duration) noexcept { pause(std::min<Time>(duration, std::chrono::minutes(2))); }
+    static constexpr Time longest_pause_asked = std::chrono::minutes(2);
+    void pause_as_asked(Time duration) noexcept { pause(std::min(duration, longest_pause_asked)); }
 
     // Calls a member function of the breaker, which there is.
     void change_breaker(void (BreakerState::*change)(Time) noexcept) noexcept {

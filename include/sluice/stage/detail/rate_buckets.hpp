@@ -74,9 +74,14 @@ public:
         }
     }
 
+    // Empties the bucket of the shortest period of each dimension. That alone keeps the calls that wait from beginning
+    // all at once; an empty bucket of a day would hold them to its pace for hours.
     constexpr void empty_until(Time until, Time now) noexcept {
         for (Entry& entry : mutable_entries()) {
-            entry.bucket.empty_until(until, now);
+            const auto is_shorter = [&](const Entry& other) { return other.bucket.per() < entry.bucket.per(); };
+            if (std::ranges::none_of(of(entry.dimension), is_shorter)) {
+                entry.bucket.empty_until(until, now);
+            }
         }
     }
 

@@ -62,7 +62,7 @@ public:
         advance(now);
         const unsigned bit = 1U << static_cast<unsigned>(dimension);
         buckets_.set_rate(dimension, rate, now_);
-        if ((metered_ & bit) == 0 && now_ < paused_until_) {
+        if (now_ < paused_until_) {
             buckets_.empty_until(paused_until_, now_);
         }
         metered_ = static_cast<std::uint8_t>(rate.periods().empty() ? metered_ & ~bit : metered_ | bit);
@@ -110,10 +110,11 @@ public:
 
     // Lets no call begin before `until`. A pause that ends no later than one before has no effect: the latest end wins.
     //
-    // Empties the buckets, which begin to refill at the end of the pause. So the calls that wait begin at the
-    // configured rate, not all at once: the first request one interval, per / amount, after the end, even with a burst
-    // of 1. (If the buckets kept one token, k processes that share an account and were told the same end would send k
-    // at once.) Tokens given back during a pause reduce debts, and are lost otherwise.
+    // Empties the bucket of each dimension's shortest period, which begins to refill at the end of the pause. So the
+    // calls that wait begin at the configured rate, not all at once: the first request one interval, per / amount,
+    // after the end, even with a burst of 1. (If the bucket kept one token, k processes that share an account and were
+    // told the same end would send k at once.) Tokens given back to it during a pause reduce debts, and are lost
+    // otherwise. The buckets of longer periods go on as without a pause.
     void pause(Time until, Time now) noexcept {
         advance(now);
         if (until <= now_ || until <= paused_until_) {
