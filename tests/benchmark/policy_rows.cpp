@@ -40,6 +40,8 @@ sluice::EndpointOptions options_of(Policies policies, std::size_t limit) {
         options.retry_budget = sluice::RetryBudget();
         options.max_waiting = std::numeric_limits<std::ptrdiff_t>::max();
         options.max_wait = 24h;
+        options.shed_late = true;
+        options.order = sluice::LineOrder::furthest_first;
     }
     return options;
 }

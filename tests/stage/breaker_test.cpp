@@ -674,6 +674,16 @@ TEST_CASE("breaker: the result of a call that began in another generation is not
         CHECK(bench.wait() == 10s);
         CHECK(bench.status().calls == 2);
     }
+    SECTION("but that the account is exhausted is noted while it is open") {
+        CHECK_FALSE(bench.breaker.tripped());
+        const BreakerReport report = bench.end(before, trips);
+        CHECK((report.stale && report.tripped && !report.opened));
+        CHECK(bench.breaker.tripped());
+        CHECK(bench.wait() == 10s);
+        bench.breaker.force_open(bench.now);
+        CHECK_FALSE(bench.end(other, trips).tripped);
+        CHECK_FALSE(bench.breaker.tripped());
+    }
     SECTION("nor while it is half-open: it closes nothing, opens nothing, and admits no further probe") {
         bench.now += 10s;
         const auto probes = bench.begin(2);

@@ -354,6 +354,28 @@ TEST_CASE("endpoint: whatever it asks for, it is paused for two minutes at most"
     CHECK(office.time_of(1) == 2min + 10ms);
 }
 
+TEST_CASE("endpoint: throttled attempts that began at once return in the order in which they came", "[endpoint]") {
+    const By by = GENERATE(By::stage, By::step);
+    Office<> office(by, {.limit = 2}, {.retry = {.backoff = {.initial = 1ms, .jitter = 0}}});
+    office.provider.decide = [&](std::size_t call) {
+        office.provider.takes = 10ms;
+        if (call < 2) {
+            throw throttled();
+        }
+    };
+    office.provider.takes = 20ms;
+    office.start("a");
+    office.run_until(1ms);
+    office.provider.takes = 10ms;
+    office.start("b");
+    office.run_until(5ms);
+    office.endpoint.set_limit(0);
+    office.run_until(1s);
+    office.endpoint.set_limit(1);
+    office.run();
+    CHECK(office.texts() == "abab");
+}
+
 TEST_CASE("endpoint: a pause by hand, and its end", "[endpoint][pause]") {
     const By by = GENERATE(By::stage, By::step);
     Office<> office(by, {.limit = 2});
@@ -449,6 +471,37 @@ TEST_CASE("endpoint: an exhausted account fails those that wait, unless they hol
     }
     CHECK(office.result(1).success == (while_open == WhileOpen::hold));
     CHECK(office.provider.calls.size() == (while_open == WhileOpen::hold ? 3 : 1));
+}
+
+TEST_CASE("endpoint: a call that finds the account exhausted in an outage fails those that wait, too",
+          "[endpoint][breaker]") {
+    const By by = GENERATE(By::stage, By::step);
+    const WhileOpen while_open = GENERATE(WhileOpen::hold_unless_exhausted, WhileOpen::hold);
+    Office<> office(by, {.limit = 2, .breaker = BreakerOptions{.minimum_calls = 1, .open_time = 1s, .jitter = 0}},
+                    {.while_open = while_open});
+    office.provider.decide = [&](std::size_t call) {
+        if (call == 0) {
+            throw down();
+        }
+        if (call == 1) {
+            throw no_credit();
+        }
+    };
+    office.start("a");
+    office.run_until(5ms);
+    office.start("b");
+    office.start("c");
+    office.run();
+    const bool holds = while_open == WhileOpen::hold;
+    for (std::size_t i = 0; i != 3; ++i) {
+        CHECK(office.result(i).success == holds);
+    }
+    if (!holds) {
+        CHECK(test::now(office.context) == 15ms);
+        CHECK(office.result(1).error.message() == "no credit");
+        CHECK(office.result(2).reason == Reason::breaker_open);
+    }
+    CHECK(office.provider.calls.size() == (holds ? 5 : 2));
 }
 
 TEST_CASE("endpoint: a call whose coroutine is destroyed returns its slot and its probe", "[endpoint][breaker]") {

@@ -91,6 +91,8 @@ public:
                     {state_ == 0 ? bucket(now) : 0, failed, set_.slow != 0 && now - call.started > set_.slow});
                 judge(said, result == Result::trips, now);
             }
+        } else if (result == Result::trips && seen_state(now) == 1 && !forced_) {
+            tripped_ = true;
         }
         if (failed) {
             said.spared = call.probe;

@@ -54,10 +54,10 @@ concept Watchable = requires(const Pipeline& pipeline) {
 /// case *now*.
 ///
 /// @par Complexity
-/// An event is O(1), and takes about 10 ns. It allocates if it is the first of a Stage, or of a dead letter's stage; or
-/// if there are more stage runs at once that have been retried than ever before. If there is no memory for that,
-/// `std::terminate` is called. snapshot() is O(n) in the stages, and in the endpoints, batches and streams that are
-/// watched.
+/// An event is O(1), that of a dead letter O(log stages), and takes about 10 ns. It allocates if it is the first of a
+/// Stage, or of a dead letter's stage; or if there are more stage runs at once that have been retried than ever before.
+/// If there is no memory for that, `std::terminate` is called. snapshot() is O(n) in the stages, and in the endpoints,
+/// batches and streams that are watched.
 ///
 /// @par Thread safety
 /// Distinct objects: safe. Shared objects: unsafe. A Metrics belongs to the thread or strand of the stages, endpoints

@@ -40,7 +40,7 @@ public:
 
         /// How much may begin at once after a rest, from 1 to 10^15. A call that costs more can never begin. Default,
         /// never less than 1 nor more than `amount`: of requests as many as in one second; of tokens as many as in one
-        /// minute, since a single call may take most of them. For tokens a day that is little: set it.
+        /// minute, since a single call may take most of them. For a day that is little, of both: set it.
         std::optional<std::int64_t> burst = std::nullopt;
 
         friend constexpr bool operator==(const Period&, const Period&) noexcept = default;

@@ -35,6 +35,7 @@ struct BreakerCall {
 struct BreakerReport {
     bool opened = false;        // it opened the breaker
     bool closed = false;        // it closed the breaker
+    bool tripped = false;       // it found the account exhausted when others had opened the breaker
     bool failed_probe = false;  // the call was a probe and failed, even if its round had been decided
     bool stale = false;         // it was not counted, since the call began before the last change of the state
     bool in_outage = false;     // it is a failure; and the call was a probe, or the breaker opened while it ran
@@ -100,6 +101,9 @@ public:
         if (!report.stale) {
             const bool trips = result == BreakerResult::trips;
             call.probe ? end_probe(report, failed, slow, trips, now) : end_call(report, failed, slow, trips, now);
+        } else if (result == BreakerResult::trips && state_ == BreakerStatus::open && !forced_ && now < until_) {
+            report.tripped = true;
+            tripped_ = true;
         }
         report.in_outage = failed && (call.probe || call.generation < opened_);
         return report;
@@ -134,7 +138,7 @@ public:
 
     bool closed() const noexcept { return state_ == BreakerStatus::closed; }
 
-    // Whether it last opened because a call found the account exhausted, and has not closed since.
+    // Whether a call found the account exhausted when it last opened, or later while it was open; not if it has closed.
     bool tripped() const noexcept { return tripped_; }
 
     // An open breaker whose open time has ended is shown as half-open, since the next call will find it so.

@@ -117,7 +117,7 @@ public:
             return {};
         }
         const BreakerReport report = policies_.end(entry, usage, result, now());
-        if (report.opened) {
+        if (report.opened || report.tripped) {
             refuse_waiting();
         }
         serve_line();
@@ -202,8 +202,8 @@ public:
     bool holds(WhileOpen while_open) const noexcept { return policies_.holds(while_open); }
     std::uint64_t closings() const noexcept { return policies_.closings(); }
 
-    // The ticket of whoever entered last. That of one that was granted a slot of an open line without a LineEntry.
-    std::uint32_t last_ticket() const noexcept { return last_ticket_; }
+    // The ticket of one that enters without a LineEntry.
+    std::uint32_t take_ticket() noexcept { return ++last_ticket_; }
 
     virtual Time now() noexcept = 0;
 

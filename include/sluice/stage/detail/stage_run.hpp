@@ -129,7 +129,7 @@ private:
         stage_.notify(target_.query(), &Observer::on_queued, *run.result);
         target_.query().now(line().context());
         run.slot = stage_.endpoint->line.try_acquire();
-        run.ticket = policies().last_ticket();
+        run.ticket = policies().take_ticket();
         if (!run.slot) {
             phase_ = Phase::slot;
             return line().closed() || must_throw(frame);  // the observer may close it, or cancel the query
