@@ -3,7 +3,9 @@
 
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/stage_error.hpp>
 
@@ -33,6 +35,10 @@ public:
     }
     void on_finished(const sluice::StageResult<>& run, Outcome outcome, Event last) noexcept override {
         for (auto* each : all_) each->on_finished(run, outcome, last);
+    }
+    void on_skipped(const sluice::SharedString& query_id, const sluice::SharedString& stage,
+                    sluice::Reason reason) noexcept override {
+        for (auto* each : all_) each->on_skipped(query_id, stage, reason);
     }
     void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>& run,
                         const sluice::StageError& sink_error) noexcept override {

@@ -63,9 +63,9 @@ public:
         std::size_t openings = 0;  ///< Of the breaker.
         std::size_t waits = 0;     ///< Calls that waited in the line.
         Time longest_wait{};
-        std::size_t retries = 0;
         std::size_t withheld = 0;  ///< Stage runs that the retry budget allowed no retry.
-        std::size_t stage_runs = 0;
+        std::size_t skipped = 0;   ///< Queries for which the fallback has skipped it.
+        std::size_t retries = 0;
         std::map<sluice::Reason, std::size_t> failures;  ///< The number of stage runs that failed, by their reasons.
 
         explicit Entry(std::string provider) : name(std::move(provider)) {}
@@ -127,10 +127,7 @@ public:
     /// The time of the last event.
     Time end() const noexcept { return end_; }
 
-    void on_queued(const sluice::StageResult<>& run) noexcept override {
-        since_[&run] = now();
-        entry(run.stage).stage_runs += run.attempts == 0;
-    }
+    void on_queued(const sluice::StageResult<>& run) noexcept override { since_[&run] = now(); }
 
     void on_started(const sluice::StageResult<>& run) noexcept override { end_wait(run); }
 
@@ -154,6 +151,10 @@ public:
         }
         its.withheld += run.retries_withheld;
         since_.erase(&run);
+    }
+
+    void on_skipped(const sluice::SharedString&, const sluice::SharedString& stage, sluice::Reason) noexcept override {
+        ++entry(stage).skipped;
     }
 
     void on_paused(const sluice::SharedString& endpoint, Time remaining, Time before) noexcept override {

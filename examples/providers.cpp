@@ -156,7 +156,7 @@ void print(const std::string& label, std::size_t value) {
     std::cout << std::left << std::setw(label_width) << label << std::right << std::setw(9) << value << '\n';
 }
 
-void print(const support::ProviderLog& log, std::size_t queries) {
+void print(const support::ProviderLog& log) {
     using Entry = support::ProviderLog::Entry;
     using Ending = support::ProviderLog::Ending;
     const auto number_of = [](Ending ending) { return [=](const Entry& its) { return its.count(ending); }; };
@@ -179,18 +179,17 @@ void print(const support::ProviderLog& log, std::size_t queries) {
     print("  withheld by the retry budget", log, [](const Entry& its) { return its.withheld; });
 
     const Entry& alpha = log.of("alpha");
-    const std::size_t skipped = queries - alpha.stage_runs;
     const std::size_t refused = alpha.failed(sluice::Reason::breaker_open);
     const std::size_t waited = alpha.failed(sluice::Reason::overloaded);
-    std::size_t passed_on = skipped;
+    std::size_t passed_on = alpha.skipped;
     for (const auto& [reason, stage_runs] : alpha.failures) {
         passed_on += stage_runs;
     }
     print("fallback: queries passed on to beta", passed_on);
-    print("  alpha's breaker was open", skipped);
+    print("  alpha's breaker was open", alpha.skipped);
     print("  it opened while they were in the line", refused);
     print("  they had been in the line for 3 s", waited);
-    print("  their calls of alpha had failed", passed_on - skipped - refused - waited);
+    print("  their calls of alpha had failed", passed_on - alpha.skipped - refused - waited);
 }
 
 std::vector<sluice::Query> make_queries(std::size_t number) {
@@ -239,7 +238,7 @@ void run(const Options& options) {
     const auto answered = std::ranges::count_if(results, [](const auto& result) { return result.completed; });
     std::cout << support::counted(results.size(), "query", "queries") << " in " << in_seconds(took)
               << " of virtual time: " << answered << " answered, " << dead_letters.size() << " lost\n\n";
-    print(log, results.size());
+    print(log);
 
     svg.write([&](std::ostream& out) {
         support::ProviderPicture(out, log, {alpha.provider(), beta.provider()}).write(options.queries);

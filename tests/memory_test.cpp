@@ -8,6 +8,7 @@
 #include <sluice/pipeline/pipeline.hpp>
 #include <sluice/pipeline/run.hpp>
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/fallback.hpp>
 #include <sluice/stage/fallback_error.hpp>
@@ -499,6 +500,7 @@ TEST_CASE("memory: an event of Metrics allocates nothing, once there was one of 
             metrics.on_started(run);
             metrics.on_attempt_failed(run, error);
             metrics.on_finished(run, sluice::Observer::Outcome::failed, Event::attempt_failed);
+            metrics.on_skipped(run.query_id, run.stage, sluice::Reason::breaker_open);
             metrics.on_dead_letter(Query(), run, error);
         }
     };

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
 #include <sluice/stage_error.hpp>
 
 #include <chrono>
@@ -29,7 +31,8 @@ struct Verdict;
 /// have begun, so in on_queued it excludes the one that waits. It is the same object in all events of one stage run, so
 /// that its address identifies the stage run where ids do not. (In a Pipeline, on_dead_letter gets another one.) It
 /// must not be used after the last event. In a Pipeline, failures of no stage have on_dead_letter
-/// alone: those named `route` and `save`, and those of a Fallback.
+/// alone: those named `route` and `save`, and those of a Fallback. A member that a Fallback skips has no stage run, but
+/// on_skipped.
 ///
 /// No event carries a time; read a clock.
 ///
@@ -41,7 +44,7 @@ struct Verdict;
 /// of its steps: nothing else runs there meanwhile. They may do whatever other code there may, such as close or cancel
 /// something, change a limit, or destroy the last handle to the stage or pipeline that calls them. Cancelling a query
 /// in its on_finished comes too late: one that has failed becomes a dead letter. (Not if a Fallback would go on with
-/// its next member: then the query is cancelled.)
+/// its next member: then the query is cancelled. So it is in on_skipped, even for the last member.)
 ///
 /// @par Lifetime
 /// An observer must outlive the coroutines that run the stages it observes, including those of abandoned streams.
@@ -88,6 +91,14 @@ public:
     /// before this one; if that is `queued`, no attempt followed: the wait ended, or an argument was missing. If
     /// `outcome` is `cancelled`, the error is the `operation_aborted` that Stage::run() throws.
     virtual void on_finished(const StageResult<>& /*stage_run*/, Outcome /*outcome*/, Event /*last*/) noexcept {}
+
+    /// A Fallback has skipped its member `stage` for this query, which did not enter the line of its endpoint. The next
+    /// member follows, if there is one. `reason` is that of the FallbackError::Cause: `breaker_open`, or `deadline` if
+    /// the pause or the open time of the endpoint lasts longer than Query::timeout leaves.
+    ///
+    /// As those of a stage run, this event is for the observer of `stage`, or else for that of the pipeline.
+    virtual void on_skipped(const SharedString& /*query_id*/, const SharedString& /*stage*/,
+                            Reason /*reason*/) noexcept {}
 
     /// The dead-letter sink's `put`, including what it awaits, has ended for the query that failed in `stage_run`.
     /// `sink_error` is what it threw, in which case the query is lost; normally empty. Only a pipeline's own observer

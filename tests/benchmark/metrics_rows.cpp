@@ -6,6 +6,7 @@
 
 #include <sluice/metrics/metrics.hpp>
 #include <sluice/observer.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 
 #include <array>
@@ -44,6 +45,17 @@ public:
         }
     }
 
+    /// Turns in which a fallback skips all three.
+    void skip(sluice::Observer& observer, std::size_t turns) {
+        sluice::Observer* hidden = &observer;
+        for (std::size_t i = 0; i != turns; ++i) {
+            keep(hidden);
+            for (const auto& run : runs_) {
+                hidden->on_skipped(run.query_id, run.stage, sluice::Reason::breaker_open);
+            }
+        }
+    }
+
 private:
     std::array<sluice::StageResult<>, 3> runs_{sluice::StageResult<>("q", "classify"),
                                                sluice::StageResult<>("q", "extract"),
@@ -63,6 +75,21 @@ double time_per_event(std::size_t turns) {
         require(observer.snapshot().stages.at(2).succeeded == turns + 100, "every stage run is counted");
     }
     return watch.per(events_per_turn * turns);
+}
+
+template <class AnObserver>
+double time_per_skip(std::size_t turns) {
+    AnObserver observer;
+    Events events;
+    events.skip(observer, 100);
+    StopWatch watch;
+    watch.start();
+    events.skip(observer, turns);
+    watch.stop();
+    if constexpr (requires { observer.snapshot(); }) {
+        require(observer.snapshot().stages.at(2).skipped == turns + 100, "every skip is counted");
+    }
+    return watch.per(3 * turns);
 }
 
 double allocations(std::size_t turns) {
@@ -92,7 +119,12 @@ std::vector<Row> metrics_rows(const Settings& settings) {
              {},
              {{"Metrics itself", itself, at_most(0)}},
              Row::Kind::count,
-             false}};
+             false},
+            {"a stage that a fallback skips, which is counted",
+             "ns",
+             {"Metrics", [=] { return time_per_skip<sluice::Metrics>(turns); }},
+             {{"an observer that does nothing", [=] { return time_per_skip<sluice::Observer>(turns); }}},
+             {{"Metrics itself", itself, at_most(30)}}}};
 }
 
 }  // namespace benchmark

@@ -177,6 +177,17 @@ TEST_CASE("metrics: retries are counted by the verdict on the error", "[metrics]
     CHECK(found.failed == 1);
 }
 
+TEST_CASE("metrics: a stage that a fallback skips is counted by its name, and no stage run with it", "[metrics]") {
+    Metrics metrics;
+    metrics.on_skipped("q", "s", Reason::breaker_open);
+    metrics.on_skipped("q", "t", Reason::deadline);
+    metrics.on_skipped("r", "s", Reason::deadline);
+    CHECK(metrics_of_stage(metrics, "s").skipped == 2);
+    CHECK(metrics_of_stage(metrics, "t").skipped == 1);
+    CHECK(metrics_of_stage(metrics, "s").entered == 0);
+    check_equations(metrics);
+}
+
 TEST_CASE("metrics: a stage run that is cancelled, wherever it is", "[metrics][cancellation]") {
     const auto [at, starts] = GENERATE(std::pair(3ms, 1U), std::pair(3ms, 2U), std::pair(12ms, 1U));
     MeteredStage bench(1, retries(1, 5ms));

@@ -244,7 +244,7 @@ TEST_CASE("prometheus: the text of a run is valid, and has its numbers", "[metri
     const TextChecker end(text);
     INFO(text);
     CHECK(end.problem.empty());
-    CHECK(end.types.size() == 21);
+    CHECK(end.types.size() == 22);
     CHECK(end.at("sluice_stage_entered_total", {{"stage", "classify"}}) == 6);
     CHECK(end.at("sluice_stage_attempts_total", {{"stage", "classify"}}) == 8);
     CHECK(end.at("sluice_stage_failed_attempts_total", {{"stage", "classify"}}) == 3);
@@ -318,6 +318,7 @@ TEST_CASE("prometheus: each number has its own family and label", "[metrics]") {
     stage.attempts = 8;
     stage.failed_attempts = 9;
     stage.retries = {10, 11, 12, 13, 14};
+    stage.skipped = 33;
     snapshot.dead_letters.push_back({.stage = "s", .dead_letters = {0, 15, 16, 17, 18, 19, 20}, .lost = 21});
     snapshot.endpoints.push_back({.endpoint = "e", .limit = 22, .active = 23, .waiting = 24});
     snapshot.pipelines.push_back({.pipeline = "p",
@@ -334,9 +335,9 @@ TEST_CASE("prometheus: each number has its own family and label", "[metrics]") {
     std::string lines;
     for (const char* family :
          {"sluice_stage_queued{", "sluice_stage_running{", "sluice_stage_in_backoff{", "sluice_stage_entered_total{",
-          "sluice_stage_finished_total{", "sluice_stage_attempts_total{", "sluice_stage_failed_attempts_total{",
-          "sluice_stage_retries_total{", "sluice_dead_letters_total{", "sluice_dead_letters_lost_total{",
-          "sluice_endpoint_", "sluice_pipeline_"}) {
+          "sluice_stage_finished_total{", "sluice_stage_skipped_total{", "sluice_stage_attempts_total{",
+          "sluice_stage_failed_attempts_total{", "sluice_stage_retries_total{", "sluice_dead_letters_total{",
+          "sluice_dead_letters_lost_total{", "sluice_endpoint_", "sluice_pipeline_"}) {
         lines += lines_of_family(text, family);
     }
     std::istringstream in(lines);
@@ -354,6 +355,7 @@ TEST_CASE("prometheus: each number has its own family and label", "[metrics]") {
                          "sluice_stage_finished_total{stage=\"s\",outcome=\"succeeded\"} 5",
                          "sluice_stage_finished_total{stage=\"s\",outcome=\"failed\"} 6",
                          "sluice_stage_finished_total{stage=\"s\",outcome=\"cancelled\"} 7",
+                         "sluice_stage_skipped_total{stage=\"s\"} 33",
                          "sluice_stage_attempts_total{stage=\"s\"} 8",
                          "sluice_stage_failed_attempts_total{stage=\"s\"} 9",
                          "sluice_stage_retries_total{stage=\"s\",verdict=\"transient\"} 10",

@@ -339,7 +339,8 @@ TEST_CASE("fallback: a member whose breaker is open is skipped, without a stage 
     Relay relay(setup);
     relay.endpoints.at(0).breaker().force_open();
     CHECK(relay.run_one() == "claude, claude text");
-    CHECK(observer.events == std::vector<std::string>{"claude queued", "claude started", "claude succeeded"});
+    CHECK(observer.events == std::vector<std::string>{"gpt skipped for id: breaker_open", "claude queued",
+                                                      "claude started", "claude succeeded"});
     CHECK(relay.gpt.calls == 0);
 }
 
@@ -790,6 +791,144 @@ TEST_CASE("fallback: metrics count a value that was not accepted as a failed sta
     REQUIRE(snapshot.dead_letters.size() == 1);
     CHECK(snapshot.dead_letters.at(0).stage == "answer");
     CHECK(snapshot.dead_letters.at(0).dead_letters_because(Reason::fallback) == 1);
+}
+
+TEST_CASE("fallback: observers are told of each member that is skipped, and why", "[fallback][observer]") {
+    RelayObserver observer;
+    RelaySetup setup = relay_with_breakers();
+    setup.observer = &observer;
+    SECTION("even if it is the last; a member that waits is not skipped") {
+        setup.stages.at(1).while_open = WhileOpen::hold;
+        Relay relay(setup);
+        relay.endpoints.at(0).pause(10s);
+        relay.endpoints.at(1).breaker().force_open();
+        relay.endpoints.at(2).pause(10s);
+        const std::size_t query = relay.start(9s);
+        relay.run();
+        CHECK(relay.story(query) == "claude(deadline), dead: claude");
+        CHECK(observer.events ==
+              std::vector<std::string>{"gpt skipped for id: deadline", "claude queued", "claude ended", "claude dead"});
+    }
+    SECTION("also if all are") {
+        Relay relay(setup);
+        relay.endpoints.at(0).breaker().force_open();
+        relay.endpoints.at(1).pause(10s);
+        relay.endpoints.at(2).pause(10s);
+        CHECK(relay.run_one(9s) == "answer(fallback), dead: answer");
+        CHECK(observer.events == std::vector<std::string>{"gpt skipped for id: breaker_open",
+                                                          "claude skipped for id: deadline",
+                                                          "local skipped for id: deadline", "answer dead"});
+    }
+    SECTION("the time that its breaker stays open counts as a pause, if it would wait for that") {
+        setup.stages.at(0).while_open = WhileOpen::hold;
+        Relay relay(setup);
+        relay.gpt.script = relay_fails();
+        relay.run_one(4s);
+        observer.events.clear();
+        CHECK(relay.run_one(4s) == "claude, claude text");
+        CHECK(observer.events.at(0) == "gpt skipped for id: deadline");
+    }
+    SECTION("none is skipped if all can serve, or if the query is late") {
+        Relay relay(setup);
+        relay.run_one();
+        relay.endpoints.at(0).breaker().force_open();
+        relay.run_one(0s);
+        for (const std::string& event : observer.events) {
+            CHECK(event.find("skipped") == std::string::npos);
+        }
+    }
+}
+
+TEST_CASE("fallback: the observer of a stage is told that it was skipped, and not that of the pipeline",
+          "[fallback][observer]") {
+    RelayObserver own;
+    RelayObserver observer;
+    RelaySetup setup = relay_with_breakers();
+    setup.observer = &observer;
+    setup.stages.at(0).observer = &own;
+    Relay relay(setup);
+    relay.endpoints.at(0).breaker().force_open();
+    relay.endpoints.at(1).breaker().force_open();
+    CHECK(relay.run_one() == "local, local text");
+    CHECK(own.events == std::vector<std::string>{"gpt skipped for id: breaker_open"});
+    CHECK(observer.events.at(0) == "claude skipped for id: breaker_open");
+}
+
+TEST_CASE("fallback: what an observer does when a member is skipped counts for the next one", "[fallback][observer]") {
+    RelayObserver observer;
+    RelaySetup setup = relay_with_breakers();
+    setup.observer = &observer;
+    Relay relay(setup);
+    relay.endpoints.at(0).breaker().force_open();
+    SECTION("its breaker") {
+        relay.endpoints.at(1).breaker().force_open();
+        observer.on_skip = [&] { relay.endpoints.at(1).breaker().reset(); };
+        CHECK(relay.run_one() == "claude, claude text");
+    }
+    SECTION("it may drop the handles to the stages") {
+        relay.route = [](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
+            auto step = [&] {
+                return run.step(&RelayRecord::text,
+                                sluice::Fallback("other", its_relay.stages.at(0), its_relay.stages.at(1)),
+                                std::string(run.query().text));
+            };
+            co_await step();
+        };
+        observer.on_skip = [&] {
+            relay.fallback.reset();
+            relay.stages.clear();
+            relay.endpoints.clear();
+        };
+        CHECK(relay.run_one() == "claude, claude text");
+    }
+}
+
+TEST_CASE("fallback: a query that is cancelled when a member is skipped calls no further one, and is no dead letter",
+          "[fallback][observer][cancellation]") {
+    RelayObserver observer;
+    RelaySetup setup = relay_with_breakers();
+    setup.observer = &observer;
+    setup.stages.at(2).while_open = WhileOpen::fail;
+    const std::size_t skipped = GENERATE(1U, 2U, 3U);
+    Relay relay(setup);
+    for (std::size_t i = 0; i != skipped; ++i) {
+        relay.endpoints.at(i).breaker().force_open();
+    }
+    observer.on_skip = [&] {
+        if (observer.events.size() == skipped) {
+            relay.tasks.at(0).cancel();
+        }
+    };
+    const bool throws = GENERATE(true, false);
+    relay.route = [throws](Relay& its_relay, RelayRun& run) -> asio::awaitable<void> {
+        co_await test::sleep(1s);  // see Task
+        co_await asio::this_coro::throw_if_cancelled(throws);
+        co_await run.step(&RelayRecord::text, *its_relay.fallback, run.query().text);
+    };
+    relay.start();
+    relay.run();
+    CHECK(relay.tasks.at(0).aborted());
+    CHECK(observer.events.size() == skipped);
+    CHECK(relay.gpt.calls + relay.claude.calls + relay.local.calls == 0);
+    CHECK(relay.sink.letters.empty());
+}
+
+TEST_CASE("fallback: metrics count a member that was skipped, which has no stage run", "[fallback][observer]") {
+    sluice::Metrics metrics;
+    RelaySetup setup = relay_with_breakers();
+    setup.observer = &metrics;
+    Relay relay(setup);
+    relay.endpoints.at(0).breaker().force_open();
+    relay.run_one();
+    relay.run_one();
+    const auto snapshot = metrics.snapshot();
+    REQUIRE(snapshot.stages.size() == 2);
+    CHECK(snapshot.stages.at(0).stage == "claude");
+    CHECK(snapshot.stages.at(0).skipped == 0);
+    CHECK(snapshot.stages.at(0).succeeded == 2);
+    CHECK(snapshot.stages.at(1).stage == "gpt");
+    CHECK(snapshot.stages.at(1).skipped == 2);
+    CHECK(snapshot.stages.at(1).entered == 0);
 }
 
 TEST_CASE("fallback: cancelled at every step it ends aborted, and calls no further member",

@@ -7,7 +7,9 @@
 #include <sluice/metrics/metrics_snapshot.hpp>
 #include <sluice/observer.hpp>
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/stage_error.hpp>
 
@@ -39,6 +41,10 @@ public:
         times_.queue_time += run.queue_time;
         times_.latency += run.latency;
         metrics.on_finished(run, outcome, last);
+    }
+    void on_skipped(const sluice::SharedString& query_id, const sluice::SharedString& stage,
+                    sluice::Reason reason) noexcept override {
+        metrics.on_skipped(query_id, stage, reason);
     }
     void on_dead_letter(const sluice::Query& query, const sluice::StageResult<>& run,
                         const sluice::StageError& sink_error) noexcept override {

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 // A Fallback by itself, and what it refuses.
+#include <sluice/observer.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
+#include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
+#include <sluice/stage/endpoint_options.hpp>
 #include <sluice/stage/fallback.hpp>
 #include <sluice/stage/fallback_error.hpp>
 #include <sluice/stage/stage.hpp>
@@ -114,6 +118,29 @@ TEST_CASE("fallback alone: returns its own result if all members fail", "[fallba
     CHECK(result.reason == Reason::fallback);
     CHECK(result.error.message() == "all 2 members failed: first: first is down; second: second is down");
     CHECK(pump.calls == std::vector<std::string>{"first text", "second text"});
+}
+
+TEST_CASE("fallback alone: the observer of a member is told that it was skipped, with the id of the run",
+          "[fallback][observer]") {
+    struct Skips : sluice::Observer {
+        std::vector<std::string> seen;
+        void on_skipped(const sluice::SharedString& query_id, const sluice::SharedString& stage,
+                        Reason reason) noexcept override {
+            seen.push_back(query_id.str() + ' ' + stage.str() + ' ' + std::string(to_string(reason)));
+        }
+    } skips;
+    asio::io_context context(1);
+    const sluice::Endpoint endpoint(timed(context.get_executor()), "down",
+                                    {.limit = 1, .breaker = sluice::BreakerOptions()});
+    endpoint.breaker().force_open();
+    const auto model = [](int value) -> asio::awaitable<int> { co_return value; };
+    const sluice::Stage first(endpoint, "first", model, {.observer = &skips});
+    const sluice::Stage second(endpoint, "second", model, {.while_open = sluice::WhileOpen::fail});
+    const sluice::Fallback both("both", first, second);
+    Task<sluice::StageResult<int>> run(context.get_executor(), [&] { return both.run("7", 1); });
+    sluice::testing::run(context);
+    CHECK(run.value().reason == Reason::fallback);
+    CHECK(skips.seen == std::vector<std::string>{"7 first breaker_open"});  // the other one has no observer
 }
 
 TEST_CASE("fallback alone: the predicate gets the value that run() returns", "[fallback][accept]") {

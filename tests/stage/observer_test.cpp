@@ -454,6 +454,7 @@ TEST_CASE("observer: its functions are noexcept, and so are their overrides", "[
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_attempt_failed(run, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_retry(run, sluice::Verdict{}, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_finished(run, {}, {})));
+    STATIC_CHECK(noexcept(std::declval<Observer&>().on_skipped(run.query_id, run.stage, {})));
     STATIC_CHECK(noexcept(std::declval<Observer&>().on_dead_letter(query, run, {})));
 }
 

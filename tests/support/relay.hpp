@@ -7,6 +7,7 @@
 #include <sluice/query.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/endpoint.hpp>
 #include <sluice/stage/endpoint_options.hpp>
@@ -139,6 +140,13 @@ struct RelayObserver : sluice::Observer {
             on_end();
         }
     }
+    void on_skipped(const sluice::SharedString& query_id, const sluice::SharedString& stage,
+                    sluice::Reason reason) noexcept override {
+        events.push_back(stage.str() + " skipped for " + query_id.str() + ": " + std::string(to_string(reason)));
+        if (on_skip) {
+            on_skip();
+        }
+    }
     void on_dead_letter(const sluice::Query&, const sluice::StageResult<>& run,
                         const sluice::StageError&) noexcept override {
         add("dead", run);
@@ -147,6 +155,7 @@ struct RelayObserver : sluice::Observer {
     void add(const char* what, const sluice::StageResult<>& run) { events.push_back(run.stage.str() + ' ' + what); }
 
     std::function<void()> on_end;
+    std::function<void()> on_skip;
 };
 
 // The options of three members.

@@ -8,6 +8,7 @@
 #include <sluice/observer.hpp>
 #include <sluice/pipeline/detail/pipeline_numbers.hpp>
 #include <sluice/query.hpp>
+#include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/endpoint.hpp>
@@ -158,6 +159,10 @@ public:
         if (stage_run.attempts > 1 || last != Event::started) {
             retried_.forget(stage_run);
         }
+    }
+
+    void on_skipped(const SharedString&, const SharedString& stage, Reason) noexcept override {
+        ++stages_[stage].skipped;
     }
 
     void on_dead_letter(const Query&, const StageResult<>& stage_run, const StageError& sink_error) noexcept override {

@@ -37,6 +37,8 @@ struct StageMetrics {
     std::uint64_t failed = 0;
     std::uint64_t cancelled = 0;
 
+    std::uint64_t skipped = 0;  ///< Queries for which a Fallback has skipped the stage; none of them has entered.
+
     std::uint64_t attempts = 0;  ///< Attempts that have begun.
     std::uint64_t failed_attempts = 0;
     ByVerdict retries{};  ///< Retries that were decided, including those that a cancellation has prevented since.

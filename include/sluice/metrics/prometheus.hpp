@@ -22,10 +22,10 @@ namespace sluice {
 ///
 /// The families, by their labels:
 /// @li `stage`: the gauges `sluice_stage_queued`, `sluice_stage_running` and `sluice_stage_in_backoff`; the counters
-/// `sluice_stage_entered_total`, `sluice_stage_finished_total` (also by `outcome`), `sluice_stage_attempts_total`,
-/// `sluice_stage_failed_attempts_total` and `sluice_stage_retries_total` (also by `verdict`); the histograms
-/// `sluice_stage_queue_seconds` and `sluice_stage_latency_seconds`, with the boundaries 10 ms, 20 ms, 40 ms, ... 81.92
-/// s
+/// `sluice_stage_entered_total`, `sluice_stage_finished_total` (also by `outcome`), `sluice_stage_skipped_total`,
+/// `sluice_stage_attempts_total`, `sluice_stage_failed_attempts_total` and `sluice_stage_retries_total` (also by
+/// `verdict`); the histograms `sluice_stage_queue_seconds` and `sluice_stage_latency_seconds`, with the boundaries
+/// 10 ms, 20 ms, 40 ms, ... 81.92 s
 /// @li `stage`: the counters `sluice_dead_letters_total` (also by `reason`) and `sluice_dead_letters_lost_total`
 /// @li `endpoint`: the gauges `sluice_endpoint_limit`, `sluice_endpoint_active`, `sluice_endpoint_waiting` and
 /// `sluice_endpoint_pause_left_seconds`
@@ -60,6 +60,8 @@ inline std::string prometheus(const MetricsSnapshot& snapshot) {
                     text.sample({{"stage", stage.stage}, {"outcome", "failed"}}, stage.failed);
                     text.sample({{"stage", stage.stage}, {"outcome", "cancelled"}}, stage.cancelled);
                 });
+    stages("sluice_stage_skipped_total", "counter", "Queries for which a fallback has skipped the stage.",
+           [](auto& stage) { return stage.skipped; });
     stages("sluice_stage_attempts_total", "counter", "Attempts that have begun.",
            [](auto& stage) { return stage.attempts; });
     stages("sluice_stage_failed_attempts_total", "counter", "Attempts that have failed, timeouts included.",

@@ -51,7 +51,8 @@ namespace sluice {
 /// the member is refused, with Reason::breaker_open.
 ///
 /// The results of the query have every stage run of a member, and observers have its events. Those that were skipped
-/// are named by the FallbackError alone, and a fallback that failed has no events but on_dead_letter.
+/// are in no result but the FallbackError; observers have Observer::on_skipped. A fallback that failed has no event but
+/// on_dead_letter.
 ///
 /// Copies are handles to the same stages. Each costs as much as its members, and the predicate.
 ///
@@ -172,7 +173,8 @@ private:
         Target(Fallback its_stage, SharedString id) : stage(std::move(its_stage)), kept(std::move(id), stage.name()) {}
 
         detail::QueryRun<timer_type>& query() noexcept { return run; }
-        StageResult<> result() const { return StageResult<>(kept.query_id, stage.name()); }
+        const SharedString& query_id() const noexcept { return kept.query_id; }
+        StageResult<> result() const { return StageResult<>(query_id(), stage.name()); }
         std::optional<Value>& data(StageResult<>&) noexcept { return kept.data; }
         static void aborted(StageResult<>&) noexcept {}
         void ended(const StageResult<>& result) { static_cast<StageResult<>&>(kept) = result; }

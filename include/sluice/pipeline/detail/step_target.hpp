@@ -4,6 +4,7 @@
 #include <sluice/pipeline/step_failed.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
+#include <sluice/shared_string.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage_error.hpp>
 #include <sluice/sync/detail/frame_pool.hpp>
@@ -35,7 +36,8 @@ struct StepTarget {
     }
 
     QueryRun<T>& query() noexcept { return clock; }
-    StageResult<> result() const { return StageResult<>(run.result.query.id, stage.name()); }
+    const SharedString& query_id() const noexcept { return run.result.query.id; }
+    StageResult<> result() const { return StageResult<>(query_id(), stage.name()); }
     std::optional<Field>& data(StageResult<>&) const noexcept { return field; }
 
     void aborted(StageResult<>& result) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <sluice/observer.hpp>
 #include <sluice/reason.hpp>
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/argument.hpp>
@@ -72,12 +73,14 @@ public:
             bool ended = false;
             for (std::size_t i = 0; i != members.size() && !ended; ++i) {
                 if (is_skipped(target.query(), members[i])) {
-                    continue;
+                    report_skipped(target, members[i]);
+                } else {
+                    co_await runs[i](target, members[i], earlier, args...);
+                    ended = members[i].ends;
+                    earlier = members[i].error;
                 }
-                co_await runs[i](target, members[i], earlier, args...);
-                ended = members[i].ends;
-                earlier = members[i].error;
-                // The run of a stage that was cancelled has thrown; but its value may not have been accepted.
+                // The run of a stage that was cancelled has thrown; but its value may not have been accepted, and an
+                // observer may have cancelled a query whose member was skipped.
                 if (!ended && !was_cancelled && is_cancelled(co_await boost::asio::this_coro::cancellation_state)) {
                     throw operation_aborted("Fallback::run");
                 }
@@ -113,8 +116,8 @@ private:
     static Members members_of(const Target& target) noexcept {
         Members members = std::apply(
             [](const auto&... stages) {
-                return Members{FallbackMember{&stages.name(), state_of(stages)->endpoint.get(),
-                                              state_of(stages)->while_open()}...};
+                return Members{FallbackMember{&stages.name(), &state_of(stages)->reports(),
+                                              state_of(stages)->endpoint.get(), state_of(stages)->while_open()}...};
             },
             target.stage.members_);
         for (std::size_t i = 0; i + 1 != count; ++i) {
@@ -149,6 +152,10 @@ private:
             default:
                 return false;
         }
+    }
+
+    static void report_skipped(Target& target, const FallbackMember& member) noexcept {
+        member.reports->notify(target.query(), &Observer::on_skipped, target.query_id(), *member.name, member.reason);
     }
 
     // Begins the stage run of a member.

@@ -8,6 +8,7 @@
 #include <sluice/stage/detail/endpoint_state.hpp>
 #include <sluice/stage/detail/query_run.hpp>
 #include <sluice/stage/detail/retry_decision.hpp>
+#include <sluice/stage/detail/stage_reports.hpp>
 #include <sluice/stage/stage_options.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/clock.hpp>
@@ -23,6 +24,7 @@ namespace sluice::detail {
 // A member of a Fallback, and what became of it for one query.
 struct FallbackMember {
     const SharedString* name;
+    const StageReports* reports;
     EndpointState* endpoint;
     WhileOpen while_open;
 

@@ -99,6 +99,7 @@ public:
     StageState& operator=(const StageState&) = delete;
 
     WhileOpen while_open() const noexcept { return options_.while_open; }
+    const StageReports& reports() const noexcept { return *this; }
 
     const SharedString name;
     const std::shared_ptr<EndpointState> endpoint;
