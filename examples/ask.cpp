@@ -7,7 +7,6 @@
 #include "openai/ask_server.hpp"
 #include "openai/client.hpp"
 #include "openai/scripted_server.hpp"
-#include "openai/url.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -52,12 +51,12 @@ std::string question_of(const openai::AskOptions& options) {
 int run(const openai::AskOptions& options) {
     openai::ClientOptions client_options;
     client_options.http.max_idle = static_cast<std::size_t>(options.at_once);
-    // A server sends nothing before an answer that is not streamed is complete.
+    // A server sends nothing before an answer that is not streamed is complete, and a gateway may send its header only.
     client_options.http.first_byte_timeout =
         std::max(client_options.http.first_byte_timeout, std::chrono::nanoseconds(options.timeout));
+    client_options.http.idle_timeout = client_options.http.first_byte_timeout;
     if (!options.model.empty()) {
-        const auto url = openai::parse_url(options.model);
-        client_options.api_key = openai::key_for(url, std::getenv("OPENAI_API_KEY"));
+        client_options.api_key = openai::key_from(std::getenv("OPENAI_API_KEY"));
     }
     auto owned_context = std::make_unique<asio::io_context>(1);
     asio::io_context& context = *owned_context;
@@ -78,7 +77,7 @@ int run(const openai::AskOptions& options) {
     }
     if (server) std::cerr << "ask: no --model, so a scripted server on " << server->url() << " answers\n";
 
-    // These live until nothing is left to run, even after an exception.
+    // These live until nothing is left to run, or nothing runs any more, even after an exception.
     std::optional<openai::AskBatch> batch;
     std::optional<openai::AskQuestion> asked;
     const auto start = [&] {
@@ -94,9 +93,13 @@ int run(const openai::AskOptions& options) {
         ended = true;
         server.reset();  // so that nothing is left to run
     });
-    while (!ended && context.run_one() != 0) {
+    try {
+        while (!ended && context.run_one() != 0) {
+        }
+        context.run_for(std::chrono::seconds(1));
+    } catch (...) {  // of the scripted server
+        failure = std::current_exception();
     }
-    context.run_for(std::chrono::seconds(1));
     if (!context.stopped()) {
         // The look-up of a name, which the system does not let us cancel, may take minutes. Its thread ends with us.
         [[maybe_unused]] const auto* const left_to_it = owned_context.release();

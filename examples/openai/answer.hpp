@@ -22,7 +22,7 @@ namespace openai {
 sluice::ModelError malformed(const std::string& problem, std::string_view answer);
 
 /// The most values in an answer, about: more than the 2,048 embeddings of 3,072 numbers each that a large provider
-/// sends at most. They take some 0.4 GB while they are read.
+/// sends at most. They take some 0.4 GB while they are read, beside their text; see HttpOptions::max_body for that.
 inline constexpr std::int64_t max_values = std::int64_t{1} << 23;
 
 /// Reads a whole answer, or the data of one event of a stream.

@@ -9,6 +9,7 @@
 #include "ask_prompts.hpp"
 #include "ask_source.hpp"
 #include "client.hpp"
+#include "seconds.hpp"
 #include "text.hpp"
 
 #include <sluice/observer.hpp>
@@ -109,7 +110,7 @@ inline auto make_ask_pipeline(const boost::asio::any_io_executor& executor, Clie
 ///
 /// The first signal drains: no other prompt is begun, and what is not answered when the grace is over is left to
 /// --resume. Any other signal ends the grace. An error after which no request will work, such as that of a wrong key,
-/// drains as well.
+/// drains as well, and so does a server that asks to wait for longer than the client would.
 ///
 /// @par Lifetime
 /// It must live until the executor has nothing left to run, even after an exception.
@@ -189,7 +190,10 @@ private:
     void stop_if_exhausted(sluice::TaskGroup& group, const sluice::StageResult<>& failure) {
         const auto error = model_error_of(failure);
         if (!error || error->verdict().kind != sluice::Verdict::exhausted || std::exchange(exhausted_, true)) return;
-        drain(group, std::string("no request will work, so draining: ") + error->what(), options_.grace);
+        const auto wait = error->verdict().retry_after;
+        const std::string why = wait > std::chrono::minutes(2) ? "the server asks to wait for " + in_seconds(*wait)
+                                                               : "no request will work";
+        drain(group, why + ", so draining: " + error->what(), options_.grace);
     }
 
     void drain(sluice::TaskGroup& group, const std::string& why, std::chrono::seconds grace) {

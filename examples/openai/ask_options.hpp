@@ -32,7 +32,8 @@ The answer to QUESTION is printed as it comes. If it is - or missing, it is read
   --output FILE      write the answers to FILE (default: standard output), as JSON lines in the order of the prompts
   --failed FILE      write the prompts that failed to FILE, as JSON lines with the reason (default: answers.failed.jsonl
                      for --output answers.jsonl; standard error without --output, or if that is a pipe or device)
-  --resume           skip the prompts whose answers are in the output file, and add the others
+  --resume           skip the prompts whose answers are in the output file, and add the others; the file of prompts
+                     that failed begins anew
   --at-once N        how many calls may run at once (default 4)
   --rate N           how many calls may begin in a minute (default: any number)
   --timeout SECONDS  the time that a call may take (default 60)
@@ -41,7 +42,8 @@ The answer to QUESTION is printed as it comes. If it is - or missing, it is read
 Without --model, a scripted server repeats what it is asked. It refuses a prompt with the word "refuse", fails for one
 with the word "fail", and takes an hour for one with the word "slow".
 Progress is shown on standard error, if that is a terminal.
-The status is 0 if every prompt was answered, 1 if not, 2 after an error, and 130 if a question is interrupted.
+The status is 0 if every prompt was answered, 1 if not, 2 after an error, and 130 (Ctrl-C) or 143 (SIGTERM) if a
+question is interrupted.
 )";
 
 struct AskOptions {

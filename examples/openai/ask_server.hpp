@@ -2,7 +2,6 @@
 #pragma once
 
 #include "scripted_server.hpp"
-#include "url.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -12,16 +11,11 @@
 namespace openai {
 
 /// The key for a server: `key`, the value of OPENAI_API_KEY; empty if that is null.
-/// @throws std::invalid_argument if it cannot be in a header, or would be sent to another host without TLS. The message
-/// does not have it.
-inline std::string key_for(const Url& url, const char* key) {
+/// @throws std::invalid_argument if it cannot be in a header. The message does not have it.
+inline std::string key_from(const char* key) {
     const std::string text = key ? key : "";
     if (std::ranges::any_of(text, [](char c) { return c <= ' ' || c > '~'; })) {
         throw std::invalid_argument("OPENAI_API_KEY has a blank, or another character that no key has");
-    }
-    if (!text.empty() && !url.tls && !is_loopback(url.host)) {
-        throw std::invalid_argument("the key in OPENAI_API_KEY is not sent to '" + url.host +
-                                    "' over http: use https, or unset it");
     }
     return text;
 }

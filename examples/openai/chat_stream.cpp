@@ -2,13 +2,17 @@
 #include "chat_stream.hpp"
 
 #include "answer.hpp"
+#include "failure.hpp"
 
 #include <sluice/stage/verdict.hpp>
 
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
 #include <boost/json/value.hpp>
+#include <boost/system/error_code.hpp>
 
+#include <optional>
 #include <utility>
 
 namespace json = boost::json;
@@ -18,6 +22,15 @@ namespace openai {
 namespace {
 
 constexpr std::string_view last_event = "[DONE]";
+
+// Throws the error that the data of an event reports. It may be cut off.
+void throw_reported(std::string_view data) {
+    boost::system::error_code cut_off;
+    const json::value value = json::parse(data, cut_off);
+    if (auto reported = cut_off ? std::nullopt : error_in(value)) {
+        throw *std::move(reported);
+    }
+}
 
 // Returns the object, or null if there is none or it is `null`.
 const json::object* object_of(const json::value* value, const char* problem, std::string_view data) {
@@ -93,6 +106,7 @@ ChatAnswer ChatStream::finish() && {
         parser_.feed("\n\n", [this](std::string_view data) {
             any_event_ = true;
             done_ = data == last_event;
+            throw_reported(data);
             return false;
         });
     }

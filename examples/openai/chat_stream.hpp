@@ -4,8 +4,11 @@
 #include "chat.hpp"
 #include "sse_parser.hpp"
 
+#include <sluice/stage/rate.hpp>
+
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -27,11 +30,15 @@ public:
     /// event is too long, see SseParser; invalid if the text is longer than `max_text`.
     void feed(std::string_view bytes, const OnPiece& on_piece);
 
+    /// What the server has reported so far.
+    const std::optional<sluice::Cost>& usage() const noexcept { return answer_.usage; }
+
     bool done() const noexcept { return done_; }                            ///< Whether `[DONE]` has come.
     std::size_t delivered() const noexcept { return answer_.text.size(); }  ///< The bytes given to `on_piece`.
 
     /// Returns the answer when the body has ended.
-    /// @throws sluice::ModelError, transient, if `[DONE]` has not come, or the body was not a stream of events.
+    /// @throws sluice::ModelError, transient, if `[DONE]` has not come, or the body was not a stream of events; as
+    /// error_in() says if the last event was an `error` that was not ended.
     ChatAnswer finish() &&;
 
 private:

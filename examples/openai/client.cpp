@@ -7,6 +7,7 @@
 
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/attempt.hpp>
+#include <sluice/stage/rate.hpp>
 #include <sluice/stage/verdict.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -14,6 +15,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -55,11 +57,15 @@ asio::awaitable<HttpResponse> succeeded(asio::awaitable<HttpResponse> post, slui
     throw error_of(response.status(), response.headers(), body, std::chrono::system_clock::now());
 }
 
+void report_usage(const std::optional<sluice::Cost>& usage, sluice::Attempt& attempt) {
+    if (usage) {
+        attempt.used(*usage);
+    }
+}
+
 template <class Answer>
 Answer reported(Answer answer, sluice::Attempt& attempt) {
-    if (answer.usage) {
-        attempt.used(*answer.usage);
-    }
+    report_usage(answer.usage, attempt);
     return answer;
 }
 
@@ -112,10 +118,14 @@ asio::awaitable<ChatAnswer> read_stream(asio::awaitable<HttpResponse> post, OnPi
         co_await response.finish();
         co_return reported(std::move(stream).finish(), attempt);
     } catch (const sluice::ModelError& error) {
+        report_usage(stream.usage(), attempt);
         if (delivered == 0 || in_reader) {
             throw;
         }
         throw not_retryable(error, delivered);
+    } catch (...) {
+        report_usage(stream.usage(), attempt);
+        throw;
     }
 }
 

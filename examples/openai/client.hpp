@@ -31,10 +31,11 @@ struct ClientOptions {
 /// });
 /// @endcode
 ///
-/// It retries nothing that the server may have seen, since the stage does: each operation throws a sluice::ModelError
-/// that says what the failure means, be it of the connection (see HttpClient), of the status (see error_of()) or of the
-/// answer. Each reports to `attempt` the usage, and what the server says of its rates. `attempt` must live until the
-/// operation has ended; the client and the other arguments need not.
+/// It repeats nothing, since the stage does, but a request whose kept connection was closed before an answer came, see
+/// HttpClient. Each operation throws a sluice::ModelError that says what the failure means, be it of the connection
+/// (see HttpClient), of the status (see error_of()) or of the answer. Each reports to `attempt` the usage, and what the
+/// server says of its rates. `attempt` must live until the operation has ended; the client and the other arguments need
+/// not.
 ///
 /// @par Cancellation
 /// Each operation closes its connection, so that the server can stop, and throws `operation_aborted`.
@@ -43,7 +44,8 @@ struct ClientOptions {
 /// Unsafe: it belongs to one thread or strand, which `executor` runs it on.
 class Client {
 public:
-    /// @throws std::invalid_argument naming the URL if it is none, or the option that is out of range.
+    /// @throws std::invalid_argument naming the URL if it is none or would take the key to another computer without
+    ///     TLS, or the option that is out of range.
     /// @throws std::runtime_error if the environment names a proxy for the URL: see refuse_proxy().
     Client(const boost::asio::any_io_executor& executor, std::string_view base_url, ClientOptions options = {});
 

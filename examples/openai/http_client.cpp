@@ -27,6 +27,9 @@ std::string common_fields(const Url& url, const std::string& bearer_token) {
     if (!std::ranges::all_of(bearer_token, visible)) {
         throw std::invalid_argument("HttpOptions: bearer_token has a space, a control character or one beyond ASCII");
     }
+    if (!bearer_token.empty() && !url.tls && !is_loopback(url.host)) {
+        throw std::invalid_argument("the key is not sent to '" + url.host + "' over http: use https, or no key");
+    }
     const std::string host = authority(url);
     const std::string default_port = url.tls ? ":443" : ":80";
     std::string fields = "Host: " + (host.ends_with(default_port) ? host.substr(0, host.rfind(':')) : host) +

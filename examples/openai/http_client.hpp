@@ -17,11 +17,12 @@ namespace openai {
 
 /// Sends POST requests to one server, over connections that are kept open.
 ///
-/// A connection whose answer was read to its end is kept for 60 s, or less if the server says so, and the one that was
-/// used last is taken first. If a kept connection turns out to be closed before one byte of the answer has come, the
-/// request is sent again, once, over a new connection: servers close idle connections at any time. Nothing else is
-/// repeated, since the server may have done, and charged, what was asked. The addresses of a name are tried one after
-/// the other. Redirects are not followed: a status is an answer.
+/// A connection whose answer was read to its end may be used again for 60 s, or less if the server says so, and the one
+/// that was used last is taken first. Those that are too old are closed when the client is used next. If a kept
+/// connection turns out to be closed before one byte of the answer has come, the request is sent again, once, over a
+/// new connection: servers close idle connections at any time. Nothing else is repeated, since the server may have
+/// done, and charged, what was asked. The addresses of a name are tried one after the other, and those that remain
+/// share what remains of the connect timeout. Redirects are not followed: a status is an answer.
 ///
 /// @par Lifetime
 /// Requests and responses may outlive the client. It must be destroyed before its execution context. Destroying it
@@ -32,7 +33,8 @@ namespace openai {
 class HttpClient {
 public:
     /// @throws std::invalid_argument naming the option that is out of range, and its value (not that of
-    ///     `bearer_token`), or if `url` needs TLS and this build has none.
+    ///     `bearer_token`), if `url` needs TLS and this build has none, or if `bearer_token` would go to another
+    ///     computer without TLS.
     HttpClient(const boost::asio::any_io_executor& executor, Url url, HttpOptions options = {});
     HttpClient(const HttpClient&) = delete;
     HttpClient& operator=(const HttpClient&) = delete;

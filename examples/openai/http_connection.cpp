@@ -140,7 +140,6 @@ HttpConnection::HttpConnection(const asio::any_io_executor& executor, const Http
     : target_(target), tcp_(executor) {}
 
 asio::awaitable<error_code> HttpConnection::connect_socket(Clock::time_point deadline) {
-    tcp_.expires_at(deadline);
     error_code error;
     std::vector<tcp::endpoint> endpoints = target_.endpoints;
     if (endpoints.empty()) {
@@ -149,13 +148,16 @@ asio::awaitable<error_code> HttpConnection::connect_socket(Clock::time_point dea
         error = lookup->error;
         endpoints.assign(lookup->endpoints.begin(), lookup->endpoints.end());
     }
-    for (const tcp::endpoint& endpoint : endpoints) {
+    for (std::size_t i = 0; i != endpoints.size(); ++i) {
         tcp_.close();  // after the endpoint before
-        std::tie(error) = co_await tcp_.async_connect(endpoint, token);
-        if (!error || error == beast::error::timeout || error == asio::error::operation_aborted) {
+        const auto now = Clock::now();
+        tcp_.expires_at(now + (deadline - now) / static_cast<std::ptrdiff_t>(endpoints.size() - i));
+        std::tie(error) = co_await tcp_.async_connect(endpoints[i], token);
+        if (!error || error == asio::error::operation_aborted) {
             break;
         }
     }
+    tcp_.expires_at(deadline);
     co_return error;
 }
 

@@ -3,6 +3,8 @@
 
 #include "seconds.hpp"
 
+#include <sluice/stage/verdict.hpp>
+
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/beast/core/error.hpp>
@@ -66,7 +68,6 @@ asio::awaitable<bool> HttpExchange::begin(std::string_view request) {
     }
     sent_ = !lost_;
     // A server may refuse a request before it has read all of it, so that an answer is there even if sending failed.
-    connection_->expires_after(timeout);
     const bool answered = co_await read_header();
     co_return answered;
 }
@@ -96,7 +97,10 @@ void HttpExchange::fail_lost() const {
 }
 
 void HttpExchange::fail_too_long() const {
-    target_.fail("the answer is longer than " + std::to_string(target_.options.max_body) + " bytes");
+    // The next one would be as long.
+    throw sluice::ModelError(
+        target_.name + ": the answer is longer than " + std::to_string(target_.options.max_body) + " bytes (max_body)",
+        {.kind = sluice::Verdict::invalid});
 }
 
 asio::awaitable<std::string_view> HttpExchange::read_some() {

@@ -2,6 +2,7 @@
 #include "http_pool.hpp"
 
 #include <chrono>
+#include <deque>
 #include <memory>
 #include <utility>
 
@@ -11,11 +12,12 @@ HttpPool::HttpPool(boost::asio::any_io_executor executor, Url url, HttpOptions o
     : executor_(std::move(executor)), target_(std::move(url), std::move(options)) {}
 
 std::unique_ptr<HttpConnection> HttpPool::take() {
+    close_old();
     while (!kept_.empty()) {
-        Kept last = std::move(kept_.back());
+        auto last = std::move(kept_.back().connection);
         kept_.pop_back();
-        if (Clock::now() < last.until && last.connection->quiet()) {
-            return std::move(last.connection);
+        if (last->quiet()) {
+            return last;
         }
     }
     return nullptr;
@@ -24,13 +26,17 @@ std::unique_ptr<HttpConnection> HttpPool::take() {
 std::unique_ptr<HttpConnection> HttpPool::make() const { return std::make_unique<HttpConnection>(executor_, target_); }
 
 void HttpPool::give_back(std::unique_ptr<HttpConnection> connection, std::chrono::nanoseconds time) {
-    const auto now = Clock::now();
-    while (!kept_.empty() && (kept_.front().until <= now || kept_.size() >= target_.options.max_idle)) {
+    close_old();
+    while (!kept_.empty() && kept_.size() >= target_.options.max_idle) {
         kept_.pop_front();
     }
     if (!closed_ && time.count() > 0 && target_.options.max_idle > 0) {
-        kept_.push_back({std::move(connection), now + time});
+        kept_.push_back({std::move(connection), Clock::now() + time});
     }
+}
+
+void HttpPool::close_old() {
+    std::erase_if(kept_, [now = Clock::now()](const Kept& kept) { return kept.until <= now; });
 }
 
 void HttpPool::close() noexcept {

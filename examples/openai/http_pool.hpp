@@ -28,7 +28,8 @@ public:
     /// Returns a new connection, which is not connected yet.
     std::unique_ptr<HttpConnection> make() const;
 
-    /// Keeps a connection for at most `time`. Above `max_idle`, the one that was not used for longest is closed.
+    /// Keeps a connection, to be taken in less than `time`, and closes those whose time is up, as take() does. Above
+    /// `max_idle`, the one that was not used for longest is closed.
     void give_back(std::unique_ptr<HttpConnection> connection, std::chrono::nanoseconds time);
 
     /// Closes the connections that are kept, and keeps none from now on.
@@ -44,6 +45,8 @@ private:
         std::unique_ptr<HttpConnection> connection;
         Clock::time_point until;
     };
+
+    void close_old();
 
     boost::asio::any_io_executor executor_;
     HttpTarget target_;

@@ -32,8 +32,8 @@ public:
 
     /// Completes with the next piece of the body when it has come; it is valid until the next call. An empty piece is
     /// the end.
-    /// @throws sluice::ModelError, transient, if the body breaks off, is malformed or longer than `max_body`, or if
-    ///     nothing has come for `idle_timeout`.
+    /// @throws sluice::ModelError, transient, if the body breaks off or is malformed, or if nothing has come for
+    ///     `idle_timeout`; invalid if it is longer than `max_body`.
     ///
     /// @par Cancellation
     /// The connection is closed, and `operation_aborted` is thrown.

@@ -9,11 +9,11 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
-#include <boost/asio/error.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/ip/address_v4.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http/error.hpp>
@@ -55,7 +55,10 @@ bool is_about_http(const boost::system::error_code& error) {
 class ScriptedServer::State {
 public:
     State(const asio::any_io_executor& executor, ScriptedServerOptions options)
-        : options_(std::move(options)), limits_(options_), acceptor_(executor, {asio::ip::address_v4::loopback(), 0}) {
+        : options_(std::move(options)),
+          limits_(options_),
+          acceptor_(executor, {asio::ip::address_v4::loopback(), 0}),
+          pause_(executor) {
         if (!options_.script) {
             options_.script = [](const ScriptedRequest&) {
                 return Behaviour{.delay = std::chrono::milliseconds(20), .piece_delay = std::chrono::milliseconds(20)};
@@ -66,6 +69,7 @@ public:
     void close() noexcept {
         boost::system::error_code ignored;
         ignored = acceptor_.close(ignored);
+        pause_.cancel();
         for (auto& connection : connections_) {
             connection.close();
         }
@@ -82,13 +86,13 @@ public:
             if (!self->acceptor_.is_open()) {
                 co_return;
             }
-            if (error == asio::error::connection_aborted) {
+            if (!error) {
+                start(self, serve(self, std::move(socket)));
                 continue;
             }
-            if (error) {
-                throw boost::system::system_error(error, "ScriptedServer");
-            }
-            start(self, serve(self, std::move(socket)));
+            // The client has left, or there is no descriptor until another connection closes.
+            self->pause_.expires_after(std::chrono::milliseconds(10));
+            co_await self->pause_.async_wait(asio::redirect_error(asio::deferred, error));
         }
     }
 
@@ -203,6 +207,7 @@ private:
     ScriptedLimits limits_;
     ScriptedCounts counts_;
     tcp::acceptor acceptor_;
+    asio::steady_timer pause_;
     unsigned short port_ = acceptor_.local_endpoint().port();
     std::list<beast::tcp_stream> connections_;
 };

@@ -110,7 +110,7 @@ struct ScriptedCounts {
 /// It has `POST /v1/chat/completions`, `POST /v1/embeddings`, `GET /v1/models` and `GET /health`. A request
 /// that is malformed or longer than 4 MiB is answered with status 400. A client that sends anything before it has its
 /// answer, or closes its side, has gone: it gets no more of it. An exception that the script throws leaves the run() of
-/// the context.
+/// the context. Without a descriptor for a connection, it waits until one is free.
 ///
 /// @par Thread safety
 /// Unsafe: it belongs to the thread or strand of its executor.

@@ -292,7 +292,7 @@ sluice_script_test(ask "does not send the key in clear text, and never shows it"
         status=0
         "$program" --model http://$host/v1 why >output 2>&1 || status=$?
         test $status = 2
-        test "$(cat output)" = "ask: the key in OPENAI_API_KEY is not sent to '${host%:*}' over http: use https, or unset it"
+        test "$(cat output)" = "ask: the key is not sent to '${host%:*}' over http: use https, or no key"
     done
     status=0
     OPENAI_API_KEY='sk secret' "$program" --model https://example.com why >output 2>&1 || status=$?
@@ -367,6 +367,7 @@ seen = set()
 working = 0
 lock = threading.Lock()
 three = threading.Barrier(3)
+last = threading.Event()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *args): pass
@@ -382,6 +383,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         word = text.split()[0]
         status, answer = 200, {"choices": [{"message": {"content": text.upper()}, "finish_reason": "stop"}]}
         if word == "meet": three.wait(60)
+        if word == "late": last.wait(60)
+        if word == "last": last.set()
+        if word == "closed":
+            status, answer = 503, {"error": {"message": "closed until noon"}}
         if word == "throttle" and text not in seen:
             status, answer = 429, {"error": {"message": "slower", "code": "rate_limit_exceeded"}}
         if word == "deny":
@@ -391,6 +396,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.dumps(answer).encode()
         self.send_response(status)
         if status == 429: self.send_header("retry-after-ms", "50")
+        if status == 503: self.send_header("Retry-After", "180")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -425,6 +431,25 @@ set(at_once [=[
 ]=])
 sluice_script_test(ask "makes as many calls at once as it is told" "python='${Python3_EXECUTABLE}'
 ${script}${at_once}")
+# The first is answered when the last has been asked: behind two that were answered.
+set(late [=[
+    printf '"late one"\n"two"\n"three"\n"four"\n"last five"\n' >prompts
+    "$program" $model --batch prompts --at-once 3 >answers
+    test "$(sed 's/","finish.*//; s/.*"//' answers | tr '\n' ,)" = 'LATE ONE,TWO,THREE,FOUR,LAST FIVE,'
+]=])
+sluice_script_test(ask "puts late answers in order" "python='${Python3_EXECUTABLE}'
+${script}${late}")
+set(closed [=[
+    printf '"one"\n"closed"\n' >prompts
+    status=0
+    "$program" $model --batch prompts --output out --at-once 1 2>messages || status=$?
+    cat messages
+    test $status = 1
+    grep '^ask: the server asks to wait for 180 s, so draining: .*closed until noon' messages
+    test "$(tail -n 1 messages)" = 'ask: 1 answered, 1 failed, 0 not done'
+]=])
+sluice_script_test(ask "stops when it would have to wait for too long" "python='${Python3_EXECUTABLE}'
+${script}${closed}")
 sluice_script_test(ask "waits when it is throttled" "python='${Python3_EXECUTABLE}'
 ${script}${throttled}")
 # The prompts that were on their way when the first was denied are denied, too.

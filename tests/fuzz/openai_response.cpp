@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
-// A libFuzzer target for all that an OpenAI-compatible server may answer: whatever comes is read or refused by a
-// ModelError, whose message is bounded and printable. The first byte chooses what is read.
+// A libFuzzer target for the bodies and header values that an OpenAI-compatible server may answer with: whatever comes
+// is read or refused by a ModelError, whose message is bounded and printable. The first byte chooses what is read. HTTP
+// itself is read by Boost.Beast, and has tests of its own.
 #include "openai/protocol_probes.hpp"
 
 #include <sluice/stage/verdict.hpp>

@@ -132,6 +132,19 @@ TEST_CASE("ChatStream: an error in the stream", "[openai]") {
           "the answer reports an error (rate_limit_error): x|throttled|200|rate_limit_error");
 }
 
+TEST_CASE("ChatStream: an error in the last event counts, though the event does not end", "[openai]") {
+    const std::string data = R"(data: {"error":{"message":"too long","code":"context_length_exceeded"}})";
+    for (const std::string_view end : {"", "\n", "\r\n"}) {
+        const StreamOutcome outcome = stream_outcome(piece_event("a") + data + std::string(end));
+        CHECK(outcome.error ==
+              "the answer reports an error (context_length_exceeded): too long|invalid|200|"
+              "context_length_exceeded");
+        CHECK(outcome.pieces == "a\n");
+    }
+    CHECK(error_of_stream(data).find("too long|invalid") != std::string::npos);
+    CHECK(error_of_stream(data.substr(0, data.size() - 1)).find("without [DONE]") != std::string::npos);
+}
+
 TEST_CASE("ChatStream: malformed events are transient errors", "[openai]") {
     const auto problem_of = [](std::string_view data) {
         const std::string error = error_of_stream(piece_event("a") + event(data) + done_event);

@@ -95,6 +95,7 @@ TEST_CASE("A stream that fails after its first piece is not retryable, and says 
                ContainsSubstring("failed after 11 bytes of it had been passed on") && ContainsSubstring(why));
     CHECK(error.status() == (std::string_view(why) == "gone" ? 503 : error.status()));
     CHECK(bench.pieces.size() == 2);
+    CHECK(bench.attempt.usages == std::vector<sluice::Cost>{{1, 5, 3}});  // which had come
     bench.end();
 }
 

@@ -2,6 +2,7 @@
 #include "http_probes.hpp"
 
 #include <openai/http_client.hpp>
+#include <openai/http_pool.hpp>
 #include <openai/url.hpp>
 
 #include <sluice/stage/verdict.hpp>
@@ -74,6 +75,31 @@ TEST_CASE("Without a key there is no Authorization") {
     HttpBench bench({{.answers = {answer_with("")}}});
     bench.run([&]() -> asio::awaitable<void> { co_await fetch(*bench.client); });
     CHECK_THAT(bench.server.requests().at(0), !ContainsSubstring("Authorization"));
+}
+
+TEST_CASE("A key goes to this computer or through TLS") {
+    asio::io_context context;
+    const auto refusal = [&](openai::Url url) -> std::string {
+        url.port = "80";
+        try {
+            openai::HttpClient(context.get_executor(), std::move(url), {.bearer_token = "sk-123"});
+        } catch (const std::invalid_argument& error) {
+            return error.what();
+        }
+        return "";
+    };
+    for (const char* here : {"localhost", "127.0.0.1", "127.8.8.8", "::1"}) {
+        CHECK(refusal({.host = here, .port = {}, .path = {}}).empty());
+    }
+    for (const std::string elsewhere :
+         {"example.com", "10.0.0.1", "localhost.example.com", "128.0.0.1", "::2", "127.1"}) {
+        CHECK(refusal({.host = elsewhere, .port = {}, .path = {}}) ==
+              "the key is not sent to '" + elsewhere + "' over http: use https, or no key");
+    }
+#if OPENAI_HAS_TLS
+    CHECK(refusal({.tls = true, .host = "example.com", .port = {}, .path = {}}).empty());
+#endif
+    CHECK(why_options_are_refused({}).empty());
 }
 
 TEST_CASE("A client goes to a name") {
@@ -221,6 +247,33 @@ TEST_CASE("A connection is kept if the server does not mind") {
         CHECK(second == "x");
     });
     CHECK(bench.server.accepted() == 1);
+}
+
+TEST_CASE("Connections that are too old are not used again, and close when the next one is taken or given back") {
+    asio::io_context context(1);
+    test::RawServer server(context, {test::RawScene()});
+    openai::HttpPool pool(context.get_executor(), openai::parse_url(server.url()), {});
+    test::run_to_end(context, server, [&]() -> asio::awaitable<void> {
+        const auto keep = [&](std::chrono::nanoseconds time) -> asio::awaitable<void> {
+            auto connection = pool.make();
+            co_await connection->connect();
+            pool.give_back(std::move(connection), time);
+        };
+        co_await keep(1h);
+        co_await keep(1ns);
+        co_await keep(1h);
+        REQUIRE(pool.size() == 2);
+        co_await keep(1ns);
+        auto taken = pool.take();
+        CHECK(taken != nullptr);
+        REQUIRE(pool.size() == 1);
+        co_await test::until([&] { return server.open() == 2; });
+        taken = pool.take();
+        taken.reset();
+        co_await keep(1ns);
+        CHECK(pool.take() == nullptr);
+        co_await test::until([&] { return server.open() == 0; });
+    });
 }
 
 TEST_CASE("A response that is left before its end closes its connection") {

@@ -44,17 +44,18 @@ TEST_CASE("An answer that breaks off is an error") {
 }
 
 TEST_CASE("An answer above a limit is an error before it is there") {
-    const openai::HttpOptions options{.max_body = 1000};
-    CHECK_THAT(error_of_only_request({.answers = {"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n"}}).what(),
-               ContainsSubstring("the answer is longer than 67108864 bytes"));
-    CHECK_THAT(error_of_only_request({.answers = {answer_with(std::string(1001, 'x'))}}, options).what(),
-               ContainsSubstring("the answer is longer than 1000 bytes"));
+    const auto error_of_long = [](const std::string& answer, const openai::HttpOptions& options) {
+        return error_of_only_request({.answers = {answer}}, options, sluice::Verdict::invalid);
+    };
+    CHECK_THAT(error_of_long("HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n", {}).what(),
+               ContainsSubstring("the answer is longer than 268435456 bytes"));
     std::string chunks;
     for (int i = 0; i < 101; ++i) {
         chunks += "a\r\n0123456789\r\n";
     }
-    for (const std::string& body : {chunked_answer(chunks), "HTTP/1.1 200 OK\r\n\r\n" + std::string(1001, 'x')}) {
-        CHECK_THAT(error_of_only_request({.answers = {body}}, options).what(),
+    for (const std::string& answer : {answer_with(std::string(1001, 'x')), chunked_answer(chunks),
+                                      "HTTP/1.1 200 OK\r\n\r\n" + std::string(1001, 'x')}) {
+        CHECK_THAT(error_of_long(answer, {.max_body = 1000}).what(),
                    ContainsSubstring("the answer is longer than 1000 bytes"));
     }
     std::string interim;

@@ -64,7 +64,8 @@ struct HttpBench {
 };
 
 /// Returns the error of a request on a connection that plays `scene`. Checks that it is the only one, and is closed.
-inline sluice::ModelError error_of_only_request(RawScene scene, openai::HttpOptions options = {}) {
+inline sluice::ModelError error_of_only_request(RawScene scene, openai::HttpOptions options = {},
+                                                sluice::Verdict::Kind kind = sluice::Verdict::transient) {
     HttpBench bench({std::move(scene)}, std::move(options));
     std::optional<sluice::ModelError> error;
     bench.run([&]() -> asio::awaitable<void> {
@@ -74,7 +75,7 @@ inline sluice::ModelError error_of_only_request(RawScene scene, openai::HttpOpti
     });
     CHECK(bench.server.accepted() == 1);
     CHECK(std::string_view(error->what()).starts_with("127.0.0.1:" + bench.server.port() + ": "));
-    CHECK(error->verdict().kind == sluice::Verdict::transient);
+    CHECK(error->verdict().kind == kind);
     CHECK(error->status() == 0);
     return error.value();
 }

@@ -105,6 +105,15 @@ TEST_CASE("scenario: one byte at a time, and the stage or the client has had eno
         CHECK(scene.server.counts().gone == scene.server.counts().requests);
         scene.finish();
     }
+    SECTION("the timeout of the stage, though the bytes do not cease") {
+        const Behaviour steady{.piece_delay = 1ms, .piece_bytes = 1, .body = "{ ", .endless = true};
+        ClientScene scene(
+            {.server = {.script = always(steady), .slots = 4}, .stage = with_retries(1, 60ms), .stream = stream});
+        CHECK(the_failure(scene.run(6)).reason == sluice::Reason::timeout);
+        CHECK(scene.server.counts().requests > 0);
+        CHECK(scene.server.counts().gone == scene.server.counts().requests);
+        scene.finish();
+    }
     SECTION("the timeouts of the client") {
         openai::HttpOptions http;
         http.first_byte_timeout = 10ms;

@@ -9,6 +9,8 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
+#include <sys/resource.h>
+
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -57,7 +59,49 @@ std::string streamed_text(const std::vector<std::string>& events) {
 
 const std::string said_hello = "You said: \"Hello there.\" This is a scripted answer; no model has read it.";
 
+// Takes away all descriptors that are not used yet, as long as it lives.
+class NoDescriptors {
+public:
+    NoDescriptors() {
+        REQUIRE(getrlimit(RLIMIT_NOFILE, &before_) == 0);
+        const rlimit none{.rlim_cur = 0, .rlim_max = before_.rlim_max};
+        REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    }
+    ~NoDescriptors() { setrlimit(RLIMIT_NOFILE, &before_); }
+    NoDescriptors(const NoDescriptors&) = delete;
+    NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+private:
+    rlimit before_{};
+};
+
 }  // namespace
+
+TEST_CASE("ScriptedServer: without a descriptor for a connection it waits for one", "[openai]") {
+    ScriptedScene scene;
+    RawClient client = scene.probe();
+    {
+        const NoDescriptors none;
+        scene.context.run_one();
+        scene.context.poll();
+        CHECK(scene.server.counts().connections == 0);
+    }
+    CHECK(scene.ask(client, chat_request("Hello there.")).result_int() == 200);
+    scene.finish();
+}
+
+TEST_CASE("ScriptedServer: it can be closed while it has no descriptor", "[openai]") {
+    ScriptedScene scene;
+    RawClient client = scene.probe();
+    {
+        const NoDescriptors none;
+        scene.context.run_one();
+        scene.context.poll();
+    }
+    client.close();
+    scene.finish();
+    CHECK(scene.server.counts().connections == 0);
+}
 
 TEST_CASE("ScriptedServer: a chat repeats the last message", "[openai][scripted]") {
     ScriptedScene scene;
