@@ -96,7 +96,7 @@ static_assert(std::totally_ordered<SharedString> && std::three_way_comparable<Sh
 static_assert(std::is_nothrow_default_constructible_v<StageError> &&
               std::convertible_to<std::exception_ptr, StageError>);
 static_assert(sizeof(StageError) == sizeof(std::exception_ptr));  // carrying an error costs a pointer
-static_assert(sizeof(sluice::Slot) == 2 * sizeof(void*));  // it knows nothing of rates, pauses and breakers
+static_assert(sizeof(sluice::Slot) == 2 * sizeof(void*));         // it knows nothing of rates, pauses and breakers
 static_assert(!std::convertible_to<StageError, bool> && std::constructible_from<bool, StageError>);
 
 // g++ 12 copies an aggregate that is a temporary in the operand of co_await bitwise, and destroys it twice.
