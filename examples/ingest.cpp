@@ -28,6 +28,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -237,16 +238,28 @@ private:
             not_done_.lines.push_back({query.id, query.text, {}, record});
     }
 
-    // A file is replaced when all is written, so that a full disk costs nothing: it may be the one that was resumed.
     void write_not_done() {
+        namespace fs = std::filesystem;
         const std::string& name = options_.unfinished;
-        const std::string written = std::filesystem::is_regular_file(name) ? name + ".new" : name;
-        std::ofstream file;
-        if (!name.empty()) file = open(written, std::ios::trunc);
-        std::ostream& out = name.empty() ? std::cerr : file;
+        if (name.empty()) return write_not_done(std::cerr, "standard error");
+        // A file is replaced when all is written, so that a full disk costs nothing: it may be the one that was
+        // resumed.
+        if (const std::string beside = name + ".new"; fs::is_regular_file(fs::symlink_status(name))) {
+            if (std::ofstream file(beside); file) {  // unless nothing may be added to its folder
+                write_not_done(file, beside);
+                std::error_code error;
+                fs::permissions(beside, fs::status(name).permissions(), error);
+                fs::rename(beside, name, error);
+                if (!error) return;
+                fs::remove(beside, error);
+            }
+        }
+        auto file = open(name, std::ios::trunc);
+        write_not_done(file, name);
+    }
+    void write_not_done(std::ostream& out, const std::string& name) const {
         for (const auto& line : not_done_.lines) out << json::value_from(line) << '\n';
-        if (!out.flush()) throw std::runtime_error("cannot write '" + written + "'");
-        if (written != name) std::filesystem::rename(written, name);
+        if (!out.flush()) throw std::runtime_error("cannot write '" + name + "'");
     }
 
     const Options& options_;

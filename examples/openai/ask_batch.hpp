@@ -191,8 +191,8 @@ private:
         const auto error = model_error_of(failure);
         if (!error || error->verdict().kind != sluice::Verdict::exhausted || std::exchange(exhausted_, true)) return;
         const auto wait = error->verdict().retry_after;
-        const std::string why = wait > std::chrono::minutes(2) ? "the server asks to wait for " + in_seconds(*wait)
-                                                               : "no request will work";
+        const bool waits = wait > std::chrono::minutes(2) && (error->status() == 429 || error->status() == 503);
+        const std::string why = waits ? "the server asks to wait for " + in_seconds(*wait) : "no request will work";
         drain(group, why + ", so draining: " + error->what(), options_.grace);
     }
 

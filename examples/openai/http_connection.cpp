@@ -151,7 +151,12 @@ asio::awaitable<error_code> HttpConnection::connect_socket(Clock::time_point dea
     for (std::size_t i = 0; i != endpoints.size(); ++i) {
         tcp_.close();  // after the endpoint before
         const auto now = Clock::now();
-        tcp_.expires_at(now + (deadline - now) / static_cast<std::ptrdiff_t>(endpoints.size() - i));
+        if (now >= deadline) {
+            error = beast::error::timeout;
+            break;
+        }
+        const auto share = (deadline - now) / static_cast<std::ptrdiff_t>(endpoints.size() - i);
+        tcp_.expires_at(std::min(deadline, now + std::max<Clock::duration>(share, std::chrono::seconds(1))));
         std::tie(error) = co_await tcp_.async_connect(endpoints[i], token);
         if (!error || error == asio::error::operation_aborted) {
             break;

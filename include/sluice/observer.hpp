@@ -80,10 +80,10 @@ public:
     /// An attempt that was cancelled has not failed.
     virtual void on_attempt_failed(const StageResult<>& /*stage_run*/, const StageError& /*error*/) noexcept {}
 
-    /// A retry was decided after attempt number `stage_run.attempts`. `verdict` is what its error means; the backoff of
-    /// `delay`, which may be zero, is about to begin. Next is on_queued, after the backoff and the wait for a place in
-    /// the window, if there are any; or on_finished, if the stage run is cancelled before that, or cut short by a
-    /// drain.
+    /// A retry was decided after attempt number `stage_run.attempts`. `verdict` is what its error means, with a
+    /// `retry_after` of 2 min at most if it pauses the endpoint; the backoff of `delay`, which may be zero, is about to
+    /// begin. Next is on_queued, after the backoff and the wait for a place in the window, if there are any; or
+    /// on_finished, if the stage run is cancelled before that, or cut short by a drain.
     virtual void on_retry(const StageResult<>& /*stage_run*/, const Verdict& /*verdict*/,
                           std::chrono::nanoseconds /*delay*/) noexcept {}
 

@@ -16,7 +16,7 @@ set(programs "")
 function(sluice_error_test program words)
     string(REPLACE _ " " name ${program})
     add_test(NAME "errors: ${name}" COMMAND sh -c "${compile} -fsyntax-only -include ${precompiled} -DMISTAKE \
-                                                         '${errors}/${program}.cpp' 2>&1 | grep -Ev '^(In file included| +)from ' | head -n 10")
+                                                         '${errors}/${program}.cpp' 2>&1 | grep -Ev '^(In file included)? +from ' | head -n 10")
     set_tests_properties("errors: ${name}" PROPERTIES FIXTURES_REQUIRED errors_sluice
                                                       PASS_REGULAR_EXPRESSION "error: .*${words}")
     set(programs "${programs} -include '${errors}/${program}.cpp'" PARENT_SCOPE)

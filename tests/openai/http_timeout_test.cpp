@@ -79,7 +79,7 @@ TEST_CASE("An address on which nobody answers leaves time for the next one") {
         knocking.back().async_connect(silent_endpoint, asio::detached);
     }
     test::RawServer server(context, {test::RawScene()});
-    openai::HttpTarget target(openai::parse_url(server.url()), {.connect_timeout = 400ms});
+    openai::HttpTarget target(openai::parse_url(server.url()), {.connect_timeout = 4s});
     target.endpoints.insert(target.endpoints.begin(), silent_endpoint);
     test::run_to_end(context, server, [&]() -> asio::awaitable<void> {
         openai::HttpConnection connection(context.get_executor(), target);

@@ -69,6 +69,19 @@ struct NoteRoute {
     }
 };
 
+// A view that refers to its queries, and can only be moved.
+struct OnlyMovable : std::ranges::view_interface<OnlyMovable> {
+    explicit OnlyMovable(const std::vector<Query>& queries) : viewed(queries) {}
+    OnlyMovable(OnlyMovable&&) = default;
+    OnlyMovable& operator=(OnlyMovable&&) = default;
+
+    auto begin() const { return viewed.begin(); }
+    auto end() const { return viewed.end(); }
+    auto base() && { return viewed; }
+
+    std::ranges::ref_view<const std::vector<Query>> viewed;
+};
+
 // Two stages of 10 ms and 100 ms. The context is destroyed first.
 struct Office {
     using Pipeline = sluice::Pipeline<NoteRoute, test::DeadLetters, VirtualTimer>;
@@ -174,6 +187,17 @@ TEST_CASE("drain: a batch returns all that it had taken, and the rest of what it
         CHECK(results[i].unfinished == (i >= 2));
         CHECK(results[i].record.first.has_value() == (i < 4));
     }
+}
+
+TEST_CASE("drain: the rest stays where it is if a view of it was moved in, even one that cannot be copied", "[drain]") {
+    Office office(2);
+    const auto queries = test::make_queries(5);
+    Task<std::vector<NoteResult>> batch(office.context.get_executor(),
+                                        [&] { return office.pipeline.process_batch(OnlyMovable(queries)); });
+    test::run_until(office.context, 5ms);
+    auto report = office.drain(20ms);
+    office.run();
+    CHECK(batch.value().size() == 2);
 }
 
 TEST_CASE("drain: a stream delivers what is complete, and the report has the rest", "[drain]") {

@@ -99,7 +99,7 @@ struct BreakerStatus {
 
     State state = closed;
     bool forced = false;   ///< A person opened or closed it; it stays so until it is reset or forced otherwise.
-    bool tripped = false;  ///< It last opened because a call found the account exhausted, and has not closed since.
+    bool tripped = false;  ///< A call found the account exhausted when it last opened, or later while it was open.
     std::chrono::nanoseconds elapsed{0};  ///< Since it entered this state.
 
     /// Until it is half-open. Empty unless it is open and not forced.

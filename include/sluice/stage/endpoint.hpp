@@ -113,12 +113,14 @@ public:
     std::ptrdiff_t limit() const noexcept { return state_->line.limit(); }
 
     /// Changes a rate, while calls wait and run. What has begun counts: a period as long as one before continues from
-    /// its balance. `Rate::unlimited` lifts it.
+    /// its balance, and any other from the lowest; but during a pause, the shortest one is empty. `Rate::unlimited`
+    /// lifts it.
     /// @throws std::invalid_argument naming the endpoint and the value that is out of range; nothing changes then.
     void set_rate(Rate::Dimension dimension, const Rate& rate) { state_->set_rate(dimension, rate); }
 
     /// Lets no attempt begin before `duration` has passed, as a provider may ask; attempts that run continue. Of
-    /// several pauses the latest end counts, and none can be shortened. After it, rates begin with an empty balance.
+    /// several pauses the latest end counts, and none can be shortened. After it, the shortest period of each rate
+    /// begins with an empty balance, so that calls begin at its pace, and not all at once.
     void pause(std::chrono::nanoseconds duration) noexcept { state_->policies->pause(duration); }
 
     /// The circuit breaker.

@@ -52,7 +52,8 @@ public:
     virtual void on_paused(const SharedString& /*endpoint*/, std::chrono::nanoseconds /*remaining*/,
                            std::chrono::nanoseconds /*before*/) noexcept {}
 
-    /// The breaker of the endpoint changed its state, or a person forced or reset it, even to the state that it had.
+    /// The breaker of the endpoint changed its state, or a person forced or reset it, even to the state that it had. A
+    /// call that finds the account exhausted while it is open changes no state.
     ///
     /// `before` is the state that the last event has left it in; closed before the first one. `after` is its status as
     /// of the change: its new state, and the cause.

@@ -17,8 +17,8 @@ namespace sluice {
 /// every call fails for another reason, that is never: without a timeout, close the endpoint, force the breaker closed,
 /// or cancel the query.
 enum class WhileOpen : std::uint8_t {
-    hold_unless_exhausted,  ///< It waits in the line; but fails if the breaker has opened since the account is
-                            ///< exhausted, or if a Fallback has another member behind this stage.
+    hold_unless_exhausted,  ///< It waits in the line; but fails if a call has found the account exhausted when the
+                            ///< breaker opened, or since then, or if a Fallback has another member behind this stage.
     hold,                   ///< It waits in the line.
     fail                    ///< It fails at once, with Reason::breaker_open, even if it waits already; or when its
                             ///< backoff has ended.

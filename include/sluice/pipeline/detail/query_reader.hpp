@@ -3,7 +3,6 @@
 
 #include <sluice/pipeline/detail/query_job.hpp>
 
-#include <concepts>
 #include <cstddef>
 #include <functional>
 #include <iterator>
@@ -13,6 +12,15 @@
 #include <utility>
 
 namespace sluice::detail {
+
+// Whether a view adapts a container that it owns.
+template <class View>
+inline constexpr bool is_view_of_owned = false;
+template <class Container>
+inline constexpr bool is_view_of_owned<std::ranges::owning_view<Container>> = true;
+template <class View>
+    requires requires(View view) { std::move(view).base(); }
+inline constexpr bool is_view_of_owned<View> = is_view_of_owned<decltype(std::declval<View>().base())>;
 
 // Takes queries out of a range one at a time. Never reads ahead: advances the iterator only when the next query is
 // wanted, since that may be expensive, or a wait, for a lazy range.
@@ -26,10 +34,8 @@ public:
     static constexpr bool is_asynchronous = false;
     static constexpr bool must_be_closed = false;
     static constexpr bool owns_stream = false;
-    // There is a rest if nobody else has the queries, and it is known to end. A view that owns them cannot be copied.
-    static constexpr bool has_rest =
-        std::ranges::sized_range<Range> &&
-        (owned || (!std::is_lvalue_reference_v<Range> && !std::copyable<std::remove_cvref_t<Range>>));
+    static constexpr bool has_rest =  // that nobody else has, and that is known to end
+        std::ranges::sized_range<Range> && (owned || is_view_of_owned<std::remove_cvref_t<Range>>);
 
     QueryReader(Range&& range, Projection projection)
         : view_(std::views::all(std::forward<Range>(range))), projection_(std::move(projection)) {}
