@@ -22,7 +22,8 @@ namespace openai {
 /// connection turns out to be closed before one byte of the answer has come, the request is sent again, once, over a
 /// new connection: servers close idle connections at any time. Nothing else is repeated, since the server may have
 /// done, and charged, what was asked. The addresses of a name are tried one after the other, and those that remain
-/// share what remains of the connect timeout, but each has a second if that remains. Redirects are not followed: a status is an answer.
+/// share what remains of the connect timeout, but each has a second if that remains. Redirects are not followed: a
+/// status is an answer.
 ///
 /// @par Lifetime
 /// Requests and responses may outlive the client. It must be destroyed before its execution context. Destroying it

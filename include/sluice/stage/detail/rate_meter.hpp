@@ -56,8 +56,8 @@ public:
 
     // Changes the rate of a dimension. A period as long as one before continues from its balance, any other from the
     // lowest balance before; either has at most the new burst, and keeps a debt. If the dimension had no rate, the
-    // buckets are full. During a pause, that of the shortest period is empty in any case. An unlimited rate forgets balance and debt. Afterwards, ask again for
-    // is_affordable() and due() on behalf of the calls that wait.
+    // buckets are full. During a pause, that of the shortest period is empty in any case. An unlimited rate forgets
+    // balance and debt. Afterwards, ask again for is_affordable() and due() on behalf of the calls that wait.
     void set_rate(Rate::Dimension dimension, const Rate& rate, Time now) noexcept {
         advance(now);
         const unsigned bit = 1U << static_cast<unsigned>(dimension);
