@@ -16,13 +16,33 @@ using std::chrono::nanoseconds;
 
 // Reads a number at the beginning of `text`, and removes it.
 std::optional<double> take_number(std::string_view& text) noexcept {
+    // By hand, since libc++ 19 has no std::from_chars for it.
+    const auto is_digit = [](char c) { return '0' <= c && c <= '9'; };
+    constexpr int most_decimals = 15;  // the others change nothing
     double number = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
-    if (error != std::errc() || !std::isfinite(number) || std::signbit(number)) {
+    double scale = 1;
+    int decimals = -1;  // after a point
+    std::size_t digits = 0;
+    std::size_t read = 0;
+    for (; read != text.size() && (is_digit(text[read]) || (text[read] == '.' && decimals < 0)); ++read) {
+        if (text[read] == '.') {
+            decimals = 0;
+            continue;
+        }
+        ++digits;
+        if (decimals < most_decimals) {
+            number = number * 10 + (text[read] - '0');
+            if (decimals >= 0) {
+                ++decimals;
+                scale *= 10;
+            }
+        }
+    }
+    if (digits == 0 || !std::isfinite(number)) {
         return std::nullopt;
     }
-    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
-    return number;
+    text.remove_prefix(read);
+    return number / scale;
 }
 
 // Removes a unit at the beginning of `text`, and returns how many seconds it is.

@@ -12,9 +12,9 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <chrono>
 #include <cstddef>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <optional>
@@ -22,7 +22,6 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -140,8 +139,9 @@ private:
         } while (at < line.size() && line[at] == ',');
         expect(line.substr(std::min(at, line.size()), 2) == "} ", "the labels do not end");
         const char* const begin = line.data() + std::min(at + 2, line.size());
-        const auto [end, error] = std::from_chars(begin, line.data() + line.size(), sample.value);
-        expect(error == std::errc() && end == line.data() + line.size(), "a bad value");
+        char* end = nullptr;
+        sample.value = std::strtod(begin, &end);  // libc++ 19 has no std::from_chars for it
+        expect(end != begin && end == line.data() + line.size(), "a bad value");
         expect(seen_.emplace(sample.name, sample.labels).second, "a sample that comes twice");
         add(sample);
         samples.push_back(std::move(sample));

@@ -67,9 +67,11 @@ TEST_CASE("An answer above a limit is an error before it is there") {
     const std::string much(100'000, 'x');
     CHECK_THAT(error_of_only_request({.answers = {"HTTP/1.1 200 OK\r\nX: " + much}}).what(),
                ContainsSubstring("the header of the answer is longer than 32768 bytes"));
-    CHECK_THAT(error_of_only_request({.answers = {chunked_answer("1;" + much)}}).what(), ContainsSubstring("too long"));
+    // Newer versions of Beast have limits of their own.
+    CHECK_THAT(error_of_only_request({.answers = {chunked_answer("1;" + much)}}).what(),
+               ContainsSubstring("too long") || ContainsSubstring("bad chunk extension"));
     CHECK_THAT(error_of_only_request({.answers = {chunked_answer("0\r\nX: " + much)}}).what(),
-               ContainsSubstring("too long"));
+               ContainsSubstring("too long") || ContainsSubstring("longer than 32768 bytes"));
 }
 
 TEST_CASE("What is not HTTP is an error") {
