@@ -122,7 +122,7 @@ private:
     // The same for an operation that changes the meter, which remembers it.
     nanoseconds tell() {
         const nanoseconds time = any_time();
-        latest_ = std::max(latest_, time.count());
+        latest_ = std::max<std::int64_t>(latest_, time.count());
         return time;
     }
 
@@ -160,7 +160,7 @@ private:
         expect(meter_.is_affordable(cost) == affordable, "is_affordable");
         expect(meter_.too_costly(cost).empty() == affordable, "too_costly");
         const nanoseconds asked = any_time();
-        const std::int64_t earliest = std::max(asked.count(), latest_);
+        const std::int64_t earliest = std::max<std::int64_t>(asked.count(), latest_);
         const std::int64_t due = meter_.due(cost, asked).count();
         if (!affordable) {
             ++coverage_.too_costly;
