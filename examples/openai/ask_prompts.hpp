@@ -7,6 +7,7 @@
 #include <boost/system/error_code.hpp>
 
 #include <cstddef>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <stdexcept>
@@ -61,7 +62,8 @@ public:
         for (std::string line; std::getline(in, line);) {
             prompts_.push_back(parse_prompt(file, prompts_.size() + 1, line));
         }
-        if (!in.eof()) throw std::runtime_error("cannot read '" + file + "'");
+        // libc++ reads a folder as an empty file.
+        if (!in.eof() || std::filesystem::is_directory(file)) throw std::runtime_error("cannot read '" + file + "'");
         positions_.reserve(prompts_.size());
         for (std::size_t i = 0; i != prompts_.size(); ++i) {
             const auto [found, is_new] = positions_.emplace(prompts_[i].id, i);
