@@ -88,31 +88,29 @@ private:
     rlimit before_{};
 };
 
+// Lets the server meet a client while there is no descriptor for the connection.
+RawClient probe_without_descriptors(ScriptedScene& scene) {
+    use_timer(scene.context);
+    RawClient client = scene.probe();
+    const NoDescriptors none;
+    scene.context.run_one();
+    scene.context.poll();
+    return client;
+}
+
 }  // namespace
 
 TEST_CASE("ScriptedServer: without a descriptor for a connection it waits for one", "[openai]") {
     ScriptedScene scene;
-    use_timer(scene.context);
-    RawClient client = scene.probe();
-    {
-        const NoDescriptors none;
-        scene.context.run_one();
-        scene.context.poll();
-        CHECK(scene.server.counts().connections == 0);
-    }
+    RawClient client = probe_without_descriptors(scene);
+    CHECK(scene.server.counts().connections == 0);
     CHECK(scene.ask(client, chat_request("Hello there.")).result_int() == 200);
     scene.finish();
 }
 
 TEST_CASE("ScriptedServer: it can be closed while it has no descriptor", "[openai]") {
     ScriptedScene scene;
-    use_timer(scene.context);
-    RawClient client = scene.probe();
-    {
-        const NoDescriptors none;
-        scene.context.run_one();
-        scene.context.poll();
-    }
+    RawClient client = probe_without_descriptors(scene);
     client.close();
     scene.finish();
     CHECK(scene.server.counts().connections == 0);

@@ -94,7 +94,7 @@ struct AttemptFailure {
         }
         if (asks_for_pause(verdict)) {
             verdict.retry_after = std::min(*verdict.retry_after, Line::longest_pause_asked);  // the backoff, too
-            endpoint.policies->pause_as_asked(*verdict.retry_after);
+            endpoint.policies->pause(*verdict.retry_after);
         }
     }
 
