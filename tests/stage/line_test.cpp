@@ -351,6 +351,25 @@ TEST_CASE("line: a longer pause wins, whenever it comes", "[line]") {
     CHECK(counter.start_of(0) == 3s);
 }
 
+TEST_CASE("line: until a refused call is back in its place, the next one there is the head", "[line]") {
+    // With a slot free, who could not be done in the 100 ms that a call takes leaves as soon as it is the head.
+    sluice::EndpointOptions policies;
+    policies.shed_late = true;
+    const bool refused = GENERATE(false, true);
+    LineScene counter(1, policies);
+    for (int i = 0; i < 20; ++i) {
+        counter.start({.call = 100ms});
+    }
+    counter.start({.call = 100ms, .throttled_once = refused, .retry_after = 10ms});
+    const std::size_t hopeless = counter.start({.timeout = 2150ms});
+    const std::size_t last = counter.start({});
+    counter.run();
+    CHECK(counter.ends[hopeless] == "too late to begin");
+    CHECK(counter.end_times[hopeless] == 2100ms);
+    CHECK(counter.start_of(last) == (refused ? 2210ms : 2100ms));  // and the refused one before it
+    counter.check_idle();
+}
+
 TEST_CASE("line: a call that is dearer than the burst is refused, at once or when the rate changes", "[line]") {
     sluice::EndpointOptions policies;
     policies.input_tokens = Rate(1000, 1s, 100);
@@ -560,6 +579,7 @@ public:
         std::int64_t end_time = -1;
 
         bool calls = false;
+        bool returns = false;    // its call has just been refused by the provider, and it is not back in the line yet
         std::int64_t began = 0;  // to wait
         test::NaiveBreaker::Call permit = {};
     };
@@ -607,7 +627,7 @@ public:
 
 private:
     static bool waits(const Guest& guest, std::int64_t now) {
-        return guest.arrival <= now && guest.end.empty() && !guest.calls;
+        return guest.arrival <= now && guest.end.empty() && !guest.calls && !guest.returns;
     }
 
     std::int64_t waiting(std::int64_t now) const {
@@ -617,7 +637,6 @@ private:
     static void leave(Guest& guest, const char* how, std::int64_t now) {
         guest.end = how;
         guest.end_time = now;
-        guest.calls = false;
     }
 
     std::int64_t longest_wait(const Guest& guest) const { return max_wait == never ? never : guest.began + max_wait; }
@@ -647,16 +666,21 @@ private:
         if (result == Result::success) {
             times_.push_back(now - guest.starts.back());
         }
-        if (throttled) {
-            guest.calls = false;
-            guest.began = now;
-        } else {
+        guest.calls = false;
+        guest.returns = throttled;
+        if (!throttled) {
             leave(guest, cancelled ? "cancelled" : "done", now);
         }
         for (Guest& other : guests) {
             if (waits(other, now)) {
                 leave_in_time(other, now);
             }
+        }
+        if (throttled) {
+            grant(now);  // its slot is free: whoever is next now leaves, if there is no hope
+            guest.returns = false;
+            guest.began = now;
+            leave_in_time(guest, now);
         }
     }
 
@@ -822,8 +846,9 @@ struct LinePattern {
     }
 
 private:
+    // The same with every standard library, whose distributions differ.
     std::int64_t from(std::int64_t low, std::int64_t high) {
-        return std::uniform_int_distribution<std::int64_t>(low, high)(random_);
+        return low + static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(high - low + 1));
     }
     bool one_in(std::int64_t n) { return from(1, n) == 1; }
 

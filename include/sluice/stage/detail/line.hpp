@@ -41,7 +41,8 @@ namespace sluice::detail {
 // not; others than LineEntries may wait in it then. If a rate comes while they wait, each pays one request, even if it
 // is cancelled between its grant and its resumption.
 //
-// An attempt that the provider has refused may return to its old place, which its ticket says.
+// An attempt that the provider has refused may return to its old place, which its ticket says. Until it has entered
+// again, the next one is the head.
 //
 // If those that have completed more steps go first, whoever comes is placed ahead of all that have completed fewer. So
 // the head is the first to be granted here too.
