@@ -12,6 +12,7 @@
 #include <sluice/sync/task_group.hpp>
 #include <sluice/testing/interleaving_context.hpp>
 #include <sluice/testing/run.hpp>
+#include <sluice/testing/virtual_time.hpp>
 
 #include "support/every_step.hpp"
 #include "support/models.hpp"
@@ -108,6 +109,14 @@ struct Office {
     std::chrono::nanoseconds run() { return sluice::testing::run(context); }
     std::chrono::nanoseconds now() { return test::now(context); }
 };
+
+// Until those that waited have been granted a slot or have given up. The last of them has not resumed.
+void poll_until_none_waits(asio::io_context& context, const sluice::Endpoint<VirtualTimer>& endpoint) {
+    context.restart();
+    while (endpoint.waiting() != 0) {
+        context.poll_one();
+    }
+}
 
 bool is(const Report& report, std::size_t completed, std::size_t dead, std::size_t cancelled, std::size_t unfinished) {
     return report.completed == completed && report.dead == dead && report.cancelled == cancelled &&
@@ -394,15 +403,17 @@ TEST_CASE("drain: the grace is rounded up to the ticks of the timer", "[drain]")
     CHECK(is(report.value(), 0, 0, 0, 1));
 }
 
-TEST_CASE("drain: whoever waits when the endpoint of a stage with a timeout is paused gives up too", "[drain]") {
-    Office office(9, StageOptions{.timeout = 1h});
+TEST_CASE("drain: whoever waits for a slot when the endpoint is paused gives up too, in place or not", "[drain]") {
+    const StageOptions options =
+        GENERATE(StageOptions{}, StageOptions{.retry = test::retries(1, 1ms)}, StageOptions{.timeout = 1h});
+    Office office(9, options);
     sluice::Endpoint<VirtualTimer> endpoint = office.route.first.endpoint();
     endpoint.set_limit(1);
     auto a = office.one("a");
     auto b = office.one("b");
     test::run_until(office.context, 5ms);
-    endpoint.pause(2s);
     SECTION("before the drain") {
+        endpoint.pause(2s);
         auto report = office.drain(1s);
         office.run();
         CHECK(office.now() == 110ms);
@@ -410,6 +421,7 @@ TEST_CASE("drain: whoever waits when the endpoint of a stage with a timeout is p
         CHECK(b.value().unfinished);
     }
     SECTION("after the drain has begun") {
+        endpoint.pause(2s);
         auto report = office.drain(3s);
         test::run_until(office.context, 500ms);
         endpoint.pause(4s);
@@ -417,6 +429,90 @@ TEST_CASE("drain: whoever waits when the endpoint of a stage with a timeout is p
         CHECK(office.now() == 500ms);
         CHECK(b.value().unfinished);
     }
+    SECTION("before the drain shortens its grace") {
+        endpoint.pause(2s);
+        auto report = office.drain(3s);
+        test::run_until(office.context, 500ms);
+        auto sooner = office.drain(1s);
+        office.run();
+        CHECK(office.now() == 500ms);
+        CHECK(is(report.value(), 1, 0, 0, 1));
+        CHECK(b.value().unfinished);
+    }
+    SECTION("but not if it has been granted the slot") {
+        sluice::testing::VirtualTime::of(office.context).advance();  // a ends
+        poll_until_none_waits(office.context, endpoint);
+        endpoint.pause(2s);
+        auto report = office.drain(1s);
+        office.run();
+        CHECK(is(report.value(), 2, 0, 0, 0));
+    }
+    SECTION("but not if the pause ends within the grace, however often that is shortened") {
+        endpoint.pause(2s);
+        auto report = office.drain(4s);
+        test::run_until(office.context, 500ms);
+        auto sooner = office.drain(3s);
+        office.run();
+        CHECK(office.now() == 2115ms);
+        CHECK(is(report.value(), 2, 0, 0, 0));
+    }
+    SECTION("but not if it is paused for another pipeline alone") {
+        test::DeadLetters sink;
+        Office::Pipeline other(timed(office.context.get_executor()), office.route, sink, 9);
+        endpoint.pause(2s);
+        Task<Report> report(office.context.get_executor(), [&] { return other.drain(1s); });
+        office.run();
+        CHECK(b.value().completed);
+    }
+    CHECK(endpoint.active() == 0);
+    CHECK(endpoint.waiting() == 0);
+}
+
+TEST_CASE("drain: whoever begins to wait for a slot in a drain gives up when the endpoint is paused", "[drain]") {
+    // b is in its first step as the drain begins, and waits for the second when that is paused.
+    Office office(9);
+    office.first.latency = 10ms;
+    sluice::Endpoint<VirtualTimer> endpoint = office.route.second.endpoint();
+    endpoint.set_limit(1);
+    auto a = office.one("a");
+    test::run_until(office.context, 5ms);
+    auto b = office.one("b");
+    auto report = office.drain(1s);
+    test::run_until(office.context, 20ms);
+    CHECK(endpoint.waiting() == 1);
+    const bool outlasts = GENERATE(true, false);
+    endpoint.pause(outlasts ? 985001us : 500ms);
+    office.run();
+    CHECK(office.now() == (outlasts ? 110ms : 620ms));
+    CHECK(is(report.value(), outlasts ? 1 : 2, 0, 0, outlasts ? 1 : 0));
+    CHECK(b.value().unfinished == outlasts);
+    CHECK(b.value().record.first == "first(b)");
+}
+
+TEST_CASE("drain: who has given up is unfinished, even if it is cancelled then, but not if its endpoint is closed",
+          "[drain][cancellation]") {
+    const bool in_place = GENERATE(true, false);
+    Office office(9, in_place ? StageOptions{} : StageOptions{.timeout = 1h});
+    sluice::Endpoint<VirtualTimer> endpoint = office.route.first.endpoint();
+    endpoint.set_limit(1);
+    auto a = office.one("a");
+    auto b = office.one("b");
+    test::run_until(office.context, 5ms);
+    endpoint.pause(2s);
+    auto report = office.drain(1s);
+    poll_until_none_waits(office.context, endpoint);
+    REQUIRE_FALSE(b.done());
+    const bool closes = GENERATE(false, true);
+    if (closes) {
+        endpoint.close();
+    } else {
+        b.cancel();
+    }
+    office.run();
+    CHECK(b.value().unfinished == !closes);
+    CHECK((b.value().failure() != nullptr) == closes);
+    CHECK(is(report.value(), 1, closes, 0, !closes));
+    CHECK(endpoint.active() == 0);
 }
 
 TEST_CASE("drain: a step that could run in place does not wait for a pause that outlasts the grace", "[drain]") {

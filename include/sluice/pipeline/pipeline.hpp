@@ -225,9 +225,8 @@ public:
     /// throw Draining, streams end, and the pending next() of an asynchronous source is cancelled. What runs goes on.
     /// What waits for something that ends after the grace gives up now, and its query is unfinished, but steps beside
     /// it go on: a backoff, or a place in the line of an endpoint that is paused, or whose breaker is open, for longer.
-    /// (Who waits for a slot or a rate waits on, since calls that end give both back; so does who waited for a slot, in
-    /// a stage without a timeout, when an endpoint that has only a limit was paused.) When the grace is over, the rest
-    /// is cancelled and waited for. Then drain() returns what became of the queries.
+    /// (Who waits only for a slot or a rate waits on, since calls that end give both back.) When the grace is over, the
+    /// rest is cancelled and waited for. Then drain() returns what became of the queries.
     ///
     /// The results of queries that are cut short are marked `unfinished`, and have their records. process_one() returns
     /// its result. A batch returns the results of all queries that it had taken, in order. The report has the

@@ -5,6 +5,7 @@
 
 #include <boost/asio/execution_context.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <typeinfo>
 
@@ -49,6 +50,12 @@ public:
     // The time on the clock of the pipeline's timer, since a reading that this keeps: there may be too many nanoseconds
     // since the epoch of the clock.
     virtual std::chrono::nanoseconds now(boost::asio::execution_context& context) = 0;
+
+    // What is left of the grace, which may have no end.
+    std::chrono::nanoseconds left(boost::asio::execution_context& context) {
+        using std::chrono::nanoseconds;
+        return std::clamp(deadline_ - now(context), nanoseconds(0), nanoseconds::max() / 2);
+    }
 
     // Whether a wait that ends at `time`, on that clock, would outlast the grace.
     bool outlasts(std::chrono::nanoseconds time) const noexcept { return draining_ && time > deadline_; }

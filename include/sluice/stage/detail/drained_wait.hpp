@@ -33,11 +33,9 @@ private:
     void on_grace_over() override {}  // the query is cancelled
 
     void end_with_grace() {
-        using std::chrono::nanoseconds;
-        const nanoseconds left = place_.drain->deadline() - place_.drain->now(line_.context());
-        end_ = std::min(end_, line_.now() + std::clamp(left, nanoseconds(0), nanoseconds::max() / 2) + nanoseconds(1));
+        end_ = std::min(end_, line_.now() + place_.drain->left(line_.context()) + std::chrono::nanoseconds(1));
         entry_.expires = std::min(entry_.expires, end_);
-        entry_.grace_end = end_ - nanoseconds(1);
+        entry_.grace_end = end_ - std::chrono::nanoseconds(1);
     }
 
     QueryPlace& place_;

@@ -100,12 +100,12 @@ public:
         return true;
     }
 
-    // `expires` of an entry, which may wait or be about to enter, has been set to an earlier time.
-    void refuse_if_late(LineEntry& entry) noexcept {
+    // `expires` of one that waits, or is about to enter, has been set to an earlier time.
+    void refuse_if_late(LineWaiter& waiter) noexcept {
         some_expire_ = true;
-        if (entry.is_linked() && entry.outcome == WaitOutcome::waiting && gated()) {
-            if (policies_.refuses(entry, now())) {
-                wake(entry, WaitOutcome::refused);
+        if (waiter.is_linked() && waiter.outcome == WaitOutcome::waiting && gated()) {
+            if (policies_.refuses(waiter, now())) {
+                wake(waiter, WaitOutcome::refused);
             }
             hand_over();
         }
@@ -325,11 +325,7 @@ private:
 
     void refuse_waiting() noexcept {
         const Time time = now();
-        wake_if(
-            [&](Waiter& waiter) {
-                return waiter.is_line_entry && policies_.refuses(static_cast<LineEntry&>(waiter), time);
-            },
-            WaitOutcome::refused);
+        wake_if([&](Waiter& waiter) { return policies_.refuses(waiter, time); }, WaitOutcome::refused);
     }
 
     LinePolicies policies_;

@@ -18,8 +18,18 @@ namespace sluice::detail {
 
 class Line;
 
+// Whoever waits in the line of an endpoint for a query.
+struct LineWaiter : Waiter {
+    LineWaiter() noexcept { is_line_waiter = true; }
+
+    static constexpr std::chrono::nanoseconds never = std::chrono::nanoseconds::max();
+
+    // When it will be late, on the clock of the line.
+    std::chrono::nanoseconds expires = never;
+};
+
 // An attempt in the line of its endpoint. If it is destroyed without Line::end(), its call was cancelled.
-struct LineEntry : Waiter {
+struct LineEntry : LineWaiter {
     LineEntry() noexcept;  // both in line.hpp, where Line is complete
     ~LineEntry();
 
@@ -33,11 +43,9 @@ struct LineEntry : Waiter {
     bool lacks_cost = false;    // fields that its estimate needs are empty
     std::uint16_t steps = 0;    // which its query has completed
 
-    // When it will be late, on the clock of the line.
-    std::chrono::nanoseconds expires = std::chrono::nanoseconds::max();
-
-    // When the grace of a drain is over, on that clock. It may be granted a slot then, but no call could end in time.
-    std::chrono::nanoseconds grace_end = std::chrono::nanoseconds::max();
+    // When the grace of a drain is over, on the clock of the line. It may be granted a slot then, but no call could end
+    // in time.
+    std::chrono::nanoseconds grace_end = never;
 
     // When it has been granted a slot: when, and what was taken for it at that instant.
     std::chrono::nanoseconds granted{0};
@@ -60,13 +68,13 @@ inline Cost cost_of(const Waiter& waiter) noexcept {
 }
 
 inline std::chrono::nanoseconds expires_of(const Waiter& waiter) noexcept {
-    return waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).expires : std::chrono::nanoseconds::max();
+    return waiter.is_line_waiter ? static_cast<const LineWaiter&>(waiter).expires : LineWaiter::never;
 }
 
 // When its call must have ended: the end of the grace of a drain is a nanosecond before it is late.
 inline std::chrono::nanoseconds end_by_of(const Waiter& waiter) noexcept {
-    return std::min(expires_of(waiter), waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).grace_end
-                                                             : std::chrono::nanoseconds::max());
+    return std::min(expires_of(waiter),
+                    waiter.is_line_entry ? static_cast<const LineEntry&>(waiter).grace_end : LineWaiter::never);
 }
 
 inline int steps_of(const Waiter& waiter) noexcept {

@@ -146,6 +146,12 @@ public:
         return entry.refusal != LineEntry::Refusal::none;
     }
 
+    // The same of any waiter. One without an entry only has a time when it is late.
+    bool refuses(Waiter& waiter, Time now) const noexcept {
+        return waiter.is_line_entry ? refuses(static_cast<LineEntry&>(waiter), now)
+                                    : refusal(WhileOpen::hold, expires_of(waiter), now) != LineEntry::Refusal::none;
+    }
+
     // Why an attempt that entered now would not wait, or would wait until it is late.
     LineEntry::Refusal refusal(WhileOpen while_open, Time expires, Time now) const noexcept {
         if (breaker_ && breaker_->earliest(now) > now && !holds(while_open)) {

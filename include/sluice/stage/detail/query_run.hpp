@@ -5,21 +5,22 @@
 #include <sluice/result.hpp>
 #include <sluice/stage/detail/deadline.hpp>
 #include <sluice/stage/detail/drain_scope.hpp>
+#include <sluice/stage/detail/line.hpp>
+#include <sluice/stage/detail/line_entry.hpp>
 #include <sluice/stage/detail/resumption_hook.hpp>
 #include <sluice/stage/detail/window.hpp>
 #include <sluice/stage/verdict.hpp>
 #include <sluice/sync/detail/clock.hpp>
 #include <sluice/sync/detail/condition_variable.hpp>
 #include <sluice/sync/detail/exceptions.hpp>
-#include <sluice/sync/detail/semaphore_state.hpp>
 #include <sluice/sync/detail/wait_canceller.hpp>
-#include <sluice/sync/detail/waiter.hpp>
 #include <sluice/sync/slot.hpp>
 
 #include <boost/asio/execution_context.hpp>
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <limits>
@@ -58,11 +59,11 @@ struct InPlaceRun {
 
     Slot slot;
     StageResult<>* result = nullptr;
-    std::exception_ptr error;                   // of the attempt
-    void* awaiting = nullptr;                   // the frame of the coroutine, while it waits for the slot
-    ResumptionHook hook;                        // of the coroutine, while it awaits the model
-    boost::intrusive_ptr<SemaphoreState> line;  // which it waits for
-    Waiter waiter;
+    std::exception_ptr error;         // of the attempt
+    void* awaiting = nullptr;         // the frame of the coroutine, while it waits for the slot
+    ResumptionHook hook;              // of the coroutine, while it awaits the model
+    boost::intrusive_ptr<Line> line;  // which it waits for
+    LineWaiter waiter;
     std::uint32_t ticket = 0;     // of its place in the line
     bool error_is_plain = false;  // and contains no ModelError
     bool taken = false;
@@ -71,7 +72,10 @@ struct InPlaceRun {
 
 // The place of a query in a window. The query leaves it while all its stage runs are in a backoff; there are several
 // only if it runs some side by side.
-class QueryPlace {
+//
+// A drain of its pipeline is told of a wait in place for a slot, which gives up if a pause holds the line for longer
+// than the grace. The query is unfinished then.
+class QueryPlace : private Drainable {
 public:
     QueryPlace() noexcept : window(nullptr) {}
     QueryPlace(Window* its_window, Slot its_place) noexcept : window(its_window), place(std::move(its_place)) {}
@@ -105,6 +109,22 @@ public:
     void end_one() noexcept { begin_backoff(); }  // the query leaves its place if the others are in a backoff
     void end_side_by_side(int not_begun) noexcept { active_ -= std::max(0, not_begun - 1); }
 
+    // A stage run has begun to wait in place, and ends that.
+    void begin_wait() {
+        if (drain) {
+            drain->enter(*this);
+            if (drain->draining()) {
+                on_drain();
+            }
+        }
+    }
+    WaitOutcome end_wait() noexcept {
+        unlink();
+        in_place.line.reset();
+        gave_up = gave_up || in_place.waiter.outcome == WaitOutcome::refused;
+        return in_place.waiter.outcome;
+    }
+
     // A step has been completed, or skipped since it was completed before.
     void end_step() noexcept {
         if (steps != std::numeric_limits<std::uint16_t>::max()) {
@@ -122,10 +142,20 @@ public:
     std::unique_ptr<Deadline> deadline;              // null if it has no timeout
     boost::intrusive_ptr<ConditionVariable> others;  // wait for the stage run that waits for a place
     bool is_in_line = false;                         // one does
-    bool gave_up = false;                            // a backoff has, because of a drain
+    bool gave_up = false;                            // a backoff or a wait has, because of a drain
     std::uint16_t steps = 0;                         // completed, or skipped since their field is filled; saturates
 
 private:
+    void on_drain() override {
+        Line& line = *in_place.line;
+        if (!line.context_gone()) {
+            const auto after_grace = line.now() + drain->left(line.context()) + std::chrono::nanoseconds(1);
+            in_place.waiter.expires = std::min(in_place.waiter.expires, after_grace);
+            line.refuse_if_late(in_place.waiter);
+        }
+    }
+    void on_grace_over() override {}  // the query is cancelled
+
     void leave() noexcept {
         if (window && place) {
             away_ = window->leave(place);

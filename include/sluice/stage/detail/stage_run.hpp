@@ -220,14 +220,16 @@ private:
     void wait() {
         auto* const thread = awaiting<U>().detach_thread();
         QueryPlace& place = *target_.query().place;
-        Waiter& waiter = place.in_place.waiter;
+        LineWaiter& waiter = place.in_place.waiter;
         waiter.outcome = WaitOutcome::waiting;
-        place.in_place.line = state_of(stage_.endpoint->line);
+        waiter.expires = LineWaiter::never;
+        place.in_place.line = stage_.endpoint->policies;
         boost::asio::cancellation_slot cancellation = thread->get_cancellation_slot();
         if (place.canceller && place.canceller->begin(waiter, cancellation)) {
             cancellation = {};
         }
         line().enter(waiter, cancellation, Resume<U>(thread, *this));
+        place.begin_wait();
     }
 
     // Returns whether there is something to be awaited.
@@ -238,8 +240,7 @@ private:
         InPlaceRun& run = in_place();
         const auto queued = target_.query().last_reading();
         run.result->queue_time += target_.query().read_clock(line().context()) - queued;
-        run.line.reset();
-        if (run.waiter.outcome != WaitOutcome::granted) {
+        if (target_.query().place->end_wait() != WaitOutcome::granted) {
             return false;
         }
         run.slot = granted_slot(stage_.endpoint->line);

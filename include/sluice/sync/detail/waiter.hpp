@@ -33,6 +33,7 @@ public:
     WaitOutcome outcome = WaitOutcome::waiting;
 
     // In the line of an endpoint.
+    bool is_line_waiter = false;
     bool is_line_entry = false;
     bool returns = false;      // to the place of its ticket
     std::uint32_t ticket = 0;  // its place in the order of arrival
