@@ -55,10 +55,17 @@ struct Note {
     std::optional<std::string> second;
 };
 
+// Can be awaited in place: its call is not overloaded.
+struct NoteModel {
+    Model* model;
+
+    asio::awaitable<std::string> operator()(const std::string& text) const { return model->run(text, text); }
+};
+
 using NoteRun = sluice::Run<Note>;
 using NoteResult = sluice::RecordResult<Note>;
 using Report = sluice::DrainReport<Note>;
-using NoteStage = sluice::Stage<test::Endpoint, VirtualTimer>;
+using NoteStage = sluice::Stage<NoteModel, VirtualTimer>;
 
 struct NoteRoute {
     NoteStage first;
@@ -95,8 +102,8 @@ struct Office {
     Pipeline pipeline;
 
     explicit Office(std::ptrdiff_t window = 2, const StageOptions& options = {})
-        : route{NoteStage(timed(context.get_executor()), "first", 9, test::Endpoint{&first}, options),
-                NoteStage(timed(context.get_executor()), "second", 9, test::Endpoint{&second}, options)},
+        : route{NoteStage(timed(context.get_executor()), "first", 9, NoteModel{&first}, options),
+                NoteStage(timed(context.get_executor()), "second", 9, NoteModel{&second}, options)},
           pipeline(timed(context.get_executor()), route, sink, window) {}
 
     Task<Report> drain(std::chrono::nanoseconds grace) {
@@ -335,7 +342,7 @@ TEST_CASE("drain: whoever waits for a breaker gives up at once if it is open for
     const sluice::BreakerOptions breaker{.minimum_calls = 1, .open_time = 2s, .jitter = 0, .probes = 1};
     sluice::Endpoint<VirtualTimer> endpoint(timed(office.context.get_executor()), "guarded",
                                             sluice::EndpointOptions{.limit = 9, .breaker = breaker});
-    const NoteStage guarded(endpoint, "guarded", test::Endpoint{&office.first}, retried);
+    const NoteStage guarded(endpoint, "guarded", NoteModel{&office.first}, retried);
     const auto route = [&](NoteRun& run) -> asio::awaitable<void> {
         co_await run.step(&Note::first, guarded, run.query().text);
     };
@@ -542,7 +549,7 @@ TEST_CASE("drain: if a step has failed before the drain cuts another short, the 
     office.second.latency = 10ms;
     office.first.failures["a"] = 2;
     office.second.failures["a"] = 1;
-    const NoteStage once(timed(office.context.get_executor()), "once", 9, test::Endpoint{&office.first});
+    const NoteStage once(timed(office.context.get_executor()), "once", 9, NoteModel{&office.first});
     test::DeadLetters sink;
     sluice::Pipeline pipeline(
         timed(office.context.get_executor()),
@@ -568,9 +575,8 @@ TEST_CASE("drain: beside a backoff that gives up, those that end within the grac
     test::DeadLetters sink;
     asio::io_context context(1);
     const auto executor = timed(context.get_executor());
-    const NoteStage patient(executor, "first", 9, test::Endpoint{&first}, StageOptions{.retry = test::retries(1, 1h)});
-    const NoteStage hasty(executor, "second", 9, test::Endpoint{&second},
-                          StageOptions{.retry = test::retries(1, 50ms)});
+    const NoteStage patient(executor, "first", 9, NoteModel{&first}, StageOptions{.retry = test::retries(1, 1h)});
+    const NoteStage hasty(executor, "second", 9, NoteModel{&second}, StageOptions{.retry = test::retries(1, 50ms)});
     const auto route = [=](NoteRun& run) -> asio::awaitable<void> {
         co_await run.all(run.step(&Note::first, patient, run.query().text),
                          run.step(&Note::second, hasty, run.query().text));
@@ -859,7 +865,7 @@ TEST_CASE("drain: whatever is destroyed first, at every step", "[drain][stress]"
         const auto executor = timed(context->get_executor());
         auto pipeline = std::make_unique<Office::Pipeline>([&] {
             const StageOptions options{.retry = test::retries(1, 15ms)};
-            const NoteStage stage(executor, "slow", 9, test::Endpoint{&slow}, options);
+            const NoteStage stage(executor, "slow", 9, NoteModel{&slow}, options);
             return Office::Pipeline(executor, NoteRoute{stage, stage}, sink, 2);
         }());
         auto stream = std::make_unique<Office::Pipeline::Stream>(pipeline->process_stream(test::make_queries(3)));
@@ -960,7 +966,7 @@ TEST_CASE("drain: no timer outlasts it, even if its executor never begins anythi
     test::DeadLetters sink;
     sluice::testing::InterleavingContext context([](std::size_t) { return std::size_t{0}; });
     const auto executor = timed(context.get_executor());
-    const NoteStage stage(executor, "first", 2, test::Endpoint{&first});
+    const NoteStage stage(executor, "first", 2, NoteModel{&first});
     Office::Pipeline pipeline(executor, NoteRoute{stage, stage}, sink, 2);
     std::optional<Task<NoteResult>> one;
     const bool idle = GENERATE(true, false);
@@ -1263,8 +1269,8 @@ TEST_CASE("drain: of one of two pipelines that share an endpoint and stages, the
     const auto executor = timed(context.get_executor());
     const sluice::Endpoint shared(executor, "shared", sluice::EndpointOptions{.limit = 1});
     const StageOptions options{.retry = test::retries(1, 15ms)};
-    const NoteRoute route{NoteStage(shared, "first", test::Endpoint{&first}, options),
-                          NoteStage(shared, "second", test::Endpoint{&second}, options)};
+    const NoteRoute route{NoteStage(shared, "first", NoteModel{&first}, options),
+                          NoteStage(shared, "second", NoteModel{&second}, options)};
     const auto grace = GENERATE(0ms, 5ms, 35ms);
     test::for_every_step([&](test::Steps& steps) {
         first.failures["a"] = first.failures["t0"] = 1;
