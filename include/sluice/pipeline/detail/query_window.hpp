@@ -308,7 +308,6 @@ private:
                 throw;
             }
             window.state_.end_query(window.drain_, job.result);
-            job.place = job.take_place();
             window.output_.end(index, job);
         }
     }

@@ -91,17 +91,17 @@ public:
         }
     }
     void end_backoff() noexcept { ++active_; }
-    bool has_left() const noexcept { return static_cast<bool>(away_); }
+    bool has_left() const noexcept { return is_away_; }
     void come_back(Slot new_place) {
-        away_.release();
         place = std::move(new_place);
+        is_away_ = false;
     }
 
     // A query that is late has none: what permits it to be without one stands for it from now on.
-    void stay_away(Slot permit) noexcept { away_ = std::move(permit); }
-
-    // What the query holds of its window when it ends.
-    Slot take_place() noexcept { return std::move(away_ ? away_ : place); }
+    void stay_away(Slot permit) noexcept {
+        place = std::move(permit);
+        is_away_ = static_cast<bool>(place);
+    }
 
     // Instead of one stage run there are `count` side by side. Each but the last calls end_one() when it ends. When no
     // further one will begin, end_side_by_side() is told how many have not.
@@ -127,13 +127,26 @@ public:
 
     // A step has been completed, or skipped since it was completed before.
     void end_step() noexcept {
-        if (steps != std::numeric_limits<std::uint16_t>::max()) {
-            ++steps;
+        if (steps_ != std::numeric_limits<std::uint16_t>::max()) {
+            ++steps_;
         }
     }
 
+    // Which it has completed, or skipped since their field is filled.
+    std::uint16_t steps() const noexcept { return steps_; }
+
+    // The small ones come first, in what the base leaves free.
+    bool gave_up : 1 = false;     // a backoff or a wait has, because of a drain
+    bool is_in_line : 1 = false;  // a stage run waits for a place
+
+private:
+    bool is_away_ : 1 = false;
+    std::uint16_t steps_ = 0;  // saturates
+    int active_ = 1;           // stage runs that are in no backoff
+
+public:
     Window* const window;  // null if there is none
-    Slot place;            // in the window
+    Slot place;            // in the window; or what permits the query to be without one
     InPlaceRun in_place;
     WaitCanceller* canceller = nullptr;              // of the waits of the worker that runs the query
     DrainScope* drain = nullptr;                     // of its pipeline, if that can be drained
@@ -141,9 +154,6 @@ public:
     Observer* observer = nullptr;                    // of its pipeline
     std::unique_ptr<Deadline> deadline;              // null if it has no timeout
     boost::intrusive_ptr<ConditionVariable> others;  // wait for the stage run that waits for a place
-    bool is_in_line = false;                         // one does
-    bool gave_up = false;                            // a backoff or a wait has, because of a drain
-    std::uint16_t steps = 0;                         // completed, or skipped since their field is filled; saturates
 
 private:
     void on_drain() override {
@@ -157,13 +167,12 @@ private:
     void on_grace_over() override {}  // the query is cancelled
 
     void leave() noexcept {
-        if (window && place) {
-            away_ = window->leave(place);
+        if (window && place && !is_away_) {
+            if (Slot permit = window->leave(place)) {
+                stay_away(std::move(permit));
+            }
         }
     }
-
-    int active_ = 1;  // stage runs that are in no backoff
-    Slot away_;       // permits a query without a place
 };
 
 // The state that the stage runs of one query share: its place, and the clock.
@@ -193,7 +202,7 @@ public:
     const DeadlineOf<T>* deadline() const noexcept { return place ? DeadlineOf<T>::of(place->deadline) : nullptr; }
 
     // Which the query has completed.
-    std::uint16_t steps() const noexcept { return place ? place->steps : std::uint16_t{0}; }
+    std::uint16_t steps() const noexcept { return place ? place->steps() : std::uint16_t{0}; }
 
     // Other code has run since.
     void expire_reading() noexcept { fresh_ = false; }
