@@ -857,15 +857,17 @@ TEST_CASE("drain: whatever is destroyed first, at every step", "[drain][stress]"
     const First first = GENERATE(First::context, First::pipeline, First::pipeline_and_context);
     const auto grace = GENERATE(0ms, 20ms, 1000ms);
     const bool drains = GENERATE(false, true);
+    const bool paused = GENERATE(false, true);
     test::for_every_step([&](test::Steps& steps) {
         Model slow{"slow", 10ms};
         slow.failures["t1"] = 1;
         test::DeadLetters sink;
         auto context = std::make_unique<asio::io_context>(1);
         const auto executor = timed(context->get_executor());
+        sluice::Endpoint endpoint(executor, "slow", sluice::EndpointOptions{.limit = paused ? 1 : 9});
         auto pipeline = std::make_unique<Office::Pipeline>([&] {
             const StageOptions options{.retry = test::retries(1, 15ms)};
-            const NoteStage stage(executor, "slow", 9, NoteModel{&slow}, options);
+            const NoteStage stage(endpoint, "slow", NoteModel{&slow}, options);
             return Office::Pipeline(executor, NoteRoute{stage, stage}, sink, 2);
         }());
         auto stream = std::make_unique<Office::Pipeline::Stream>(pipeline->process_stream(test::make_queries(3)));
@@ -875,6 +877,9 @@ TEST_CASE("drain: whatever is destroyed first, at every step", "[drain][stress]"
         Task<std::optional<sluice::StreamItem<NoteResult>>> item(context->get_executor(),
                                                                  [&] { return stream->next(); });
         test::poll(*context);
+        if (paused) {
+            endpoint.pause(500ms);  // others wait for its slot
+        }
         std::optional<Task<Report>> report;
         if (drains) {
             report.emplace(context->get_executor(),

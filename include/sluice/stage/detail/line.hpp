@@ -334,7 +334,7 @@ private:
     std::uint64_t told_generation_ = 0;  // of the breaker
     BreakerStatus::State told_state_ = BreakerStatus::closed;
     std::uint32_t last_ticket_ = 0;
-    bool some_expire_ = false;  // entries, or some have
+    bool some_expire_ = false;  // who wait, or some have
 };
 
 inline LineEntry::LineEntry() noexcept { is_line_entry = true; }

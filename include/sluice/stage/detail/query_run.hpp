@@ -73,8 +73,8 @@ struct InPlaceRun {
 // The place of a query in a window. The query leaves it while all its stage runs are in a backoff; there are several
 // only if it runs some side by side.
 //
-// A drain of its pipeline is told of a wait in place for a slot, which gives up if a pause holds the line for longer
-// than the grace. The query is unfinished then.
+// While its step waits in place for a slot, it is told of a drain of its pipeline. If a pause holds the line for longer
+// than the grace, the wait gives up, and the query is unfinished.
 class QueryPlace : private Drainable {
 public:
     QueryPlace() noexcept : window(nullptr) {}
@@ -132,7 +132,7 @@ public:
         }
     }
 
-    // Which it has completed, or skipped since their field is filled.
+    // Steps that it has completed, or skipped since their field is filled.
     std::uint16_t steps() const noexcept { return steps_; }
 
     // The small ones come first, in what the base leaves free.
@@ -154,6 +154,9 @@ public:
     Observer* observer = nullptr;                    // of its pipeline
     std::unique_ptr<Deadline> deadline;              // null if it has no timeout
     boost::intrusive_ptr<ConditionVariable> others;  // wait for the stage run that waits for a place
+
+protected:
+    ~QueryPlace() = default;
 
 private:
     void on_drain() override {
