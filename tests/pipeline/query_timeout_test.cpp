@@ -747,6 +747,35 @@ TEST_CASE("query timeout: a delivered query does not wait for a place for longer
     }
 }
 
+TEST_CASE("query timeout: a query that is late before it has a place is away until it has been delivered",
+          "[query_timeout]") {
+    asio::io_context context(1);
+    std::vector<nanoseconds> calls;
+    const auto model = [&](const std::string&) {
+        calls.push_back(test::now(context));
+        return calls.size() < 3 ? fail_after(calls.size() == 1 ? 1s : 5s, "no answer") : answer_after(1s);
+    };
+    sluice::Stage stage(timed(context.get_executor()), "first", 9, model,
+                        StageOptions{.retry = {.max_retries = 5, .backoff = {.initial = 1s, .cap = 1s, .jitter = 0}}});
+    CountingSlowSink sink{100s};
+    sluice::Pipeline pipeline(
+        timed(context.get_executor()),
+        [&](PairRun& run) -> asio::awaitable<void> { co_await run.step(&Pair::first, stage, run.query().text); }, sink,
+        1, sluice::PipelineOptions{.max_in_backoff = 1});
+    // a is away from 1 s to 2 s, so that b is asked for. b is late at 5 s, and its letter takes until 105 s. So a keeps
+    // its place from 7 s to 8 s, and c is asked for when a has ended.
+    std::vector<std::pair<nanoseconds, Query>> items{
+        {0s, with_timeout("a", std::nullopt)}, {3s, with_timeout("b", 2s)}, {3s, with_timeout("c", std::nullopt)}};
+    const Task task(context.get_executor(), [&]() -> asio::awaitable<void> {
+        PunctualSource source{&items};
+        co_await pipeline.process_batch(source);
+    });
+    sluice::testing::run(context);
+    CHECK(task.succeeded());
+    CHECK(sink.peak == 1);
+    CHECK(calls == std::vector<nanoseconds>{0s, 2s, 8s, 9s});
+}
+
 TEST_CASE("query timeout: a verdict function that throws on the error of a late query is reported", "[query_timeout]") {
     const bool late = GENERATE(false, true);
     const auto verdict = [](const std::exception_ptr&) -> Verdict { throw std::logic_error("bug"); };
