@@ -858,6 +858,7 @@ TEST_CASE("drain: whatever is destroyed first, at every step", "[drain][stress]"
     const auto grace = GENERATE(0ms, 20ms, 1000ms);
     const bool drains = GENERATE(false, true);
     const bool paused = GENERATE(false, true);
+    const bool in_place = GENERATE(true, false);
     test::for_every_step([&](test::Steps& steps) {
         Model slow{"slow", 10ms};
         slow.failures["t1"] = 1;
@@ -866,7 +867,10 @@ TEST_CASE("drain: whatever is destroyed first, at every step", "[drain][stress]"
         const auto executor = timed(context->get_executor());
         sluice::Endpoint endpoint(executor, "slow", sluice::EndpointOptions{.limit = paused ? 1 : 9});
         auto pipeline = std::make_unique<Office::Pipeline>([&] {
-            const StageOptions options{.retry = test::retries(1, 15ms)};
+            StageOptions options{.retry = test::retries(1, 15ms)};
+            if (!in_place) {
+                options.timeout = 1h;
+            }
             const NoteStage stage(endpoint, "slow", NoteModel{&slow}, options);
             return Office::Pipeline(executor, NoteRoute{stage, stage}, sink, 2);
         }());
