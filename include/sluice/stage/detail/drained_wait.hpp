@@ -33,7 +33,7 @@ private:
     void on_grace_over() override {}  // the query is cancelled
 
     void end_with_grace() {
-        end_ = std::min(end_, line_.now() + place_.drain->left(line_.context()) + std::chrono::nanoseconds(1));
+        end_ = std::min(end_, line_.after_grace(*place_.drain));
         entry_.expires = std::min(entry_.expires, end_);
         entry_.grace_end = end_ - std::chrono::nanoseconds(1);
     }

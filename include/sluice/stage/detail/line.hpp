@@ -4,6 +4,7 @@
 #include <sluice/shared_string.hpp>
 #include <sluice/stage/breaker.hpp>
 #include <sluice/stage/detail/breaker_state.hpp>
+#include <sluice/stage/detail/drain_scope.hpp>
 #include <sluice/stage/detail/line_entry.hpp>
 #include <sluice/stage/detail/line_policies.hpp>
 #include <sluice/stage/detail/rate_meter.hpp>
@@ -207,6 +208,9 @@ public:
     std::uint32_t take_ticket() noexcept { return ++last_ticket_; }
 
     virtual Time now() noexcept = 0;
+
+    // The first time, on this clock, that is after the grace of a drain.
+    Time after_grace(DrainScope& drain) { return now() + drain.left(context()) + Time(1); }
 
 protected:
     // Calls on_timer() at that time, and not at one that was asked for before. Without the memory for that, the program

@@ -20,7 +20,6 @@
 #include <boost/smart_ptr/intrusive_ptr.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <limits>
@@ -162,8 +161,7 @@ private:
     void on_drain() override {
         Line& line = *in_place.line;
         if (!line.context_gone()) {
-            const auto after_grace = line.now() + drain->left(line.context()) + std::chrono::nanoseconds(1);
-            in_place.waiter.expires = std::min(in_place.waiter.expires, after_grace);
+            in_place.waiter.expires = std::min(in_place.waiter.expires, line.after_grace(*drain));
             line.refuse_if_late(in_place.waiter);
         }
     }
